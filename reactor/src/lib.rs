@@ -1,0 +1,8 @@
+//! One pinned thread, one io_uring, one tick.
+//!
+//! Everything nondeterministic a storage engine needs enters through [`io::Io`]: device and socket operations, time and
+//! waiting. It is implemented twice, by the kernel's ring and by a seeded simulator, so that the product's own code is
+//! what the crash tests run.
+
+pub mod buf;
+pub mod io;
