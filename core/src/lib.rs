@@ -1,2 +1,10 @@
 //! The Ringway target. `docs/ARCHITECTURE.md` follows one request through it.
+//!
+//! A request passes: `transport` (capsule out of a socket) -> `controller` (command checked) -> `request` (cut into parts by
+//! shard) -> `shard` (stamped, looked up, executed) -> `reactor::io` (the device) and back by value.
 #![forbid(unsafe_code)]
+
+pub mod ids;
+pub mod limits;
+pub mod request;
+pub mod volume;
