@@ -6,3 +6,6 @@
 
 pub mod buf;
 pub mod io;
+pub mod mailbox;
+pub mod timer;
+pub mod turn;
