@@ -4,6 +4,7 @@
 //! shard) -> `shard` (stamped, looked up, executed) -> `reactor::io` (the device) and back by value.
 #![forbid(unsafe_code)]
 
+pub mod control;
 pub mod ids;
 pub mod limits;
 pub mod request;

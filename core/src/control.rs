@@ -1,0 +1,535 @@
+//! What a front end (HTTP, command line, admin command of a vendor) may ask of a running node, and what it answers.
+//!
+//! Requests are typed and checked for shape here; what needs knowledge of the pool is checked by the node. Each call is
+//! answered exactly once: [`ControlCall::reply`] is consumed by answering, and a call that is dropped unanswered tells
+//! its caller that the node is going away.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::ids::{ShardId, VolumeId};
+use crate::limits::VOLUME_BYTES_MAX;
+use crate::volume::{VolumeRecord, check_name};
+
+/// Anything that takes control calls: the running node, or a stand-in in a test. Called from any thread; never blocks.
+pub trait ControlPort: Send + Sync {
+    /// Takes a call over; its answer arrives through [`ControlCall::reply`], on any thread.
+    fn control(&self, call: ControlCall);
+}
+
+/// One request and the way back to who asked.
+pub struct ControlCall {
+    /// What is asked.
+    pub request: ControlRequest,
+    reply: Option<Reply>,
+}
+
+/// Takes the answer; runs on the thread that answers, so it must not block.
+pub type Reply = Box<dyn FnOnce(Result<ControlAnswer, ControlError>) + Send>;
+
+impl ControlCall {
+    /// A call whose answer goes to `reply`.
+    pub fn new(
+        request: ControlRequest,
+        reply: impl FnOnce(Result<ControlAnswer, ControlError>) + Send + 'static,
+    ) -> ControlCall {
+        ControlCall { request, reply: Some(Box::new(reply)) }
+    }
+
+    /// Takes the call apart, for a node that answers later.
+    #[must_use]
+    pub fn into_parts(mut self) -> (ControlRequest, Reply) {
+        let reply = self.reply.take().expect("a call that is not yet answered has its reply");
+        (self.request.clone(), reply)
+    }
+
+    /// Answers and ends the call.
+    pub fn answer(mut self, answer: Result<ControlAnswer, ControlError>) {
+        let reply = self.reply.take().expect("a call that is not yet answered has its reply");
+        reply(answer);
+    }
+}
+
+impl Drop for ControlCall {
+    fn drop(&mut self) {
+        if let Some(reply) = self.reply.take() {
+            reply(Err(ControlError::new(
+                ControlErrorKind::Unavailable,
+                "the target is stopping and no longer answers",
+            )));
+        }
+    }
+}
+
+impl fmt::Debug for ControlCall {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ControlCall({:?})", self.request)
+    }
+}
+
+/// What can be asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ControlRequest {
+    /// Makes a volume; answered with [`ControlAnswer::Volume`] once its record is durable.
+    VolumeCreate(VolumeCreate),
+    /// All volumes by name; answered with [`ControlAnswer::Volumes`].
+    VolumeList,
+    /// One volume; answered with [`ControlAnswer::Volume`].
+    VolumeShow { name: String },
+    /// Grows a volume; a smaller size is [`ControlErrorKind::Invalid`], the same size changes nothing. Attached hosts are
+    /// told. Answered with [`ControlAnswer::Volume`].
+    VolumeResize { name: String, size: u64 },
+    /// Gives a volume another name, under which hosts attach from then on. Answered with [`ControlAnswer::Volume`].
+    VolumeRename { name: String, to: String },
+    /// Removes a volume and frees its space; [`ControlErrorKind::Busy`] while a host is attached, unless `force`.
+    /// Answered with [`ControlAnswer::Done`].
+    VolumeRemove { name: String, force: bool },
+    /// Replaces the hosts that may attach; an empty list means any host where the listener allows that. Answered with
+    /// [`ControlAnswer::Volume`].
+    VolumeSetHosts { name: String, hosts: Vec<String> },
+    /// The pool's devices, space and state; answered with [`ControlAnswer::Pool`].
+    PoolShow,
+    /// Adds space: a file made in the pool's directory, or another block device. Answered with [`ControlAnswer::Pool`].
+    PoolGrow(PoolGrow),
+    /// The running target: listeners, cores, connections; answered with [`ControlAnswer::Target`].
+    TargetShow,
+    /// Makes everything acknowledged so far durable (a checkpoint of every shard); answered with [`ControlAnswer::Done`].
+    Sync,
+}
+
+/// A volume to be made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeCreate {
+    /// See [`check_name`].
+    pub name: String,
+    /// Bytes.
+    pub size: u64,
+    /// 512 or 4096.
+    #[serde(default = "lba_bytes_default")]
+    pub lba_bytes: u32,
+    /// The shards that hold it, in stripe order; none: all of them.
+    #[serde(default)]
+    pub shards: Option<Vec<ShardId>>,
+    /// One writer at a time.
+    #[serde(default)]
+    pub exclusive: bool,
+    /// Host NQNs that may attach.
+    #[serde(default)]
+    pub allowed_hosts: Vec<String>,
+}
+
+/// Virtual machines boot from 512.
+fn lba_bytes_default() -> u32 {
+    512
+}
+
+impl VolumeCreate {
+    /// What can be told without knowing the pool.
+    pub fn check(&self) -> Result<(), ControlError> {
+        check_name(&self.name).map_err(|bad| ControlError::invalid(bad.to_string()))?;
+        if self.lba_bytes != 512 && self.lba_bytes != 4096 {
+            return Err(ControlError::invalid(format!(
+                "logical block size {} is not supported; it is 512 or 4096 bytes",
+                self.lba_bytes
+            )));
+        }
+        check_volume_size(self.size, self.lba_bytes)?;
+        if let Some(shards) = &self.shards {
+            let distinct: std::collections::BTreeSet<_> = shards.iter().collect();
+            if shards.is_empty() || distinct.len() != shards.len() {
+                return Err(ControlError::invalid(
+                    "the list of shards is empty or names one twice; name each at most once",
+                ));
+            }
+        }
+        self.allowed_hosts.iter().try_for_each(|nqn| check_host_nqn(nqn))
+    }
+}
+
+/// Checks a volume's size: whole logical blocks, not empty, not over the largest.
+pub fn check_volume_size(size: u64, lba_bytes: u32) -> Result<(), ControlError> {
+    if size == 0 || size > VOLUME_BYTES_MAX {
+        return Err(ControlError::invalid(format!(
+            "size {size} bytes is out of range; a volume has {lba_bytes} bytes to {VOLUME_BYTES_MAX} bytes (64 TiB)"
+        )));
+    }
+    if !size.is_multiple_of(u64::from(lba_bytes)) {
+        let below = size / u64::from(lba_bytes) * u64::from(lba_bytes);
+        return Err(ControlError::invalid(format!(
+            "size {size} bytes is not a multiple of the logical block size {lba_bytes}; the nearest are {below} and {}",
+            below + u64::from(lba_bytes)
+        )));
+    }
+    Ok(())
+}
+
+/// Checks a host's NQN (NVMe base specification 2.0, section 4.5): at most 223 bytes, `nqn.` with a date.
+pub fn check_host_nqn(nqn: &str) -> Result<(), ControlError> {
+    let date = nqn.strip_prefix("nqn.").and_then(|rest| rest.split_once('.')).map(|(date, _)| date.as_bytes());
+    let dated = date.is_some_and(|d| {
+        d.len() == 7 && d[4] == b'-' && d[..4].iter().all(u8::is_ascii_digit) && d[5..].iter().all(u8::is_ascii_digit)
+    });
+    if nqn.len() > 223 || !dated || !nqn.bytes().all(|b| b.is_ascii_graphic()) {
+        return Err(ControlError::invalid(format!(
+            "host NQN {nqn:?} is not one; it looks like nqn.2014-08.org.nvmexpress:uuid:… (see /etc/nvme/hostnqn on the \
+             host) and has at most 223 printable bytes"
+        )));
+    }
+    Ok(())
+}
+
+/// Space to be added.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PoolGrow {
+    /// A block device; none: another file in the pool's directory.
+    #[serde(default)]
+    pub device: Option<PathBuf>,
+    /// Bytes of the new file; a block device is taken whole.
+    #[serde(default)]
+    pub size: Option<u64>,
+}
+
+/// What a node answers.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ControlAnswer {
+    /// It is done and durable.
+    Done,
+    /// One volume as it is now.
+    Volume(VolumeInfo),
+    /// All volumes, by name.
+    Volumes(Vec<VolumeInfo>),
+    /// The pool.
+    Pool(PoolInfo),
+    /// The running target.
+    Target(TargetInfo),
+}
+
+/// A volume as seen from outside.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VolumeInfo {
+    /// Never reused within its pool.
+    pub id: VolumeId,
+    /// Its name.
+    pub name: String,
+    /// What `nvme connect -n` takes.
+    pub nqn: String,
+    /// NGUID and UUID of its namespace.
+    pub uuid: Uuid,
+    /// Bytes.
+    pub size: u64,
+    /// 512 or 4096.
+    pub lba_bytes: u32,
+    /// Shards in stripe order.
+    pub shards: Vec<ShardId>,
+    /// Seconds since 1970, UTC.
+    pub created_unix_s: u64,
+    /// One writer at a time.
+    pub exclusive: bool,
+    /// Host NQNs that may attach; empty: any where the listener allows that.
+    pub allowed_hosts: Vec<String>,
+    /// Bytes of clusters it occupies in the pool.
+    pub allocated: u64,
+    /// Hosts attached now.
+    pub attached_hosts: Vec<String>,
+    /// Why it answers no I/O, if it is faulted.
+    pub fault: Option<String>,
+}
+
+impl VolumeInfo {
+    /// What its record says, with nothing allocated, attached or faulted.
+    #[must_use]
+    pub fn of_record(record: &VolumeRecord, nqn: String) -> VolumeInfo {
+        VolumeInfo {
+            id: record.id,
+            name: record.name.clone(),
+            nqn,
+            uuid: record.uuid,
+            size: record.size,
+            lba_bytes: record.lba_bytes,
+            shards: record.shards.clone(),
+            created_unix_s: record.created_unix_s,
+            exclusive: record.exclusive,
+            allowed_hosts: record.allowed_hosts.clone(),
+            allocated: 0,
+            attached_hosts: Vec::new(),
+            fault: None,
+        }
+    }
+}
+
+/// The pool as seen from outside.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PoolInfo {
+    /// Given at format.
+    pub uuid: Uuid,
+    /// Version of the format on its devices.
+    pub format_version: u32,
+    /// Counts openings for writing.
+    pub boot_generation: u32,
+    /// Shards, fixed at format.
+    pub shards: u16,
+    /// Bytes of a slab.
+    pub slab_bytes: u64,
+    /// Bytes that volumes can use in all.
+    pub size: u64,
+    /// Of these, bytes in use by data and maps.
+    pub used: u64,
+    /// Why it takes no writes, if it does not.
+    pub read_only: Option<String>,
+    /// Its devices by number.
+    pub devices: Vec<DeviceInfo>,
+    /// Volumes in its catalog.
+    pub volumes: u32,
+}
+
+impl PoolInfo {
+    /// Used space in percent, rounded down; 0 for an empty null pool.
+    #[must_use]
+    pub fn used_percent(&self) -> u64 {
+        (u128::from(self.used) * 100).checked_div(u128::from(self.size)).unwrap_or(0) as u64
+    }
+}
+
+/// One device of a pool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceInfo {
+    /// Place in the pool.
+    pub number: u16,
+    /// Path, `mem` or `null`.
+    pub path: String,
+    /// Bytes.
+    pub size: u64,
+    /// Largest aligned write that power loss leaves whole, bytes.
+    pub atomic_write_unit: u32,
+    /// Whether discarded space goes back to what lies below.
+    pub deallocates: bool,
+    /// Why it is not trusted any more (a failed barrier is sticky), if so.
+    pub fault: Option<String>,
+}
+
+/// The running target as seen from outside; also the line that `ringway serve` prints when it is ready.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TargetInfo {
+    /// Of the program.
+    pub version: String,
+    /// Process id.
+    pub pid: u32,
+    /// Where it listens for NVMe/TCP.
+    pub listeners: Vec<SocketAddr>,
+    /// The core of each reactor.
+    pub cores: Vec<usize>,
+    /// NVMe/TCP connections now.
+    pub connections: u32,
+    /// Hosts without an entry in a volume's list may attach from beyond loopback.
+    pub insecure: bool,
+}
+
+/// What kind of failure it is, to match on. Each has an HTTP status and an exit code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ControlErrorKind {
+    /// A bug of ours, or a device error.
+    Internal,
+    /// The request cannot be right, whatever the pool holds.
+    Invalid,
+    /// No such volume, pool, device or path.
+    NotFound,
+    /// The name is taken, or the pool is there already.
+    Exists,
+    /// The pool, a file system or memory has no room.
+    NoSpace,
+    /// The target is not running, cannot be reached, or is stopping.
+    Unavailable,
+    /// A pool or a volume is damaged, of another program, or of a future version.
+    Corrupt,
+    /// Somebody else has it: a pool open elsewhere, a port in use, an attached volume.
+    Busy,
+    /// Not allowed: cores, sockets, a host that is not on the list.
+    Denied,
+}
+
+impl ControlErrorKind {
+    /// Every kind.
+    pub const ALL: [ControlErrorKind; 9] = [
+        ControlErrorKind::Internal,
+        ControlErrorKind::Invalid,
+        ControlErrorKind::NotFound,
+        ControlErrorKind::Exists,
+        ControlErrorKind::NoSpace,
+        ControlErrorKind::Unavailable,
+        ControlErrorKind::Corrupt,
+        ControlErrorKind::Busy,
+        ControlErrorKind::Denied,
+    ];
+
+    /// The HTTP status that carries it.
+    #[must_use]
+    pub fn http_status(self) -> u16 {
+        match self {
+            ControlErrorKind::Internal | ControlErrorKind::Corrupt => 500,
+            ControlErrorKind::Invalid => 400,
+            ControlErrorKind::NotFound => 404,
+            ControlErrorKind::Exists => 409,
+            ControlErrorKind::NoSpace => 507,
+            ControlErrorKind::Unavailable => 503,
+            ControlErrorKind::Busy => 423,
+            ControlErrorKind::Denied => 403,
+        }
+    }
+
+    /// The exit code of the command line; 0 is success.
+    #[must_use]
+    pub fn exit_code(self) -> u8 {
+        match self {
+            ControlErrorKind::Internal => 1,
+            ControlErrorKind::Invalid => 2,
+            ControlErrorKind::NotFound => 3,
+            ControlErrorKind::Exists => 4,
+            ControlErrorKind::NoSpace => 5,
+            ControlErrorKind::Unavailable => 6,
+            ControlErrorKind::Corrupt => 7,
+            ControlErrorKind::Busy => 8,
+            ControlErrorKind::Denied => 9,
+        }
+    }
+}
+
+/// A failure: a kind to match on, and a message that names what was wrong and what would be right.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ControlError {
+    /// To match on.
+    pub kind: ControlErrorKind,
+    /// To read.
+    pub message: String,
+}
+
+impl ControlError {
+    /// An error of this kind.
+    pub fn new(kind: ControlErrorKind, message: impl Into<String>) -> ControlError {
+        ControlError { kind, message: message.into() }
+    }
+
+    /// The request cannot be right.
+    pub fn invalid(message: impl Into<String>) -> ControlError {
+        ControlError::new(ControlErrorKind::Invalid, message)
+    }
+
+    /// No volume of this name.
+    #[must_use]
+    pub fn no_such_volume(name: &str) -> ControlError {
+        ControlError::new(
+            ControlErrorKind::NotFound,
+            format!("no volume named {name:?}; `ringway volume list` shows what there is"),
+        )
+    }
+
+    /// A volume of this name is there already.
+    #[must_use]
+    pub fn volume_exists(name: &str) -> ControlError {
+        ControlError::new(
+            ControlErrorKind::Exists,
+            format!("a volume named {name:?} exists already; choose another name, or remove that one first"),
+        )
+    }
+
+    /// A smaller size was asked for.
+    #[must_use]
+    pub fn shrink_refused(name: &str, from: u64, to: u64) -> ControlError {
+        ControlError::invalid(format!(
+            "volume {name:?} has {from} bytes and would lose data at {to}; a volume can only grow"
+        ))
+    }
+}
+
+impl fmt::Display for ControlError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for ControlError {}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    fn create() -> VolumeCreate {
+        VolumeCreate {
+            name: "vm1".into(),
+            size: 1 << 30,
+            lba_bytes: 512,
+            shards: None,
+            exclusive: false,
+            allowed_hosts: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_call_that_is_dropped_tells_its_caller_that_the_target_is_going_away() {
+        let (sender, receiver) = mpsc::channel();
+        let call = ControlCall::new(ControlRequest::VolumeList, move |answer| sender.send(answer).unwrap());
+        drop(call);
+        assert_eq!(receiver.recv().unwrap().unwrap_err().kind, ControlErrorKind::Unavailable);
+    }
+
+    #[test]
+    fn a_call_is_answered_exactly_once() {
+        let (sender, receiver) = mpsc::channel();
+        let call = ControlCall::new(ControlRequest::VolumeList, move |answer| sender.send(answer).unwrap());
+        call.answer(Ok(ControlAnswer::Done));
+        assert_eq!(receiver.iter().collect::<Vec<_>>(), [Ok(ControlAnswer::Done)]);
+    }
+
+    #[test]
+    fn what_a_volume_cannot_be_is_refused_with_what_it_can_be() {
+        assert_eq!(create().check(), Ok(()));
+        for (wrong, says) in [
+            (VolumeCreate { name: "a:b".into(), ..create() }, "A-Z a-z 0-9"),
+            (VolumeCreate { size: 0, ..create() }, "64 TiB"),
+            (VolumeCreate { size: VOLUME_BYTES_MAX + 512, ..create() }, "64 TiB"),
+            (VolumeCreate { size: 1000, ..create() }, "512 and 1024"),
+            (VolumeCreate { size: 512, lba_bytes: 4096, ..create() }, "multiple of the logical block size 4096"),
+            (VolumeCreate { lba_bytes: 1024, ..create() }, "512 or 4096"),
+            (VolumeCreate { shards: Some(vec![]), ..create() }, "shards"),
+            (VolumeCreate { shards: Some(vec![ShardId(1), ShardId(1)]), ..create() }, "twice"),
+            (VolumeCreate { allowed_hosts: vec!["host".into()], ..create() }, "nqn.2014-08"),
+        ] {
+            let error = wrong.check().unwrap_err();
+            assert_eq!(error.kind, ControlErrorKind::Invalid);
+            assert!(error.message.contains(says), "{error}");
+        }
+    }
+
+    #[test]
+    fn host_names_look_like_nqns() {
+        for good in ["nqn.2014-08.org.nvmexpress:uuid:11111111-2222-3333-4444-555555555555", "nqn.2026-11.io.ringway:x"]
+        {
+            assert_eq!(check_host_nqn(good), Ok(()));
+        }
+        for bad in [
+            "",
+            "nqn.",
+            "nqn.2014.org",
+            "nqn.2014-08.a b",
+            "iqn.2014-08.a",
+            &format!("nqn.2014-08.{}", "x".repeat(230)),
+        ] {
+            assert!(check_host_nqn(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn every_kind_has_an_exit_code_of_its_own() {
+        let codes: std::collections::BTreeSet<_> = ControlErrorKind::ALL.iter().map(|kind| kind.exit_code()).collect();
+        assert_eq!(codes.len(), ControlErrorKind::ALL.len());
+        assert!(!codes.contains(&0));
+    }
+}
