@@ -8,4 +8,5 @@ pub mod control;
 pub mod ids;
 pub mod limits;
 pub mod request;
+pub mod shard;
 pub mod volume;
