@@ -7,6 +7,7 @@
 pub mod control;
 pub mod ids;
 pub mod limits;
+pub mod metrics;
 pub mod request;
 pub mod shard;
 pub mod volume;
