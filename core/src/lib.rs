@@ -5,9 +5,11 @@
 #![forbid(unsafe_code)]
 
 pub mod control;
+pub mod checksum;
 pub mod ids;
 pub mod limits;
 pub mod metrics;
 pub mod request;
 pub mod shard;
+pub mod space;
 pub mod volume;
