@@ -1,0 +1,58 @@
+//! What reactors tell each other, and what control threads tell them.
+
+use std::sync::Arc;
+
+use ringway_reactor::io::{FileId, IoError};
+
+use crate::control::ControlCall;
+use crate::directory::Directory;
+use crate::ids::{AssociationId, ShardId, VolumeId};
+use crate::shard::{Part, PartDone};
+use crate::space::SlabId;
+use crate::transport::Adopted;
+
+/// One message. Messages of one reactor to another arrive in the order sent.
+#[derive(Debug)]
+pub enum Message {
+    /// A part for a shard that lives on the receiver.
+    Part { shard: ShardId, part: Part },
+    /// A part's end, for the reactor on which its request runs.
+    PartDone(PartDone),
+    /// To the home reactor of a device: make durable what this shard has seen complete.
+    AskBarrier { file: FileId, shard: ShardId, ticket: u64 },
+    /// The answer.
+    BarrierDone { shard: ShardId, ticket: u64, result: Result<(), IoError> },
+    /// A connection for the receiver to serve.
+    Adopt(Adopted),
+    /// The volumes changed: replace the directory, tell the shards and the hosts, answer [`Message::Published`].
+    Publish { directory: Arc<Directory>, seq: u64 },
+    /// This reactor works with directory `seq`.
+    Published { seq: u64 },
+    /// An association is dead: stop sending its parts, and say so to every reactor with [`Message::FencePassed`].
+    Fence { association: AssociationId, origin: usize },
+    /// The sender will send no more parts of this association. Once all reactors said so, and what had started has ended,
+    /// the origin gets [`Message::Fenced`].
+    FencePassed { association: AssociationId, origin: usize },
+    /// Nothing of this association is left on the sender.
+    Fenced { association: AssociationId },
+    /// To the catalog's reactor: a shard runs out of slabs.
+    AskSlab { shard: ShardId, urgent: bool },
+    /// A slab now belongs to the shard, durably.
+    SlabGranted { shard: ShardId, slab: SlabId },
+    /// There is none.
+    NoSlab { shard: ShardId },
+    /// To the catalog's reactor: a shard holds nothing of a removed volume any more.
+    Erased { shard: ShardId, volume: VolumeId },
+    /// To the catalog's reactor: a fault that outlives the request that met it; no volume means the whole shard.
+    Fault { shard: ShardId, volume: Option<VolumeId>, why: String },
+    /// To the catalog's reactor: a host attached a volume for writing for the first time since it was clean.
+    Attached { volume: VolumeId },
+    /// From a control thread to the catalog's reactor.
+    Control(ControlCall),
+    /// Finish what is in flight, take nothing new, make everything durable.
+    Drain,
+    /// The sender is drained.
+    Drained,
+    /// Leave the loop.
+    Stop,
+}
