@@ -7,5 +7,6 @@
 pub mod buf;
 pub mod io;
 pub mod mailbox;
+pub mod sim;
 pub mod timer;
 pub mod turn;

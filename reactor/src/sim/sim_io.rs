@@ -1,0 +1,182 @@
+//! The simulated twin of the ring.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::panic::resume_unwind;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use crate::buf::BufPool;
+use crate::io::{
+    Completion, ErrorKind, FileId, FileInfo, Instant, Io, IoError, ListenerId, Op, Socket, SocketId, Token, Wait, Wake,
+};
+
+use super::device::Request;
+use super::world::{Polled, Reactor, SimWake, State};
+use super::{Crashed, DiskId, World, pools};
+
+/// One reactor of a [`World`]. Dropping it ends it as if it had drained: what it has at the devices lands, its sockets close.
+pub struct SimIo {
+    world: World,
+    number: usize,
+    /// Which disk each file is.
+    disks: Vec<usize>,
+    files: Vec<FileInfo>,
+    now: Instant,
+    wake: Arc<SimWake>,
+    buffers: &'static BufPool,
+}
+
+impl SimIo {
+    pub(super) fn new(world: World, of_target: bool) -> Self {
+        let wake = Arc::new(SimWake(AtomicBool::new(false)));
+        let mut state = world.0.borrow_mut();
+        let number = state.reactors.len();
+        let life = of_target.then_some(state.life);
+        state.reactors.push(Reactor {
+            life,
+            ready: VecDeque::new(),
+            in_flight: 0,
+            asleep: None,
+            wake: wake.clone(),
+            dead: false,
+            polled: 0,
+        });
+        let disks: Vec<usize> = if of_target { (0..state.devices.len()).collect() } else { Vec::new() };
+        let files = disks.iter().map(|&disk| state.devices[disk].info).collect();
+        let (now, buffers) = (Instant(state.now), state.config.buffers.unwrap_or_else(pools::mine));
+        drop(state);
+        Self { world, number, disks, files, now, wake, buffers }
+    }
+
+    /// Makes a disk that was added later, or one that is not this reactor's yet, its next file.
+    pub fn add_file(&mut self, disk: DiskId) -> FileId {
+        let info = self.world.0.borrow().devices[usize::from(disk.0)].info;
+        self.disks.push(usize::from(disk.0));
+        self.files.push(info);
+        FileId(self.files.len() as u16 - 1)
+    }
+
+    /// The world that this is a part of.
+    #[must_use]
+    pub fn world(&self) -> &World {
+        &self.world
+    }
+
+    /// Sends nothing more on a socket; receiving goes on.
+    pub fn half_close(&mut self, socket: SocketId) {
+        self.world.0.borrow_mut().shut(socket.0);
+    }
+
+    /// Breaks one connection: what is on its way is lost, and the two sides learn of it at different times.
+    pub fn break_connection(&mut self, socket: SocketId) {
+        self.world.0.borrow_mut().break_end(socket.0);
+    }
+
+    fn disk(&self, file: FileId) -> usize {
+        *self.disks.get(usize::from(file.0)).expect("operations go to a file of this reactor")
+    }
+
+    fn dispatch(&self, state: &mut State, token: Token, op: Op) {
+        let me = self.number;
+        match op {
+            Op::Read { file, offset, buf } => {
+                state.submit_device(me, token, self.disk(file), Request::Read { offset, buf });
+            }
+            Op::Write { file, offset, buf, durable } => {
+                state.submit_device(me, token, self.disk(file), Request::Write { offset, buf, durable });
+            }
+            Op::Barrier { file } => state.submit_device(me, token, self.disk(file), Request::Barrier),
+            Op::Deallocate { file, offset, len } => {
+                state.submit_device(me, token, self.disk(file), Request::Deallocate { offset, len });
+            }
+            Op::Accept { listener } => state.accept(listener.0, token),
+            Op::Connect { addr } => state.connect(me, token, addr),
+            Op::Recv { socket, buf } => state.recv(me, token, socket.0, buf),
+            Op::Send { socket, bufs } => state.send(me, token, socket.0, bufs),
+        }
+    }
+}
+
+impl Io for SimIo {
+    fn now(&self) -> Instant {
+        self.now
+    }
+
+    fn now_precise(&self) -> Instant {
+        self.world.now()
+    }
+
+    fn submit(&mut self, token: Token, op: Op) {
+        let mut state = self.world.0.borrow_mut();
+        if state.stopped(self.number) {
+            return;
+        }
+        state.reactors[self.number].in_flight += 1;
+        self.dispatch(&mut state, token, op);
+    }
+
+    fn poll(&mut self, wait: Wait, completions: &mut Vec<Completion>) {
+        let mut state = self.world.0.borrow_mut();
+        let polled = state.poll(self.number, wait, completions);
+        self.now = Instant(state.now);
+        let unwinds = state.unwinds && matches!(polled, Polled::Crashed);
+        drop(state);
+        if unwinds {
+            resume_unwind(Box::new(Crashed));
+        }
+    }
+
+    fn in_flight(&self) -> usize {
+        self.world.0.borrow().reactors[self.number].in_flight
+    }
+
+    fn files(&self) -> &[FileInfo] {
+        &self.files
+    }
+
+    fn attach(&mut self, socket: Socket) -> Result<SocketId, IoError> {
+        let error = IoError { kind: ErrorKind::Other, errno: libc::EBADF };
+        let Socket::Sim(number) = socket else { return Err(error) };
+        let mut state = self.world.0.borrow_mut();
+        state.attach(self.number, number).map(SocketId).ok_or(error)
+    }
+
+    fn close(&mut self, socket: SocketId) {
+        let mut state = self.world.0.borrow_mut();
+        if !state.stopped(self.number) {
+            state.close(self.number, socket.0);
+        }
+    }
+
+    fn listen(&mut self, addr: SocketAddr) -> Result<(ListenerId, SocketAddr), IoError> {
+        let (id, addr) = self.world.0.borrow_mut().listen(self.number, addr)?;
+        Ok((ListenerId(id), addr))
+    }
+
+    fn close_listener(&mut self, listener: ListenerId) {
+        let mut state = self.world.0.borrow_mut();
+        if !state.stopped(self.number) {
+            state.close_listener(listener.0);
+        }
+    }
+
+    fn buffers(&self) -> &'static BufPool {
+        self.buffers
+    }
+
+    fn waker(&self) -> Arc<dyn Wake> {
+        self.wake.clone()
+    }
+}
+
+impl Drop for SimIo {
+    fn drop(&mut self) {
+        // A panic inside the world drops reactors while the world is borrowed; there is nothing to tidy up then.
+        if let Ok(mut state) = self.world.0.try_borrow_mut()
+            && !state.stopped(self.number)
+        {
+            state.retire(self.number);
+        }
+    }
+}
