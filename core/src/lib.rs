@@ -4,8 +4,9 @@
 //! shard) -> `shard` (stamped, looked up, executed) -> `reactor::io` (the device) and back by value.
 #![forbid(unsafe_code)]
 
-pub mod control;
 pub mod checksum;
+pub mod control;
+pub mod host;
 pub mod ids;
 pub mod limits;
 pub mod metrics;

@@ -1,1 +1,3 @@
-//! See `DESIGN` in docs/ARCHITECTURE.md.
+//! Load generators and comparisons with peers. `METHOD.md` says how the figures come about.
+
+pub mod load;

@@ -1,0 +1,5 @@
+//! The NVMe/TCP host.
+
+mod target;
+
+pub use target::{BadTarget, PORT_DEFAULT, Target, Transport};
