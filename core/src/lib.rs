@@ -9,6 +9,7 @@ pub mod control;
 pub mod host;
 pub mod ids;
 pub mod limits;
+pub mod map;
 pub mod metrics;
 pub mod request;
 pub mod shard;
