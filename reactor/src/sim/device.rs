@@ -126,10 +126,13 @@ impl Device {
     /// Chooses a first part for a write of several atomic units, now and then.
     fn two_steps(&self, request: &Request, rng: &mut Rng) -> Option<First> {
         let Request::Write { offset, buf, .. } = request else { return None };
+        if buf.is_empty() {
+            return None;
+        }
         let unit = u64::from(self.info.atomic_write_unit);
         let first = offset / unit + 1;
         let units = (offset + buf.len() as u64).div_ceil(unit) - first;
-        if units == 0 || buf.is_empty() || !rng.chance(self.config.two_step_writes) {
+        if units == 0 || !rng.chance(self.config.two_step_writes) {
             return None;
         }
         let at = ((first + rng.below(units)) * unit - offset) as usize;
@@ -190,7 +193,7 @@ impl State {
         }
         let mut op = self.ops.remove(key as usize);
         let (result, keys) = self.carry_out(&mut op);
-        self.trace(&[2, op.token.0, serial, self.now, result.is_ok() as u64]);
+        self.trace(&[2, op.token.0, serial, self.now, u64::from(result.is_ok())]);
         let mutates = op.request.kind() != OpKind::Read;
         if op.stray || self.reactors[op.reactor].dead {
             self.strays -= u64::from(op.stray);

@@ -127,7 +127,7 @@ pub(super) fn judge(
     injected: &mut Injected,
 ) -> (Verdict, u64) {
     let mut stall = 0;
-    let mut verdict = match script.next(kind, range.0, range.1) {
+    let verdict = match script.next(kind, range.0, range.1) {
         Some(Fault::Stall(ns)) => {
             stall = ns;
             Verdict::Good
@@ -141,9 +141,6 @@ pub(super) fn judge(
     };
     if rng.chance(faults.stall) {
         stall += faults.stall_ns;
-    }
-    if range.1 == 0 && kind != OpKind::Barrier && verdict != Verdict::Error {
-        verdict = Verdict::Good;
     }
     injected.stalls += u64::from(stall > 0);
     match (verdict, kind) {

@@ -38,10 +38,11 @@
 //!
 //! # Several reactors, and time
 //!
-//! Everything runs on one thread. The harness gives turns, to a reactor of [`World::pick`]'s choice or with [`World::run`].
-//! Each poll costs a little time. A poll that may wait moves time to the next event if no other reactor has anything to
-//! do, and returns empty-handed if one has, so that it gets its turn. A reactor that gets no turns is not waited for: so
-//! straight-line code (opening, recovering) simply loops over `poll`. If nothing is due, no deadline is set and all sleep, a
+//! Everything runs on one thread. The harness gives turns, to a reactor of [`World::pick`]'s choice or with [`World::run`];
+//! `turn(true)`, since a turn that may not wait moves time by [`WorldConfig::poll_ns`] only. A poll that may wait moves time to
+//! the next event if every other reactor has come to wait since anybody last found something to do (mail between
+//! reactors is not seen here), and returns empty-handed if not, so that they get their turns. A reactor that gets no turns
+//! is not waited for: so straight-line code (opening, recovering) simply loops over `poll`. If nothing is due, no deadline is set and all sleep, a
 //! poll returns at once, and after [`WorldConfig::hang_polls`] of those the world panics: that is a hang.
 //!
 //! # Crashes
@@ -56,6 +57,7 @@
 mod device;
 mod disk;
 mod fault;
+mod log;
 mod net;
 mod page;
 mod pools;
@@ -75,6 +77,7 @@ use crate::buf::BufPool;
 use crate::io::{FileInfo, Instant};
 
 pub use fault::{Fault, Faults, Injected, OpKind};
+pub use log::{SimLog, SimLogFull};
 pub use page::Image;
 pub use rng::Rng;
 pub use sim_io::SimIo;
@@ -233,6 +236,13 @@ impl World {
         SimIo::new(self.clone(), false)
     }
 
+    /// Opens a crash log of the target process, by number: what a killed process kept in it is there for the next one, what a
+    /// machine kept before it lost power is not.
+    #[must_use]
+    pub fn log(&self, number: u32, capacity: usize) -> SimLog {
+        SimLog::new(self.clone(), number, capacity)
+    }
+
     /// A generator for the harness, of its own.
     #[must_use]
     pub fn rng(&self) -> Rng {
@@ -277,6 +287,12 @@ impl World {
         let mut state = self.0.borrow_mut();
         let until = state.now + ns;
         state.advance(until);
+    }
+
+    /// Says that a reactor got work from outside, by its injector say, which the world does not see: time stands until all have
+    /// had a turn.
+    pub fn stir(&self) {
+        self.0.borrow_mut().stir();
     }
 
     /// Stops the target at a point, counted from now.
@@ -328,6 +344,7 @@ impl World {
         // First the dead, whose keys name writes in the cache, then the cache.
         state.bury(|reactor| reactor.life == Some(life));
         state.cut_power();
+        state.logs.clear();
         state.orphan_sockets(|of, _| of == Some(life), false);
         state.end_life();
     }

@@ -33,6 +33,7 @@ impl SimIo {
         let mut state = world.0.borrow_mut();
         let number = state.reactors.len();
         let life = of_target.then_some(state.life);
+        let polled = state.polls;
         state.reactors.push(Reactor {
             life,
             ready: VecDeque::new(),
@@ -40,7 +41,7 @@ impl SimIo {
             asleep: None,
             wake: wake.clone(),
             dead: false,
-            polled: 0,
+            polled,
         });
         let disks: Vec<usize> = if of_target { (0..state.devices.len()).collect() } else { Vec::new() };
         let files = disks.iter().map(|&disk| state.devices[disk].info).collect();
@@ -113,6 +114,7 @@ impl Io for SimIo {
             return;
         }
         state.reactors[self.number].in_flight += 1;
+        state.stir();
         self.dispatch(&mut state, token, op);
     }
 

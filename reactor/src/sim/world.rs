@@ -16,7 +16,9 @@ use super::WorldConfig;
 use super::device::{Device, InFlight};
 use super::disk::WriteKey;
 use super::fault::Injected;
+use super::log::Records;
 use super::net::Net;
+use super::page::IdMap;
 use super::rng::Rng;
 
 /// A device that a completion without one names.
@@ -124,6 +126,7 @@ pub(super) struct State {
     pub(super) reactors: Vec<Reactor>,
     pub(super) life: u32,
     pub(super) net: Net,
+    pub(super) logs: IdMap<u32, Records>,
     pub(super) injected: Injected,
     pub(super) mutations_submitted: u64,
     pub(super) mutations_completed: u64,
@@ -133,7 +136,9 @@ pub(super) struct State {
     pub(super) crashed: bool,
     pub(super) unwinds: bool,
     hash: u64,
-    polls: u64,
+    pub(super) polls: u64,
+    /// The last poll that found something or did not wait: what its reactor did then may have given work to any other.
+    busy_poll: u64,
     /// Polls in a row that found nothing and nothing to wait for.
     fruitless: u32,
 }
@@ -162,6 +167,7 @@ impl State {
             reactors: Vec::new(),
             life: 0,
             net: Net::default(),
+            logs: IdMap::default(),
             injected: Injected::default(),
             mutations_submitted: 0,
             mutations_completed: 0,
@@ -172,6 +178,7 @@ impl State {
             unwinds: false,
             hash: seed,
             polls: 0,
+            busy_poll: 0,
             fruitless: 0,
         }
     }
@@ -249,44 +256,56 @@ impl State {
         self.reactors[me].asleep = None;
         let step = self.rng.below(self.config.poll_ns * 2) + 1;
         self.advance(self.now + step);
+        let mut quiet = false;
         if !self.stopped(me)
             && let Wait::Until(until) = wait
             && !self.reactors[me].wake.0.swap(false, atomic::Ordering::AcqRel)
         {
-            self.sleep(me, until);
+            quiet = self.sleep(me, until);
         }
         if self.stopped(me) {
             self.count_fruitless(true);
             return Polled::Crashed;
         }
         self.take(me, out);
+        if !quiet {
+            self.busy_poll = self.polls;
+        }
         Polled::Done
     }
 
-    /// Moves time on until `me` has something to do; only a step if others have, so that they get their turns.
-    fn sleep(&mut self, me: usize, until: Instant) {
+    /// Somebody gave a reactor's ring, or the world, something to do: nobody sleeps until all have had a turn.
+    pub(super) fn stir(&mut self) {
+        self.busy_poll = self.polls;
+    }
+
+    /// Moves time on until `me` has something to do; only a step if others may have, so that they get their turns. Mail is
+    /// not seen here, hence: others sleep only if they came to sleep after the last poll of anybody that found something.
+    /// Returns whether `me` still has nothing to do.
+    fn sleep(&mut self, me: usize, until: Instant) -> bool {
         self.reactors[me].asleep = Some(until);
-        let absent = self.polls.saturating_sub(POLLS_ABSENT * self.reactors.len() as u64);
+        let alive = self.reactors.iter().filter(|reactor| !reactor.dead).count() as u64;
+        let absent = self.polls.saturating_sub(POLLS_ABSENT * alive);
         loop {
             if self.stopped(me) || self.reactors[me].runnable(self.now) {
                 self.reactors[me].asleep = None;
                 self.reactors[me].wake.0.store(false, atomic::Ordering::Release);
                 self.fruitless = 0;
-                return;
+                return false;
             }
             let mut due = self.next_event().unwrap_or(u64::MAX).min(until.0).min(self.crash_at);
             for (number, other) in self.reactors.iter().enumerate() {
-                if number == me || other.polled <= absent || self.stopped(number) {
+                if number == me || other.polled < absent || self.stopped(number) {
                     continue;
                 }
-                if other.runnable(self.now) {
-                    return;
+                if other.polled <= self.busy_poll || other.runnable(self.now) {
+                    return true;
                 }
                 due = due.min(other.asleep.map_or(u64::MAX, |until| until.0));
             }
             if due == u64::MAX {
                 self.count_fruitless(false);
-                return;
+                return true;
             }
             self.advance(due);
         }

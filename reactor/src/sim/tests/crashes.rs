@@ -180,3 +180,35 @@ fn a_host_outside_lives_through_the_crash() {
     host.poll(Wait::Until(before.plus_ns(5_000_000)), &mut out);
     assert!(host.now().since_ns(before) >= 5_000_000);
 }
+
+#[test]
+fn a_log_outlives_the_process_and_not_the_machine() {
+    let world = world(1);
+    let mut log = world.log(0, 100);
+    log.append(1, b"one").unwrap();
+    log.append(2, b"two").unwrap();
+    log.append(3, b"three").unwrap();
+    assert!(log.append(4, b"a record that does not fit").is_err());
+    log.truncate(1);
+    log.append(4, b"four").unwrap();
+    world.kill();
+    log.append(5, b"from the grave").unwrap();
+    log.truncate(9);
+    let next = world.log(0, 100);
+    let expected: Vec<(u64, Vec<u8>)> = vec![(2, b"two".into()), (3, b"three".into()), (4, b"four".into())];
+    assert_eq!(next.replay(), expected);
+    assert!(world.log(1, 100).replay().is_empty(), "each number is a log of its own");
+    world.power_loss();
+    assert!(world.log(0, 100).replay().is_empty());
+}
+
+#[test]
+fn what_a_process_logs_after_its_crash_is_not_there() {
+    let world = world(1);
+    let mut log = world.log(0, 100);
+    log.append(1, b"before").unwrap();
+    world.crash_after(CrashPoint::Submitted(0));
+    log.append(2, b"after").unwrap();
+    world.kill();
+    assert_eq!(world.log(0, 100).replay(), vec![(1, b"before".to_vec())]);
+}

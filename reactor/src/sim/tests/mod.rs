@@ -4,6 +4,7 @@ mod crashes;
 mod determinism;
 mod disks;
 mod faults;
+mod mail;
 mod sockets;
 mod time;
 
