@@ -42,7 +42,7 @@ pub struct TimerWheel<K> {
     occupied: [u64; LEVELS],
     /// Everything before this tick was expired.
     tick: u64,
-    /// At most the earliest deadline; exact after `next`.
+    /// At most the earliest deadline; exact after `next_deadline`.
     earliest: Instant,
     due: Vec<(Instant, u32)>,
 }
@@ -105,7 +105,7 @@ impl<K> TimerWheel<K> {
             return None;
         }
         self.unlink(id.index);
-        // `earliest` stays: a lower bound may be too low, which costs one walk in `next`.
+        // `earliest` stays: a lower bound may be too low, which costs one walk in `next_deadline`.
         Some(self.release(id.index))
     }
 
@@ -137,7 +137,7 @@ impl<K> TimerWheel<K> {
     }
 
     /// The earliest deadline, `None` without timers.
-    pub fn next(&mut self) -> Option<Instant> {
+    pub fn next_deadline(&mut self) -> Option<Instant> {
         if self.is_empty() {
             return None;
         }
@@ -258,9 +258,9 @@ mod tests {
         let mut wheel = TimerWheel::new();
         wheel.insert(Instant(1_000_001), 1);
         assert!(fired(&mut wheel, 1_000_000).is_empty());
-        assert_eq!(wheel.next(), Some(Instant(1_000_001)));
+        assert_eq!(wheel.next_deadline(), Some(Instant(1_000_001)));
         assert_eq!(fired(&mut wheel, 1_000_001), [1]);
-        assert_eq!(wheel.next(), None);
+        assert_eq!(wheel.next_deadline(), None);
     }
 
     #[test]
@@ -290,7 +290,7 @@ mod tests {
         wheel.insert(Instant(far), 1);
         for day in (0..400).step_by(7) {
             assert!(fired(&mut wheel, day * 86_400 * 1_000_000_000).is_empty());
-            assert_eq!(wheel.next(), Some(Instant(far)));
+            assert_eq!(wheel.next_deadline(), Some(Instant(far)));
         }
         assert_eq!(fired(&mut wheel, far), [1]);
     }
@@ -328,7 +328,7 @@ mod tests {
                 }
                 prop_assert_eq!(wheel.len(), list.len());
                 let earliest = list.iter().map(|e| e.0).min().map(Instant);
-                prop_assert_eq!(wheel.next(), earliest);
+                prop_assert_eq!(wheel.next_deadline(), earliest);
                 prop_assert!(wheel.next_bound() <= earliest.unwrap_or(Instant::NEVER));
             }
         }
