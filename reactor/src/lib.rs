@@ -5,8 +5,10 @@
 //! what the crash tests run.
 
 pub mod buf;
+pub mod clock;
 pub mod io;
 pub mod mailbox;
+pub mod pin;
 pub mod sim;
 pub mod timer;
 pub mod turn;
