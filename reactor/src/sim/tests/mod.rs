@@ -5,6 +5,7 @@ mod determinism;
 mod disks;
 mod faults;
 mod mail;
+mod model;
 mod sockets;
 mod time;
 
