@@ -129,14 +129,17 @@ impl Surface {
             _ => None,
         };
         let mut losses = Losses::default();
-        rng.shuffle(&mut writes);
+        match whole {
+            // All was written out, so it is what readers saw.
+            Some(_) => writes.sort_unstable_by_key(|write| write.landed),
+            None => rng.shuffle(&mut writes),
+        }
         for write in &mut writes {
             let fate = whole.unwrap_or_else(|| match rng.below(3) {
                 0 => Fate::Kept,
                 1 => Fate::Lost,
                 _ => Fate::Torn,
             });
-            // Nothing that landed before an earlier one of this loop may hide it: order within the cache means nothing now.
             match fate {
                 Fate::Kept => {
                     losses.kept += 1;

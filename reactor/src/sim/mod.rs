@@ -10,7 +10,8 @@
 //!   flight is not either.
 //! - Let readers see a write, or one part of it, before it finishes; the parts are cut at the atomic unit.
 //! - At [`World::power_loss`], keep, lose or tear each write that is not persistent, finished or in flight, on its own, in
-//!   any order among overlapping ones. A torn write leaves its front, its back or any subset, cut at the atomic write unit:
+//!   any order among overlapping ones; or, one time in eight each, keep them all in the order in which they landed, or lose
+//!   them all. A torn write leaves its front, its back or any subset, cut at the atomic write unit:
 //!   an aligned unit is old or new, never a mixture. So does a `durable` write that is still in flight, and a deallocation.
 //! - Answer EIO. A write that failed has landed not at all, in part or whole. After a failed barrier no later barrier
 //!   speaks for the writes that the failed one covered, though it succeeds: the kernel reports a write-back error once and

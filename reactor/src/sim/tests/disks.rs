@@ -260,3 +260,18 @@ fn an_operation_that_is_not_aligned_is_a_bug_and_no_error() {
     let mut io = world_with(1, DiskConfig { logical_block: 4096, ..DiskConfig::default() }).io();
     write(&mut io, 1, 512, 512, 1);
 }
+
+#[test]
+fn power_loss_now_and_then_leaves_all_that_was_seen_or_nothing_of_it() {
+    let world = world(6);
+    let mut io = world.io();
+    for round in 0..30u64 {
+        written(&mut io, round % 7 * K4, (1 + round % 5) * K4, round as u8 + 1);
+    }
+    let (seen, mut rng) = (world.image(DISK).digest(), world.rng());
+    let nothing = crate::sim::Image::zeroed(1 << 20).digest();
+    let outcomes: Vec<u64> = (0..400).map(|_| world.power_loss_image(DISK, &mut rng).digest()).collect();
+    let count = |wanted| outcomes.iter().filter(|&&outcome| outcome == wanted).count();
+    assert!((20..150).contains(&count(seen)), "all of it {} times", count(seen));
+    assert!((20..150).contains(&count(nothing)), "nothing of it {} times", count(nothing));
+}
