@@ -3,9 +3,10 @@
 //! Invariant: a page that is all zero is never in a map, so a formatted but empty region costs nothing and two images with
 //! the same content have the same pages.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
-use std::ops::Range;
+use std::ops::{Deref, DerefMut, Range};
 use std::sync::{Arc, LazyLock};
 
 /// Bytes of a page.
@@ -16,10 +17,67 @@ pub(super) const SECTOR: usize = 512;
 pub(super) const SECTORS: usize = PAGE / SECTOR;
 
 /// One page of content; written only where it has one owner.
-pub(super) type Page = Arc<[u8]>;
+pub(super) type Page = Arc<Frame>;
 pub(super) type PageMap = IdMap<u64, Page>;
 
-static ZERO: LazyLock<Page> = LazyLock::new(|| Arc::from(&[0u8; PAGE][..]));
+static ZERO: LazyLock<Page> = LazyLock::new(|| Arc::new(Frame::of(&[0u8; PAGE])));
+
+/// Frames that a thread keeps, 16 MiB: giving a world's pages back to the system and faulting them in again for the next
+/// one took more time than all the rest of a world.
+const SPARE_FRAMES: usize = 4096;
+
+thread_local! {
+    static SPARE: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The bytes of a page.
+#[derive(Debug)]
+pub(super) struct Frame(Box<[u8]>);
+
+impl Frame {
+    fn of(bytes: &[u8]) -> Self {
+        let spare = SPARE.try_with(|spare| spare.borrow_mut().pop()).ok().flatten();
+        match spare {
+            Some(mut frame) => {
+                frame.copy_from_slice(bytes);
+                Self(frame)
+            }
+            None => Self(Box::from(bytes)),
+        }
+    }
+}
+
+impl Clone for Frame {
+    fn clone(&self) -> Self {
+        Self::of(&self.0)
+    }
+}
+
+impl Drop for Frame {
+    fn drop(&mut self) {
+        let frame = std::mem::take(&mut self.0);
+        // A thread that ends has no list any more.
+        let _ = SPARE.try_with(|spare| {
+            let mut spare = spare.borrow_mut();
+            if spare.len() < SPARE_FRAMES {
+                spare.push(frame);
+            }
+        });
+    }
+}
+
+impl Deref for Frame {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl DerefMut for Frame {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.0
+    }
+}
 
 pub(super) fn zero() -> Page {
     ZERO.clone()
@@ -27,7 +85,7 @@ pub(super) fn zero() -> Page {
 
 /// A page of these bytes; every zero page is the same one.
 pub(super) fn page_of(bytes: &[u8]) -> Page {
-    if *bytes == **ZERO { zero() } else { Arc::from(bytes) }
+    if *bytes == ZERO[..] { zero() } else { Arc::new(Frame::of(bytes)) }
 }
 
 /// The parts of `[offset, offset + len)` page by page: page number, and the range within that page.
@@ -162,7 +220,7 @@ impl Image {
 
 /// Stores a page, or forgets it if it is zero.
 pub(super) fn put(pages: &mut PageMap, number: u64, page: Page) {
-    if Arc::ptr_eq(&page, &ZERO) || *page == **ZERO {
+    if Arc::ptr_eq(&page, &ZERO) || page[..] == ZERO[..] {
         pages.remove(&number);
     } else {
         pages.insert(number, page);
