@@ -167,15 +167,21 @@ impl Buf {
         rest
     }
 
+    /// Whether `next` starts where this ends in the same slot, so that [`Buf::join`] would take it.
+    #[must_use]
+    pub fn is_followed_by(&self, next: &Buf) -> bool {
+        // A wrapping pointer is only compared, never dereferenced.
+        std::ptr::eq(self.pool, next.pool)
+            && self.slot == next.slot
+            && self.ptr.as_ptr().wrapping_add(self.len as usize) == next.ptr.as_ptr()
+    }
+
     /// Takes back what [`Buf::split_off`] returned.
     ///
     /// # Panics
     /// If `rest` does not start where this ends in the same slot.
     pub fn join(&mut self, rest: Buf) {
-        assert!(std::ptr::eq(self.pool, rest.pool) && self.slot == rest.slot, "parts of one slot join");
-        // SAFETY: one past the end of the owned range is inside or one past the arena.
-        let end = unsafe { self.ptr.add(self.len as usize) };
-        assert_eq!(end, rest.ptr, "parts join in the order in which they were split");
+        assert!(self.is_followed_by(&rest), "parts of one slot join in the order in which they were split");
         self.len += rest.len;
     }
 

@@ -82,6 +82,36 @@ impl Coalescer {
     }
 }
 
+/// Barriers that a shard of this reactor waits for, over several devices.
+#[derive(Debug, Default)]
+pub struct OpenBarriers {
+    open: Vec<Open>,
+}
+
+#[derive(Debug)]
+struct Open {
+    waiter: Waiter,
+    devices_left: usize,
+    failed: Option<IoError>,
+}
+
+impl OpenBarriers {
+    /// `waiter` waits for `devices` devices.
+    pub fn begin(&mut self, waiter: Waiter, devices: usize) {
+        assert!(devices > 0, "a barrier over no device has ended before it began");
+        self.open.push(Open { waiter, devices_left: devices, failed: None });
+    }
+
+    /// One device has answered. Returns the outcome once it was the last.
+    pub fn answered(&mut self, waiter: Waiter, result: Result<(), IoError>) -> Option<Result<(), IoError>> {
+        let at = self.open.iter().position(|open| open.waiter == waiter).expect("only what was asked is answered");
+        let open = &mut self.open[at];
+        open.devices_left -= 1;
+        open.failed = open.failed.or(result.err());
+        (open.devices_left == 0).then(|| self.open.swap_remove(at).failed.map_or(Ok(()), Err))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use ringway_reactor::io::ErrorKind;

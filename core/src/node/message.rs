@@ -28,6 +28,11 @@ pub enum Message {
     Publish { directory: Arc<Directory>, seq: u64 },
     /// This reactor works with directory `seq`.
     Published { seq: u64 },
+    /// A host connects again: answer once everything that had arrived on the receiver is taken (so that the end of the
+    /// host's former connections is seen).
+    Settle { token: u64 },
+    /// It is.
+    Settled { token: u64 },
     /// An association is dead: stop sending its parts, and say so to every reactor with [`Message::FencePassed`].
     Fence { association: AssociationId, origin: usize },
     /// The sender will send no more parts of this association. Once all reactors said so, and what had started has ended,
@@ -49,7 +54,11 @@ pub enum Message {
     Attached { volume: VolumeId },
     /// From a control thread to the catalog's reactor.
     Control(ControlCall),
-    /// Finish what is in flight, take nothing new, make everything durable.
+    /// Take nothing new and finish what is in flight.
+    Quiet,
+    /// Nothing is in flight on the sender.
+    IsQuiet,
+    /// Every reactor is quiet: the shards make everything durable.
     Drain,
     /// The sender is drained.
     Drained,

@@ -10,7 +10,7 @@ use ringway_reactor::buf::Buf;
 use ringway_reactor::io::Instant;
 use slab::Slab;
 
-use crate::ids::{RequestId, ShardId};
+use crate::ids::{AssociationId, RequestId, ShardId};
 use crate::limits::{CLUSTER, REQUEST_BYTES_MAX, STRIPE};
 use crate::request::{Command, Done, Request, Status};
 use crate::shard::{Part, PartDone};
@@ -92,14 +92,14 @@ impl Router {
         self.running.len()
     }
 
-    /// Starts `request` on `volume` (`None`: it is gone). Sends its first parts through `send`, or ends it at once.
+    /// Starts `request` on `volume` (`None`: it is gone). Appends its first parts to `parts`, or ends it at once.
     pub fn start(
         &mut self,
         id: RequestId,
         mut request: Request,
         volume: Option<&Arc<VolumeRecord>>,
         now: Instant,
-        send: &mut impl FnMut(ShardId, Part),
+        parts: &mut Vec<(ShardId, Part)>,
     ) -> Option<Done> {
         let refuse = |request: Request, status| Some(Done { id, status, buf: request.buf });
         let Some(volume) = volume else { return refuse(request, Status::VolumeGone) };
@@ -127,15 +127,15 @@ impl Router {
             started: now,
         });
         match (self.running[slot].request.command, buf) {
-            (Command::Flush, _) => self.send_flush(slot, send),
-            (_, Some(buf)) => self.send_buffer(slot, buf, send),
-            (_, None) => self.send_window(slot, send),
+            (Command::Flush, _) => self.send_flush(slot, parts),
+            (_, Some(buf)) => self.send_buffer(slot, buf, parts),
+            (_, None) => self.send_window(slot, parts),
         }
         None
     }
 
     /// A part came back. Returns the request if that was its last.
-    pub fn part_done(&mut self, done: PartDone, now: Instant, send: &mut impl FnMut(ShardId, Part)) -> Option<Finished> {
+    pub fn part_done(&mut self, done: PartDone, now: Instant, parts: &mut Vec<(ShardId, Part)>) -> Option<Finished> {
         let part = PartId::unpack(done.id);
         assert_eq!(part.reactor, self.reactor, "a part returns to the reactor that sent it");
         let slot = part.slot as usize;
@@ -147,9 +147,19 @@ impl Router {
             assert!(before.is_none(), "a part comes back once");
         }
         if running.status == Status::Success && running.cursor < running.end {
-            self.send_window(slot, send);
+            self.send_window(slot, parts);
         }
         (self.running[slot].outstanding == 0).then(|| self.finish(slot, now))
+    }
+
+    /// The association is dead: its requests send no further parts.
+    pub fn stop_association(&mut self, association: AssociationId) {
+        for (_, running) in self.running.iter_mut() {
+            if running.request.association == association && running.cursor < running.end {
+                running.cursor = running.end;
+                running.status = running.status.and(Status::Aborted);
+            }
+        }
     }
 
     fn finish(&mut self, slot: usize, now: Instant) -> Finished {
@@ -172,16 +182,16 @@ impl Router {
         }
     }
 
-    fn send_flush(&mut self, slot: usize, send: &mut impl FnMut(ShardId, Part)) {
+    fn send_flush(&mut self, slot: usize, parts: &mut Vec<(ShardId, Part)>) {
         let running = &mut self.running[slot];
         running.cursor = running.end;
         running.outstanding = running.volume.shards.len() as u32;
         for &shard in &running.volume.shards {
-            send(shard, part(self.reactor, slot, 0, &running.request, 0, 0, None));
+            parts.push((shard, part(self.reactor, slot, 0, &running.request, 0, 0, None)));
         }
     }
 
-    fn send_buffer(&mut self, slot: usize, mut buf: Buf, send: &mut impl FnMut(ShardId, Part)) {
+    fn send_buffer(&mut self, slot: usize, mut buf: Buf, parts: &mut Vec<(ShardId, Part)>) {
         let running = &mut self.running[slot];
         running.cursor = running.end;
         let (offset, len) = (running.request.offset, u64::from(running.request.len));
@@ -192,12 +202,12 @@ impl Router {
             if buf.is_some() {
                 let at = running.volume.locate(offset);
                 let start = u64::from(at.cluster) * CLUSTER + u64::from(at.offset);
-                send(at.shard, part(self.reactor, slot, index, &running.request, start, len as u32, buf));
+                parts.push((at.shard, part(self.reactor, slot, index, &running.request, start, len as u32, buf)));
             }
         }
     }
 
-    fn send_window(&mut self, slot: usize, send: &mut impl FnMut(ShardId, Part)) {
+    fn send_window(&mut self, slot: usize, parts: &mut Vec<(ShardId, Part)>) {
         let running = &mut self.running[slot];
         while running.outstanding < WINDOW && running.cursor < running.end {
             let offset = running.cursor;
@@ -206,7 +216,7 @@ impl Router {
             running.outstanding += 1;
             let at = running.volume.locate(offset);
             let start = u64::from(at.cluster) * CLUSTER + u64::from(at.offset);
-            send(at.shard, part(self.reactor, slot, 0, &running.request, start, len as u32, None));
+            parts.push((at.shard, part(self.reactor, slot, 0, &running.request, start, len as u32, None)));
         }
     }
 }
@@ -220,5 +230,6 @@ fn part(reactor: u16, slot: usize, index: u16, request: &Request, start: u64, le
         start,
         len,
         buf,
+        view: None,
     }
 }

@@ -1,0 +1,158 @@
+//! What shards ask for: barriers, slabs, fences; and what changes under them: the directory.
+
+use std::sync::Arc;
+
+use ringway_reactor::io::{FileId, Instant, Io, IoError, Op, Token};
+
+use super::barrier::{Asked, Coalescer, Waiter};
+use super::message::Message;
+use super::{Node, Stopping, token_kind};
+use crate::directory::Directory;
+use crate::ids::{AssociationId, ShardId};
+use crate::request::{Done, Status};
+use crate::shard::{Event, RecordLog};
+
+/// The catalog's reactor.
+const OWNER: usize = 0;
+
+impl<L: RecordLog> Node<L> {
+    /// Everything that shards have said since the last turn. What these lead to may make them say more.
+    pub(super) fn take_shard_events<I: Io>(&mut self, io: &mut I, now: Instant) {
+        let mut events = std::mem::take(&mut self.shard_events);
+        for (shard, event) in events.drain(..) {
+            match event {
+                Event::Done(done) => self.part_ended(io, now, done),
+                Event::Barrier { ticket, files } => {
+                    let waiter = Waiter { shard, ticket };
+                    self.barriers.begin(waiter, files.iter().count());
+                    for file in files.iter() {
+                        let home = usize::from(file) % self.reactors;
+                        self.send(home, Message::AskBarrier { file: FileId(file), shard, ticket });
+                    }
+                }
+                Event::NeedSlab { urgent } => self.send(OWNER, Message::AskSlab { shard, urgent }),
+                Event::Erased(volume) => self.send(OWNER, Message::Erased { shard, volume }),
+                Event::Fault { volume, why } => self.send(OWNER, Message::Fault { shard, volume, why }),
+                Event::Fenced { association, .. } => self.shard_fenced(association),
+                Event::Drained => self.shard_drained(),
+            }
+        }
+        // Ending parts may have queued more; keep both.
+        events.append(&mut self.shard_events);
+        self.shard_events = events;
+    }
+
+    // ---- barriers
+
+    /// To the home of a device: a shard wants a barrier.
+    pub(super) fn ask_barrier<I: Io>(&mut self, io: &mut I, file: FileId, waiter: Waiter) {
+        match self.coalescers.entry(file).or_insert_with(|| Coalescer::new(file)).ask(waiter) {
+            Asked::Submit(file) => io.submit(barrier_token(file), Op::Barrier { file }),
+            Asked::Gathered => {}
+            Asked::Failed(error) => self.answer_barrier(waiter, Err(error)),
+        }
+    }
+
+    /// A device has done a barrier, or failed to.
+    pub(super) fn barrier_completed<I: Io>(&mut self, io: &mut I, file: FileId, result: Result<(), IoError>) {
+        let mut answered = std::mem::take(&mut self.answered);
+        let coalescer = self.coalescers.get_mut(&file).expect("a barrier that completes was asked for");
+        if coalescer.complete(result, &mut answered) {
+            io.submit(barrier_token(file), Op::Barrier { file });
+        }
+        if let Err(error) = result {
+            tracing::error!(device = file.0, %error, "a barrier failed: no write is trusted on this device until the pool is reopened");
+        }
+        for waiter in answered.drain(..) {
+            self.answer_barrier(waiter, result);
+        }
+        self.answered = answered;
+    }
+
+    fn answer_barrier(&mut self, waiter: Waiter, result: Result<(), IoError>) {
+        let to = usize::from(self.placement[usize::from(waiter.shard.0)]);
+        self.send(to, Message::BarrierDone { shard: waiter.shard, ticket: waiter.ticket, result });
+    }
+
+    /// One device's answer to a shard of this reactor.
+    pub(super) fn barrier_answered<I: Io>(&mut self, io: &mut I, waiter: Waiter, result: Result<(), IoError>) {
+        if let Some(outcome) = self.barriers.answered(waiter, result) {
+            let shard = self.shards[usize::from(waiter.shard.0)].as_mut().expect("it asked, so it lives here");
+            shard.on_barrier(io, waiter.ticket, outcome, &mut self.scratch);
+            self.shard_events.extend(self.scratch.drain(..).map(|event| (waiter.shard, event)));
+        }
+    }
+
+    // ---- fences
+
+    /// An association is dead: stop sending its parts, and tell everybody.
+    pub(super) fn fence<I: Io>(&mut self, io: &mut I, association: AssociationId, origin: usize) {
+        self.transport.kill_association(io, association, &mut self.transport_events);
+        let (dead, alive): (Vec<_>, Vec<_>) =
+            self.requests.drain(..).partition(|(_, request)| request.association == association);
+        self.requests = alive;
+        for (id, request) in dead {
+            self.answer(io, Done { id, status: Status::Aborted, buf: request.buf });
+        }
+        self.router.stop_association(association);
+        self.send_all(|| Message::FencePassed { association, origin });
+    }
+
+    /// A reactor sends no more parts of a dead association.
+    pub(super) fn fence_passed(&mut self, association: AssociationId, origin: usize) {
+        if !self.fences.passed(association, origin, self.reactors, self.local.len()) {
+            return;
+        }
+        if self.local.is_empty() {
+            self.shard_fenced(association);
+        }
+        for at in 0..self.local.len() {
+            let id = self.local[at];
+            let shard = self.shards[usize::from(id.0)].as_mut().expect("it lives here");
+            shard.fence(association, association.0, &mut self.scratch);
+            self.shard_events.extend(self.scratch.drain(..).map(|event| (id, event)));
+        }
+    }
+
+    fn shard_fenced(&mut self, association: AssociationId) {
+        if let Some(origin) = self.fences.shard_fenced(association) {
+            self.send(origin, Message::Fenced { association });
+        }
+    }
+
+    // ---- the directory
+
+    /// The volumes changed.
+    pub(super) fn publish<I: Io>(&mut self, io: &mut I, directory: Arc<Directory>, seq: u64) {
+        for at in 0..self.local.len() {
+            let id = self.local[at];
+            for record in directory.volumes_of(id) {
+                let known = self.directory.volume(record.id).is_some_and(|known| Arc::ptr_eq(known, record));
+                if !known {
+                    self.shard(id).on_volume(Arc::clone(record));
+                }
+            }
+            for volume in directory.erasing_of(id) {
+                self.forget_volume(id, volume);
+            }
+        }
+        self.directory = Arc::clone(&directory);
+        self.transport.on_directory(io, directory, &mut self.transport_events);
+        self.send(OWNER, Message::Published { seq });
+    }
+
+    fn forget_volume(&mut self, shard: ShardId, volume: crate::ids::VolumeId) {
+        self.serving.forget(shard, volume);
+        self.shard(shard).on_volume_removed(volume);
+    }
+
+    fn shard_drained(&mut self) {
+        if let Stopping::Draining { shards_left } = &mut self.stopping {
+            *shards_left -= 1;
+        }
+    }
+}
+
+fn barrier_token(file: FileId) -> Token {
+    Token(u64::from(token_kind::BARRIER) << 56 | u64::from(file.0))
+}

@@ -1,0 +1,294 @@
+//! One reactor's share of the target: its connections, its shards, and the messages between.
+//!
+//! A turn pulls everything (completions, messages), then [`Node::execute`] starts the requests that arrived, reads the epoch
+//! word once, runs the shards, and sends what came of it. Nothing is pulled between reading the word and running the shards:
+//! stamps at a shard are then monotone, and a cut is local to it (histories C1 and C2).
+//!
+//! ```text
+//! transport --Request--> router --Part--> shard (here, or by mailbox) --PartDone--> router --Done--> transport
+//! ```
+
+pub mod barrier;
+pub mod fence;
+pub mod message;
+pub mod owner;
+pub mod route;
+mod events;
+mod parts;
+mod serving;
+mod stop;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use ringway_reactor::io::{Completion, FileId, Instant, Io};
+use ringway_reactor::mailbox::Endpoint;
+use ringway_reactor::turn::Application;
+
+use crate::controller::registry::Registry;
+use crate::directory::Directory;
+use crate::ids::{Epoch, RequestId, ShardId};
+use crate::metrics::Metrics;
+use crate::request::{Done, Request};
+use crate::shard::{Event, Part, PartDone, RecordLog, Shard, TokenBase};
+use crate::transport::{TcpTransport, TransportEvent};
+use barrier::{Coalescer, OpenBarriers, Waiter};
+use fence::Fences;
+use message::Message;
+use owner::Owner;
+use route::Router;
+use serving::Serving;
+
+/// Who submitted an operation: the top byte of its token.
+pub mod token_kind {
+    /// A shard; see [`crate::shard::TokenBase`].
+    pub const SHARD: u8 = 0;
+    /// The TCP transport.
+    pub const TCP: u8 = 1;
+    /// A barrier of the device in the low half.
+    pub const BARRIER: u8 = 2;
+    /// The catalog.
+    pub const CATALOG: u8 = 3;
+}
+
+/// How far a stopping node has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stopping {
+    No,
+    /// Nothing new is taken; what is in flight ends.
+    Quieting,
+    /// Nothing is in flight here.
+    Quiet,
+    /// Nothing is in flight on any reactor: the shards make everything durable.
+    Draining { shards_left: usize },
+    Drained,
+    /// Leave the loop.
+    Stopped,
+}
+
+/// What a node is made of.
+pub struct NodeParts<L> {
+    pub index: usize,
+    pub reactors: usize,
+    /// The reactor of each shard.
+    pub placement: Arc<[u16]>,
+    /// Those that live here.
+    pub shards: Vec<Shard<L>>,
+    pub transport: TcpTransport,
+    pub registry: Arc<Registry>,
+    pub directory: Arc<Directory>,
+    pub epoch: Arc<AtomicU64>,
+    pub metrics: Arc<Metrics>,
+    /// On reactor 0.
+    pub owner: Option<Owner>,
+}
+
+/// One reactor's share of the target.
+pub struct Node<L> {
+    index: usize,
+    reactors: usize,
+    placement: Arc<[u16]>,
+    /// By shard number; `None` where it lives elsewhere.
+    shards: Vec<Option<Shard<L>>>,
+    local: Vec<ShardId>,
+    transport: TcpTransport,
+    registry: Arc<Registry>,
+    router: Router,
+    serving: Serving,
+    directory: Arc<Directory>,
+    epoch: Arc<AtomicU64>,
+    metrics: Arc<Metrics>,
+    owner: Option<Owner>,
+    coalescers: BTreeMap<FileId, Coalescer>,
+    barriers: OpenBarriers,
+    fences: Fences,
+    requests: Vec<(RequestId, Request)>,
+    transport_events: Vec<TransportEvent>,
+    shard_events: Vec<(ShardId, Event)>,
+    /// Parts of other reactors that ended here, and all other mail, sent at the end of the turn.
+    outbox: Vec<(usize, Message)>,
+    returned: Vec<PartDone>,
+    parts: Vec<(ShardId, Part)>,
+    done: Vec<Done>,
+    answered: Vec<Waiter>,
+    scratch: Vec<Event>,
+    stopping: Stopping,
+}
+
+impl<L: RecordLog> Node<L> {
+    /// Puts a node together; its shards are recovered.
+    #[must_use]
+    pub fn new(parts: NodeParts<L>) -> Self {
+        let mut shards: Vec<Option<Shard<L>>> = parts.placement.iter().map(|_| None).collect();
+        let local = parts.shards.iter().map(Shard::id).collect();
+        for shard in parts.shards {
+            let slot = usize::from(shard.id().0);
+            assert!(usize::from(parts.placement[slot]) == parts.index, "a shard lives where it is placed");
+            shards[slot] = Some(shard);
+        }
+        Self {
+            serving: Serving::new(parts.metrics.clone()),
+            index: parts.index,
+            reactors: parts.reactors,
+            placement: parts.placement,
+            shards,
+            local,
+            transport: parts.transport,
+            registry: parts.registry,
+            router: Router::new(parts.index as u16),
+            directory: parts.directory,
+            epoch: parts.epoch,
+            metrics: parts.metrics,
+            owner: parts.owner,
+            coalescers: BTreeMap::new(),
+            barriers: OpenBarriers::default(),
+            fences: Fences::default(),
+            requests: Vec::with_capacity(1024),
+            transport_events: Vec::with_capacity(1024),
+            shard_events: Vec::with_capacity(1024),
+            outbox: Vec::with_capacity(1024),
+            returned: Vec::with_capacity(1024),
+            parts: Vec::with_capacity(1024),
+            done: Vec::with_capacity(1024),
+            answered: Vec::new(),
+            scratch: Vec::with_capacity(1024),
+            stopping: Stopping::No,
+        }
+    }
+
+    /// Whether its loop may end.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        self.stopping == Stopping::Stopped
+    }
+
+    /// Submits a request that no connection sent (benchmarks and tests in the process); it ends in [`Node::take_done`].
+    pub fn submit(&mut self, id: RequestId, request: Request) {
+        self.requests.push((id, request));
+    }
+
+    /// Requests of [`Node::submit`] that have ended.
+    pub fn take_done(&mut self) -> std::vec::Drain<'_, Done> {
+        self.done.drain(..)
+    }
+
+    /// The connections of this reactor.
+    pub fn transport(&mut self) -> &mut TcpTransport {
+        &mut self.transport
+    }
+
+    fn shard(&mut self, shard: ShardId) -> &mut Shard<L> {
+        self.shards[usize::from(shard.0)].as_mut().expect("mail for a shard goes where it lives")
+    }
+
+    fn send(&mut self, to: usize, message: Message) {
+        self.outbox.push((to, message));
+    }
+
+    fn send_all(&mut self, message: impl Fn() -> Message) {
+        for to in 0..self.reactors {
+            self.outbox.push((to, message()));
+        }
+    }
+}
+
+impl<I: Io, L: RecordLog> Application<I, Message> for Node<L> {
+    fn on_completion(&mut self, io: &mut I, completion: Completion) {
+        let token = completion.token;
+        match (token.0 >> 56) as u8 {
+            token_kind::SHARD => {
+                let shard = TokenBase::shard_of(token);
+                let events = &mut self.scratch;
+                self.shards[usize::from(shard.0)].as_mut().expect("a shard's operation ends where it began").on_completion(
+                    io,
+                    TokenBase::slot_of(token),
+                    completion,
+                    events,
+                );
+                self.shard_events.extend(self.scratch.drain(..).map(|event| (shard, event)));
+            }
+            token_kind::TCP => self.transport.on_completion(io, completion, &mut self.transport_events),
+            token_kind::BARRIER => self.barrier_completed(io, FileId(token.0 as u16), completion.result.map(drop)),
+            token_kind::CATALOG => {
+                let owner = self.owner.as_mut().expect("catalog operations end where the catalog lives");
+                owner.on_completion(io, completion);
+            }
+            kind => unreachable!("nobody submits operations of kind {kind}"),
+        }
+    }
+
+    fn on_message(&mut self, io: &mut I, from: usize, message: Message) {
+        match message {
+            Message::Part { shard, part } => self.take_part(io.now(), shard, part, true),
+            Message::PartDone(done) => self.returned.push(done),
+            Message::AskBarrier { file, shard, ticket } => self.ask_barrier(io, file, Waiter { shard, ticket }),
+            Message::BarrierDone { shard, ticket, result } => self.barrier_answered(io, Waiter { shard, ticket }, result),
+            Message::Adopt(adopted) => self.transport.adopt(io, adopted, &mut self.transport_events),
+            Message::Publish { directory, seq } => self.publish(io, directory, seq),
+            Message::Settle { token } => self.send(from, Message::Settled { token }),
+            Message::Settled { token } => self.transport.on_settled(io, token, &mut self.transport_events),
+            Message::Fence { association, origin } => self.fence(io, association, origin),
+            Message::FencePassed { association, origin } => self.fence_passed(association, origin),
+            Message::Fenced { association } => {
+                if self.fences.answered(association) {
+                    self.registry.fenced(association);
+                }
+            }
+            Message::SlabGranted { shard, slab } => self.shard(shard).on_slab(slab),
+            Message::NoSlab { shard } => self.shard(shard).on_no_slab(),
+            Message::Quiet => self.quiet(),
+            Message::Drain => self.drain(),
+            Message::Stop => self.stopping = Stopping::Stopped,
+            other => {
+                let owner = self.owner.as_mut().expect("mail for the catalog goes to reactor 0");
+                owner.on_message(from, other);
+            }
+        }
+    }
+
+    fn on_control(&mut self, _io: &mut I, message: Message) {
+        let owner = self.owner.as_mut().expect("control threads talk to reactor 0");
+        owner.on_message(self.index, message);
+    }
+
+    fn execute(&mut self, io: &mut I, mail: &mut Endpoint<Message>) {
+        let now = io.now();
+        self.transport.tick(io, &mut self.transport_events);
+        self.take_transport_events();
+        self.take_returned(io, now);
+        self.start_requests(io, now);
+        // Acquire pairs with the coordinator's fetch_add: whatever was pulled above was pulled before this is read.
+        let word = Epoch(self.epoch.load(Ordering::Acquire));
+        for at in 0..self.local.len() {
+            let id = self.local[at];
+            let shard = self.shards[usize::from(id.0)].as_mut().expect("it lives here");
+            shard.execute(io, word, &mut self.scratch);
+            self.shard_events.extend(self.scratch.drain(..).map(|event| (id, event)));
+        }
+        self.take_shard_events(io, now);
+        if let Some(owner) = &mut self.owner {
+            owner.execute(io, &mut self.outbox);
+        }
+        self.stop_step();
+        self.transport.flush(io);
+        for (to, message) in self.outbox.drain(..) {
+            mail.send(to, message);
+        }
+    }
+
+    fn next_deadline(&self) -> Instant {
+        let shards = self.local.iter().filter_map(|id| self.shards[usize::from(id.0)].as_ref());
+        shards.map(Shard::next_deadline).chain([self.transport.next_deadline()]).min().unwrap_or(Instant::NEVER)
+    }
+
+    fn busy(&self) -> bool {
+        !self.requests.is_empty()
+            || !self.returned.is_empty()
+            || !self.shard_events.is_empty()
+            || !self.transport_events.is_empty()
+            || self.owner.as_ref().is_some_and(Owner::busy)
+            || self.transport.busy()
+            || self.local.iter().filter_map(|id| self.shards[usize::from(id.0)].as_ref()).any(Shard::busy)
+    }
+}

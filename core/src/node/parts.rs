@@ -1,0 +1,103 @@
+//! Requests to parts, parts to shards, and the way back.
+
+use ringway_reactor::io::{Instant, Io};
+
+use super::Node;
+use super::message::Message;
+use super::route::PartId;
+use crate::ids::ShardId;
+use crate::request::Done;
+use crate::shard::{Part, PartDone, RecordLog};
+use crate::transport::TransportEvent;
+
+/// Set in the ids of requests that came from a connection; those of [`Node::submit`] have it clear.
+pub(crate) const FROM_TRANSPORT: u64 = 1 << 63;
+
+impl<L: RecordLog> Node<L> {
+    /// What the connections want.
+    pub(super) fn take_transport_events(&mut self) {
+        let mut events = std::mem::take(&mut self.transport_events);
+        for event in events.drain(..) {
+            match event {
+                TransportEvent::Request { id, request } => self.requests.push((id, request)),
+                TransportEvent::AssociationDead(association) => {
+                    if self.fences.begin(association, self.reactors) {
+                        let origin = self.index;
+                        self.send_all(|| Message::Fence { association, origin });
+                    }
+                }
+                TransportEvent::Settle { token } => self.send_all(|| Message::Settle { token }),
+                TransportEvent::Attached { volume } => self.send(0, Message::Attached { volume }),
+                TransportEvent::Handover { to, adopted } => self.send(to, Message::Adopt(adopted)),
+            }
+        }
+        self.transport_events = events;
+    }
+
+    /// Cuts the requests that have arrived into parts and sends those on their way.
+    pub(super) fn start_requests<I: Io>(&mut self, io: &mut I, now: Instant) {
+        let mut requests = std::mem::take(&mut self.requests);
+        for (id, request) in requests.drain(..) {
+            let volume = self.directory.volume(request.volume);
+            if let Some(done) = self.router.start(id, request, volume, now, &mut self.parts) {
+                self.answer(io, done);
+            }
+        }
+        self.requests = requests;
+        self.send_parts(now);
+    }
+
+    fn send_parts(&mut self, now: Instant) {
+        let mut parts = std::mem::take(&mut self.parts);
+        for (shard, part) in parts.drain(..) {
+            let reactor = usize::from(self.placement[usize::from(shard.0)]);
+            if reactor == self.index {
+                self.take_part(now, shard, part, false);
+            } else {
+                self.send(reactor, Message::Part { shard, part });
+            }
+        }
+        self.parts = parts;
+    }
+
+    /// A part for a shard that lives here.
+    pub(super) fn take_part(&mut self, now: Instant, shard: ShardId, mut part: Part, hopped: bool) {
+        self.serving.begin(shard, &mut part, now, hopped);
+        self.shard(shard).submit(part);
+    }
+
+    /// A shard of this reactor is done with a part.
+    pub(super) fn part_ended<I: Io>(&mut self, io: &mut I, now: Instant, mut done: PartDone) {
+        self.serving.end(&mut done, now);
+        let origin = usize::from(PartId::unpack(done.id).reactor);
+        if origin == self.index {
+            self.take_part_done(io, now, done);
+        } else {
+            self.send(origin, Message::PartDone(done));
+        }
+    }
+
+    /// Parts that came back from other reactors.
+    pub(super) fn take_returned<I: Io>(&mut self, io: &mut I, now: Instant) {
+        let mut returned = std::mem::take(&mut self.returned);
+        for done in returned.drain(..) {
+            self.take_part_done(io, now, done);
+        }
+        self.returned = returned;
+    }
+
+    fn take_part_done<I: Io>(&mut self, io: &mut I, now: Instant, done: PartDone) {
+        if let Some(finished) = self.router.part_done(done, now, &mut self.parts) {
+            self.answer(io, finished.done);
+        }
+        self.send_parts(now);
+    }
+
+    pub(super) fn answer<I: Io>(&mut self, io: &mut I, done: Done) {
+        if done.id.0 & FROM_TRANSPORT != 0 {
+            self.transport.on_done(io, done, &mut self.transport_events);
+        } else {
+            self.done.push(done);
+        }
+    }
+}

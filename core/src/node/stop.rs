@@ -1,0 +1,40 @@
+//! Stopping: quiet everywhere, then drained everywhere, then the catalog is closed cleanly.
+
+use super::message::Message;
+use super::{Node, Stopping};
+use crate::shard::RecordLog;
+
+impl<L: RecordLog> Node<L> {
+    /// Takes nothing new; connections close when what they have in flight has ended.
+    pub(super) fn quiet(&mut self) {
+        self.transport.drain();
+        self.stopping = Stopping::Quieting;
+    }
+
+    /// Every reactor is quiet, so no part is on its way: the shards make everything durable.
+    pub(super) fn drain(&mut self) {
+        assert!(self.serving.in_flight() == 0, "every reactor was quiet");
+        self.stopping = Stopping::Draining { shards_left: self.local.len() };
+        for at in 0..self.local.len() {
+            let id = self.local[at];
+            self.shard(id).drain();
+        }
+    }
+
+    /// Tells the catalog's reactor how far this one has come, once a stage.
+    pub(super) fn stop_step(&mut self) {
+        match self.stopping {
+            Stopping::Quieting
+                if self.transport.is_quiet() && self.router.in_flight() == 0 && self.serving.in_flight() == 0 =>
+            {
+                self.stopping = Stopping::Quiet;
+                self.send(0, Message::IsQuiet);
+            }
+            Stopping::Draining { shards_left: 0 } => {
+                self.stopping = Stopping::Drained;
+                self.send(0, Message::Drained);
+            }
+            _ => {}
+        }
+    }
+}

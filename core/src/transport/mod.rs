@@ -1,0 +1,5 @@
+//! Transports: capsules out of sockets, answers back into them.
+
+pub mod tcp;
+
+pub use tcp::{Adopted, TcpTransport, TransportConfig, TransportEvent, TransportStats};

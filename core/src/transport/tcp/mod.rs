@@ -1,0 +1,399 @@
+//! NVMe/TCP connections of one reactor.
+//!
+//! `receive` brings bytes, `connection` cuts them into PDUs, `command` turns capsules into requests and ended requests into
+//! answers, `send` batches those. Nothing here waits: what cannot go on now is on one of the lists of [`TcpTransport`] and is
+//! tried again in a later turn.
+
+mod command;
+mod connection;
+mod receive;
+mod send;
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use ringway_reactor::io::{Completion, Instant, Io, ListenerId, Op, Payload, Socket, Token};
+use slab::Slab;
+
+use crate::controller::registry::Registry;
+use crate::directory::Directory;
+use crate::ids::{AssociationId, RequestId, VolumeId};
+use crate::request::{Done, Request};
+use connection::{Connection, Phase};
+
+/// A peer that takes or sends nothing for this long, while it owes us something, is given up: a stuck peer must not hold
+/// buffers for ever.
+const STALL_NS: u64 = 30_000_000_000;
+/// How often deadlines are looked at.
+const TICK_NS: u64 = 500_000_000;
+/// How soon to try again what waits for a fence or a buffer.
+const RETRY_NS: u64 = 1_000_000;
+
+/// Bounds of one reactor's connections.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TransportConfig {
+    /// Which reactor this is, and how many there are.
+    pub reactor: usize,
+    pub reactors: usize,
+    /// Connections at most; more are closed as they come.
+    pub connections_max: usize,
+    /// Bytes of data buffers that one connection's commands may hold; beyond it they wait.
+    pub connection_bytes_max: usize,
+    /// Bytes of data buffers that writes waiting for their data may hold together: the rest of the pool is for commands that
+    /// need nothing more from their peers, so that those who wait cannot starve those who do not.
+    pub receiving_bytes_max: usize,
+}
+
+impl TransportConfig {
+    /// Bounds for a reactor with `buffer_bytes` of buffers.
+    #[must_use]
+    pub fn new(reactor: usize, reactors: usize, buffer_bytes: usize) -> Self {
+        Self {
+            reactor,
+            reactors,
+            connections_max: 4096,
+            connection_bytes_max: buffer_bytes / 4,
+            receiving_bytes_max: buffer_bytes / 2,
+        }
+    }
+}
+
+/// A connection on its way to the reactor that will serve it.
+#[derive(Debug)]
+pub struct Adopted {
+    /// Connected, not yet attached.
+    pub socket: Socket,
+    /// The host's end.
+    pub peer: SocketAddr,
+    /// The listener's address.
+    pub local: SocketAddr,
+}
+
+/// What a transport wants from its node.
+#[derive(Debug)]
+pub enum TransportEvent {
+    /// Do this; [`TcpTransport::on_done`] follows exactly once.
+    Request { id: RequestId, request: Request },
+    /// An association has ended: fence it.
+    AssociationDead(AssociationId),
+    /// Answer with [`TcpTransport::on_settled`] once every reactor has taken what had arrived.
+    Settle { token: u64 },
+    /// A host attached this volume.
+    Attached { volume: VolumeId },
+    /// A new connection belongs to another reactor.
+    Handover { to: usize, adopted: Adopted },
+}
+
+/// Plain counters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TransportStats {
+    /// Connections taken.
+    pub accepted: u64,
+    /// Connections closed, for whatever reason.
+    pub closed: u64,
+    /// Connections that broke the protocol.
+    pub terminated: u64,
+    /// Commands taken.
+    pub commands: u64,
+    /// Commands that had to wait for a buffer.
+    pub waited_for_buffer: u64,
+}
+
+/// What connections share within one call.
+pub(super) struct Cx<'a, I> {
+    pub(super) io: &'a mut I,
+    pub(super) out: &'a mut Vec<TransportEvent>,
+    pub(super) config: &'a TransportConfig,
+    pub(super) registry: &'a Arc<Registry>,
+    pub(super) directory: &'a Arc<Directory>,
+    pub(super) stats: &'a mut TransportStats,
+    /// Connections with something to send.
+    pub(super) dirty: &'a mut Vec<usize>,
+    /// Connections that wait for a buffer.
+    pub(super) starved: &'a mut VecDeque<usize>,
+    /// Connections that were closed.
+    pub(super) closing: &'a mut Vec<usize>,
+    /// Bytes of buffers that wait for data from their peers.
+    pub(super) receiving_bytes: &'a mut usize,
+}
+
+/// Tokens of this transport's operations.
+pub(super) mod token {
+    use ringway_reactor::io::Token;
+
+    use crate::node::token_kind;
+
+    const BASE: u64 = (token_kind::TCP as u64) << 56;
+    pub(super) const RECEIVE: u8 = 0;
+    pub(super) const SEND: u8 = 1;
+    pub(super) const ACCEPT: u8 = 2;
+
+    pub(super) fn receive(connection: usize) -> Token {
+        Token(BASE | connection as u64)
+    }
+
+    pub(super) fn send(connection: usize) -> Token {
+        Token(BASE | u64::from(SEND) << 48 | connection as u64)
+    }
+
+    pub(super) fn accept(listener: usize) -> Token {
+        Token(BASE | u64::from(ACCEPT) << 48 | listener as u64)
+    }
+
+    pub(super) fn parse(token: Token) -> (u8, usize) {
+        ((token.0 >> 48) as u8, token.0 as u32 as usize)
+    }
+}
+
+struct Listener {
+    id: ListenerId,
+    local: SocketAddr,
+}
+
+/// The NVMe/TCP connections of one reactor.
+pub struct TcpTransport {
+    config: TransportConfig,
+    registry: Arc<Registry>,
+    directory: Arc<Directory>,
+    connections: Slab<Connection>,
+    listeners: Vec<Listener>,
+    next_reactor: usize,
+    dirty: Vec<usize>,
+    starved: VecDeque<usize>,
+    closing: Vec<usize>,
+    receiving_bytes: usize,
+    stats: TransportStats,
+    next_tick: Instant,
+    draining: bool,
+}
+
+impl TcpTransport {
+    /// No connections yet.
+    #[must_use]
+    pub fn new(config: TransportConfig, registry: Arc<Registry>, directory: Arc<Directory>) -> Self {
+        Self {
+            config,
+            registry,
+            directory,
+            connections: Slab::new(),
+            listeners: Vec::new(),
+            next_reactor: 0,
+            dirty: Vec::new(),
+            starved: VecDeque::new(),
+            closing: Vec::new(),
+            receiving_bytes: 0,
+            stats: TransportStats::default(),
+            next_tick: Instant(0),
+            draining: false,
+        }
+    }
+
+    /// Splits `self` into one connection and what all connections share.
+    fn with<I: Io, R>(
+        &mut self,
+        io: &mut I,
+        out: &mut Vec<TransportEvent>,
+        index: usize,
+        f: impl FnOnce(&mut Connection, &mut Cx<'_, I>) -> R,
+    ) -> Option<R> {
+        let connection = self.connections.get_mut(index)?;
+        let mut cx = Cx {
+            io,
+            out,
+            config: &self.config,
+            registry: &self.registry,
+            directory: &self.directory,
+            stats: &mut self.stats,
+            dirty: &mut self.dirty,
+            starved: &mut self.starved,
+            closing: &mut self.closing,
+            receiving_bytes: &mut self.receiving_bytes,
+        };
+        Some(f(connection, &mut cx))
+    }
+
+    /// Takes connections from an open listener, and hands them to the reactors in turn.
+    pub fn listen<I: Io>(&mut self, io: &mut I, id: ListenerId, local: SocketAddr) {
+        io.submit(token::accept(self.listeners.len()), Op::Accept { listener: id });
+        self.listeners.push(Listener { id, local });
+    }
+
+    /// Serves a connection.
+    pub fn adopt<I: Io>(&mut self, io: &mut I, adopted: Adopted, out: &mut Vec<TransportEvent>) {
+        if self.draining || self.connections.len() >= self.config.connections_max {
+            tracing::warn!(peer = %adopted.peer, "a connection is refused: {}", if self.draining { "stopping" } else { "too many" });
+            return;
+        }
+        let socket = match io.attach(adopted.socket) {
+            Ok(socket) => socket,
+            Err(error) => {
+                tracing::warn!(peer = %adopted.peer, %error, "a connection cannot be served");
+                return;
+            }
+        };
+        self.stats.accepted += 1;
+        let index = self.connections.vacant_key();
+        let now = io.now();
+        self.connections.insert(Connection::new(index, socket, adopted.peer, adopted.local, now));
+        self.with(io, out, index, |connection, cx| connection.advance(cx));
+    }
+
+    /// An operation of this transport ended.
+    pub fn on_completion<I: Io>(&mut self, io: &mut I, completion: Completion, out: &mut Vec<TransportEvent>) {
+        let (kind, index) = token::parse(completion.token);
+        match (kind, completion.payload) {
+            (token::RECEIVE, Payload::Buf(buf)) => {
+                // An error ends a connection as a clean end does; what was in flight is fenced.
+                let count = completion.result.unwrap_or(0);
+                self.with(io, out, index, |connection, cx| connection.on_received(cx, buf, count));
+            }
+            (token::SEND, Payload::Bufs(bufs)) => {
+                self.with(io, out, index, |connection, cx| {
+                    connection.on_sent(cx, bufs, completion.result.unwrap_or(0));
+                    if let Err(error) = completion.result {
+                        connection.close(cx, &error.to_string());
+                    }
+                });
+            }
+            (token::ACCEPT, payload) => self.accepted(io, index, payload, out),
+            (kind, payload) => unreachable!("operation {kind} came back with {payload:?}"),
+        }
+        self.remove_if_gone(index, kind);
+    }
+
+    fn accepted<I: Io>(&mut self, io: &mut I, listener: usize, payload: Payload, out: &mut Vec<TransportEvent>) {
+        if let Payload::Socket(socket, peer) = payload {
+            let adopted = Adopted { socket, peer, local: self.listeners[listener].local };
+            let to = self.next_reactor;
+            self.next_reactor = (to + 1) % self.config.reactors;
+            if to == self.config.reactor {
+                self.adopt(io, adopted, out);
+            } else {
+                out.push(TransportEvent::Handover { to, adopted });
+            }
+        }
+        if !self.draining {
+            io.submit(token::accept(listener), Op::Accept { listener: self.listeners[listener].id });
+        }
+    }
+
+    fn remove_if_gone(&mut self, index: usize, kind: u8) {
+        if kind != token::ACCEPT && self.connections.get(index).is_some_and(Connection::is_gone) {
+            self.connections.remove(index);
+        }
+    }
+
+    /// A request ended.
+    pub fn on_done<I: Io>(&mut self, io: &mut I, done: Done, out: &mut Vec<TransportEvent>) {
+        let (index, slot) = command::parse_request_id(done.id);
+        self.with(io, out, index, |connection, cx| connection.on_done(cx, slot, done))
+            .expect("a connection stays until its requests have ended");
+        self.remove_if_gone(index, token::RECEIVE);
+    }
+
+    /// The volumes changed; hosts that asked to be told are told.
+    pub fn on_directory<I: Io>(&mut self, io: &mut I, directory: Arc<Directory>, out: &mut Vec<TransportEvent>) {
+        self.directory = directory;
+        for index in self.indices() {
+            self.with(io, out, index, |connection, cx| connection.on_directory(cx));
+        }
+    }
+
+    /// Every reactor has taken what had arrived when a host connected again.
+    pub fn on_settled<I: Io>(&mut self, io: &mut I, token: u64, out: &mut Vec<TransportEvent>) {
+        self.with(io, out, token as usize, |connection, cx| connection.on_settled(cx));
+    }
+
+    /// Closes the association's connections on this reactor.
+    pub fn kill_association<I: Io>(&mut self, io: &mut I, association: AssociationId, out: &mut Vec<TransportEvent>) {
+        for index in self.indices() {
+            self.with(io, out, index, |connection, cx| {
+                if connection.association_id() == Some(association) {
+                    connection.close(cx, "its association has ended");
+                }
+            });
+            self.remove_if_gone(index, token::RECEIVE);
+        }
+    }
+
+    fn indices(&self) -> Vec<usize> {
+        self.connections.iter().map(|(index, _)| index).collect()
+    }
+
+    /// What waits for buffers, fences or deadlines.
+    pub fn tick<I: Io>(&mut self, io: &mut I, out: &mut Vec<TransportEvent>) {
+        for _ in 0..self.starved.len() {
+            let index = self.starved.pop_front().expect("counted above");
+            self.with(io, out, index, |connection, cx| connection.retry(cx));
+        }
+        let now = io.now();
+        if now < self.next_tick {
+            return;
+        }
+        self.next_tick = now.plus_ns(TICK_NS);
+        for index in self.indices() {
+            self.with(io, out, index, |connection, cx| connection.check_deadlines(cx, now));
+            self.remove_if_gone(index, token::RECEIVE);
+        }
+    }
+
+    /// Submits one send for each connection that has something to say.
+    pub fn flush<I: Io>(&mut self, io: &mut I) {
+        for index in self.dirty.drain(..) {
+            if let Some(connection) = self.connections.get_mut(index)
+                && connection.phase != Phase::Closing
+            {
+                connection.output.submit(io, connection.socket, token::send(index));
+            }
+        }
+        for index in self.closing.drain(..) {
+            if self.connections.get(index).is_some_and(Connection::is_gone) {
+                self.connections.remove(index);
+            }
+        }
+    }
+
+    /// When [`TcpTransport::tick`] has to run although nothing arrives.
+    #[must_use]
+    pub fn next_deadline(&self) -> Instant {
+        match (self.connections.is_empty(), self.starved.is_empty()) {
+            (true, _) => Instant::NEVER,
+            (false, true) => self.next_tick,
+            // A buffer that comes free is no event of its own.
+            (false, false) => Instant(0).max(Instant(self.next_tick.0.saturating_sub(TICK_NS).saturating_add(RETRY_NS))),
+        }
+    }
+
+    /// Whether [`TcpTransport::flush`] has something to do at once.
+    #[must_use]
+    pub fn busy(&self) -> bool {
+        !self.dirty.is_empty() || !self.closing.is_empty()
+    }
+
+    /// Takes no new connection and no new command; connections close once what they have in flight is answered.
+    pub fn drain<I: Io>(&mut self, io: &mut I) {
+        self.draining = true;
+        for listener in self.listeners.drain(..) {
+            io.close_listener(listener.id);
+        }
+    }
+
+    /// Whether a drained transport has nothing left.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        self.draining && self.connections.is_empty()
+    }
+
+    /// Counters as of now.
+    #[must_use]
+    pub fn stats(&self) -> TransportStats {
+        self.stats
+    }
+
+    /// Connections now.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.connections.len()
+    }
+}
