@@ -8,6 +8,7 @@ pub mod checksum;
 pub mod control;
 pub mod host;
 pub mod ids;
+pub mod journal;
 pub mod limits;
 pub mod map;
 pub mod metrics;
