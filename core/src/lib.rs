@@ -17,3 +17,4 @@ pub mod request;
 pub mod shard;
 pub mod space;
 pub mod volume;
+pub mod wire;
