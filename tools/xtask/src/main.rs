@@ -1,1 +1,82 @@
-fn main() {}
+//! `cargo xtask`: one command for each thing that keeps the repository honest.
+//!
+//! Every subcommand ends with a line `N passed, N failed` and exits non-zero unless everything passed. Nothing is left out
+//! without a line that says so; a SKIP counts as a failure where `CI=true`, but for the one named in `check`.
+
+mod bench;
+mod check;
+mod command;
+mod direction;
+mod fuzz;
+mod install;
+mod report;
+mod soak;
+mod test;
+mod tidy;
+mod vm;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::report::Report;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Checks, tests and measurements of this repository", version)]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Formatting, clippy, licences and advisories, direction of dependencies, documentation, tidiness
+    Check,
+    /// Every test: unit, simulation, black box, crash, the test VM, a short run of each fuzz target
+    Test {
+        /// Only what cargo runs: leave out the test VM and the fuzz targets
+        #[arg(long)]
+        quick: bool,
+    },
+    /// The tests that run longer than two minutes, for as long as they are given
+    Soak {
+        #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=10_080))]
+        minutes: u64,
+    },
+    /// Tests in the test VM, where Linux's own initiators attach
+    Vm(vm::Options),
+    /// Each fuzz target
+    Fuzz {
+        /// How long each target runs
+        #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=604_800))]
+        seconds: u64,
+        /// Targets; all where none is named
+        targets: Vec<String>,
+    },
+    /// The benchmarks; arguments go to the benchmark program
+    Bench {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+}
+
+fn main() -> ExitCode {
+    let task = Arguments::parse().task;
+    if let Err(why) = std::env::set_current_dir(command::root()) {
+        eprintln!("xtask: {}: {why}", command::root().display());
+        return ExitCode::FAILURE;
+    }
+    let report = match task {
+        Task::Check => check::run(),
+        Task::Test { quick } => test::run(quick),
+        Task::Soak { minutes } => soak::run(minutes),
+        Task::Vm(options) => vm::run(&options),
+        Task::Fuzz { seconds, targets } => fuzz::run(seconds, &targets),
+        Task::Bench { arguments } => bench::run(&arguments),
+    };
+    finish(report)
+}
+
+fn finish(report: Report) -> ExitCode {
+    if report.finish() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

@@ -1,0 +1,85 @@
+# Sourced by each test inside the guest: steps that more than one of them takes. The working directory is the shared folder.
+#
+# A test proves the sentence its name is. It ends at the first command that fails; the trap then says where, and shows what the
+# target and the kernel had to say. Which target is attached to is in tests/target: target-ringway.sh or target-kernel.sh has
+#   target_format, target_start, target_kill, target_stop, volume_create NAME SIZE [LBA], volume_resize NAME SIZE,
+#   volume_shrink_refused NAME SIZE, space_allocated NAME (bytes)
+set -euo pipefail
+
+TEST=$(basename "$0" .sh)
+TARGET_LOG=/tmp/target.log
+ADDRESS=127.0.0.1
+PORT=4420
+# the pool's disk
+DISK=/dev/vdb
+read -r WHICH <tests/target || true
+. "tests/target-$WHICH.sh"
+
+step() { echo "  [$(cut -d' ' -f1 /proc/uptime)] $*"; }
+
+fail() { echo "  $TEST: $*" >&2; exit 1; }
+
+ended() {
+  local status=$?
+  if [ $status = 0 ]; then
+    echo "PASS $TEST ($WHICH, $(uname -r))"
+  else
+    echo "---- the target's last words"; tail -n 40 "$TARGET_LOG" 2>/dev/null || true
+    echo "---- the kernel's"; dmesg | tail -n 40
+    echo "FAIL $TEST ($WHICH, $(uname -r)), status $status, line ${BASH_LINENO[0]}"
+  fi
+  exit $status
+}
+trap ended EXIT
+
+# wait_until SECONDS WHAT COMMAND...: retries the command ten times a second
+wait_until() {
+  local limit=$1 what=$2 until
+  shift 2
+  until=$(($(date +%s) + limit))
+  until "$@"; do
+    [ "$(date +%s)" -lt "$until" ] || fail "not within $limit s: $what"
+    sleep 0.1
+  done
+}
+
+nqn_of() { echo "nqn.2026-11.io.ringway:$1"; }
+
+# attach VOLUME [OPTION...]: connects by Linux's own initiator and sets DEVICE. Reconnects every second, for two minutes.
+attach() {
+  local volume=$1
+  shift
+  nvme connect --transport tcp --traddr $ADDRESS --trsvcid $PORT --nqn "$(nqn_of "$volume")" \
+    --reconnect-delay 1 --ctrl-loss-tmo 120 "$@" >/dev/null
+  wait_until 20 "a block device of $volume" find_device "$volume"
+  step "attached $volume as $DEVICE"
+}
+
+# the block device of a volume, by the subsystem it belongs to
+find_device() {
+  local subsystem
+  for subsystem in /sys/class/nvme-subsystem/*; do
+    if [ "$(cat "$subsystem/subsysnqn" 2>/dev/null)" = "$(nqn_of "$1")" ]; then
+      DEVICE=$(find "$subsystem/" -maxdepth 1 -name 'nvme*n1' -printf '/dev/%f\n' | head -n 1)
+      [ -b "$DEVICE" ] && return 0
+    fi
+  done
+  return 1
+}
+
+detach() {
+  nvme disconnect --nqn "$(nqn_of "$1")" >/dev/null
+  step "detached $1"
+}
+
+# how the kernel sees the connection: live, connecting, resetting, deleting
+controller_state() { cat /sys/class/nvme/nvme*/state 2>/dev/null | head -n 1; }
+controller_is() { [ "$(controller_state)" = "$1" ]; }
+controller_lost() { ! controller_is live; }
+
+fresh_target() { # VOLUME SIZE [LBA]: formats the pool's disk, starts the target, creates one volume
+  modprobe nvme-tcp
+  target_format
+  target_start
+  volume_create "$@"
+}

@@ -1,0 +1,41 @@
+# Ringway behind the steps of guest-steps.sh: the binary of the shared folder, with its pool on the pool's disk.
+CONTROL=/run/ringway/control.sock
+
+ringway() { /tmp/ringway "$@"; }
+
+target_format() {
+  # not from 9p: a page of the program that is fetched late must not wait for the host
+  install -m755 ringway /tmp/ringway
+  mkdir -p /run/ringway
+  ringway pool format "$DISK"
+}
+
+target_start() {
+  ringway serve --pool "$DISK" --listen "tcp://$ADDRESS:$PORT" --control $CONTROL --runtime /run/ringway --cores 0 \
+    >>"$TARGET_LOG" 2>&1 &
+  TARGET=$!
+  wait_until 60 "an answer on $CONTROL" target_answers
+}
+target_answers() {
+  kill -0 "$TARGET" 2>/dev/null || fail "the target ended by itself"
+  ringway pool show --json --control $CONTROL >/dev/null 2>&1
+}
+
+target_kill() {
+  kill -KILL "$TARGET"
+  wait "$TARGET" 2>/dev/null || true
+}
+
+target_stop() {
+  kill -TERM "$TARGET"
+  wait "$TARGET" || fail "the target did not end in order after SIGTERM: status $?"
+}
+
+volume_create() { ringway volume create "$1" --size "$2" ${3:+--lba "$3"} --control $CONTROL; }
+volume_resize() { ringway volume resize "$1" --size "$2" --control $CONTROL; }
+volume_shrink_refused() {
+  if ringway volume resize "$1" --size "$2" --control $CONTROL 2>/tmp/refusal; then fail "a volume was made smaller"; fi
+  step "refused as it should be: $(cat /tmp/refusal)"
+}
+
+space_allocated() { ringway volume show "$1" --json --control $CONTROL | jq -e '.allocated_bytes'; }

@@ -1,0 +1,40 @@
+//! `cargo xtask soak`: the tests that want more than two minutes.
+//!
+//! They are ordinary tests with `soak` in their name, which run a short form of themselves under `cargo xtask test`. Here they
+//! find in RINGWAY_SOAK_SECONDS how long each of them may go on.
+
+use std::time::Duration;
+
+use crate::command::{cargo, output};
+use crate::report::Report;
+use crate::test;
+
+/// Seconds that each soak test may take.
+const SECONDS: &str = "RINGWAY_SOAK_SECONDS";
+const FILTER: &str = "soak";
+/// A release build, and what a test takes over its time to stop and check.
+const SLACK: Duration = Duration::from_secs(45 * 60);
+
+pub(crate) fn run(minutes: u64) -> Report {
+    let mut report = Report::new();
+    let mut tests = 0;
+    let listed = report.step("which tests soak", || {
+        tests = count()?;
+        if tests == 0 { Err(format!("no test has {FILTER} in its name")) } else { Ok(()) }
+    });
+    if listed {
+        let each = (minutes * 60 / tests).max(1);
+        report.say(&format!("{tests} soak tests, {each} s each"));
+        report.counted("soak", || {
+            let limit = Duration::from_secs(minutes * 60) + SLACK;
+            test::release_tests(FILTER, (SECONDS, &each.to_string()), limit)
+        });
+    }
+    report
+}
+
+fn count() -> Result<u64, String> {
+    let list =
+        output(cargo(["test", "--release", "--workspace", "--all-features", "--quiet", FILTER, "--", "--list"]))?;
+    Ok(list.lines().filter(|line| line.ends_with(": test")).count() as u64)
+}

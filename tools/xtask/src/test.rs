@@ -1,0 +1,133 @@
+//! `cargo xtask test`: every test there is, in one command.
+
+use std::process::Command;
+use std::time::Duration;
+
+use crate::command::{cargo, describe, run_reading, succeeded, succeeds};
+use crate::report::{Counts, Failure, Report};
+use crate::{fuzz, install, vm};
+
+/// The crash tests replay tens of thousands of cuts; on two busy cores that stays far below this.
+const LIMIT: Duration = Duration::from_secs(40 * 60);
+
+/// A short run of each fuzz target: it proves that the target builds and that its seeds pass, and looks a little further.
+const FUZZ_SECONDS: u64 = 15;
+
+pub(crate) fn run(quick: bool) -> Report {
+    let mut report = Report::new();
+    let groups: &[install::Group] = if quick {
+        &[install::Group::Build]
+    } else {
+        &[install::Group::Build, install::Group::Vm, install::Group::Fuzz]
+    };
+    if !report.step("what the tests need", || install::ensure(groups)) {
+        return report;
+    }
+    workspace(&mut report);
+    if quick {
+        report.left_out("the test VM (cargo xtask vm) and the fuzz targets (cargo xtask fuzz)");
+    } else {
+        vm::run_in(&mut report, &vm::Options::default());
+        fuzz::run_in(&mut report, FUZZ_SECONDS, &[]);
+    }
+    report
+}
+
+/// Unit, simulation, crash and black-box tests: all that cargo knows of.
+fn workspace(report: &mut Report) {
+    if succeeds(cargo(["nextest", "--version"])) {
+        report.counted("tests of the workspace", || {
+            runner(cargo(["nextest", "run", "--workspace", "--all-features", "--no-fail-fast"]), LIMIT, nextest)
+        });
+        report.counted("examples in the documentation", || {
+            runner(cargo(["test", "--doc", "--workspace", "--all-features", "--no-fail-fast"]), LIMIT, libtest)
+        });
+    } else {
+        report.counted("tests of the workspace", || {
+            runner(cargo(["test", "--workspace", "--all-features", "--no-fail-fast"]), LIMIT, libtest)
+        });
+    }
+}
+
+/// Runs the tests whose names have `filter` in them, built as a release, one after the other.
+pub(crate) fn release_tests(filter: &str, environment: (&str, &str), limit: Duration) -> Result<Counts, Failure> {
+    let selected = ["test", "--release", "--workspace", "--all-features", "--no-fail-fast", filter];
+    let mut command = cargo(selected);
+    command.args(["--", "--nocapture", "--test-threads=1"]).env(environment.0, environment.1);
+    runner(command, limit, libtest)
+}
+
+type Reader = fn(&str) -> Option<Counts>;
+
+/// Runs a test runner, passes its output on and adds up its closing lines.
+fn runner(command: Command, limit: Duration, read: Reader) -> Result<Counts, Failure> {
+    let named = describe(&command);
+    let mut counts = Counts::default();
+    let result = run_reading(command, limit, |line| {
+        if let Some(more) = read(line) {
+            counts.passed += more.passed;
+            counts.failed += more.failed;
+            counts.skipped += more.skipped;
+        }
+        true
+    });
+    match result.and_then(|status| succeeded(&named, status)) {
+        Ok(()) if counts.failed == 0 => Ok(counts),
+        Ok(()) => Err(Failure { counts, why: format!("{named}: {} failed", counts.failed) }),
+        Err(why) => Err(Failure { counts, why }),
+    }
+}
+
+/// `Summary [   1.2s] 30 tests run: 27 passed (1 slow), 2 failed, 1 timed out, 0 skipped`
+fn nextest(line: &str) -> Option<Counts> {
+    let sums = line.trim_start().strip_prefix("Summary [")?.split_once(" run: ")?.1;
+    let mut counts = Counts::default();
+    for sum in sums.split(", ") {
+        let (number, what) = sum.trim().split_once(' ')?;
+        let number: u64 = number.parse().ok()?;
+        match what.split(" (").next()? {
+            "passed" => counts.passed += number,
+            "skipped" => counts.skipped += number,
+            _ => counts.failed += number,
+        }
+    }
+    Some(counts)
+}
+
+/// `test result: ok. 12 passed; 0 failed; 0 ignored; 0 measured; 3 filtered out; finished in 0.01s`
+fn libtest(line: &str) -> Option<Counts> {
+    let sums = line.trim_start().strip_prefix("test result: ")?.split_once(". ")?.1;
+    let mut counts = Counts::default();
+    for sum in sums.split("; ") {
+        let Some((number, what)) = sum.trim().split_once(' ') else { continue };
+        let Ok(number) = number.parse::<u64>() else { continue };
+        match what {
+            "passed" => counts.passed += number,
+            "failed" => counts.failed += number,
+            "ignored" => counts.skipped += number,
+            _ => {}
+        }
+    }
+    Some(counts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_closing_line_of_nextest_is_read_whatever_went_wrong() {
+        let line = "     Summary [  32.012s] 30 tests run: 26 passed (1 slow), 2 failed, 1 timed out, 1 exec failed, 3 skipped";
+        assert_eq!(nextest(line), Some(Counts { passed: 26, failed: 4, skipped: 3 }));
+        let line = "     Summary [   0.012s] 1 test run: 1 passed, 0 skipped";
+        assert_eq!(nextest(line), Some(Counts { passed: 1, failed: 0, skipped: 0 }));
+        assert_eq!(nextest("        PASS [   0.004s] core summary"), None);
+    }
+
+    #[test]
+    fn the_closing_line_of_cargo_test_is_read() {
+        let line = "test result: FAILED. 12 passed; 2 failed; 1 ignored; 0 measured; 3 filtered out; finished in 0.01s";
+        assert_eq!(libtest(line), Some(Counts { passed: 12, failed: 2, skipped: 1 }));
+        assert_eq!(libtest("test core::works ... ok"), None);
+    }
+}

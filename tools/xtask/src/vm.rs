@@ -1,0 +1,199 @@
+//! `cargo xtask vm`: tests in the test VM of tools/vm, where Linux's own initiators attach to the target.
+//!
+//! A test is a script in tools/vm/tests whose name is the sentence it proves. Its first lines say what it needs:
+//! `# limit: SECONDS`, `# disk: SIZE` (the pool's virtio disk), `# kernels: backports bookworm`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+
+use crate::command::{self, cargo, root, target_dir};
+use crate::install;
+use crate::report::Report;
+
+#[derive(Args, Default)]
+pub(crate) struct Options {
+    /// Which target the guest attaches to
+    #[arg(long, value_enum, default_value_t)]
+    target: Target,
+    /// Tests whose names have one of these in them; all where none is given
+    tests: Vec<String>,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+enum Target {
+    /// Our own
+    #[default]
+    Ringway,
+    /// The kernel's: proves the tests and the VM, and tells a fault of theirs from one of ours
+    Kernel,
+}
+
+/// A test on one kernel.
+#[derive(Debug, PartialEq, Eq)]
+struct Test {
+    script: String,
+    kernel: String,
+    limit: u64,
+    disk: u64,
+}
+
+const BUILD_LIMIT: Duration = Duration::from_secs(30 * 60);
+/// Images are built from a mirror over the network.
+const IMAGE_LIMIT: Duration = Duration::from_secs(15 * 60);
+
+pub(crate) fn run(options: &Options) -> Report {
+    let mut report = Report::new();
+    if report.step("what the test VM needs", || install::ensure(&[install::Group::Vm])) {
+        run_in(&mut report, options);
+    }
+    report
+}
+
+pub(crate) fn run_in(report: &mut Report, options: &Options) {
+    let folder = root().join("tools/vm/tests");
+    let mut tests = Vec::new();
+    let ready = report.step("tests for the VM", || {
+        tests = select(all_tests(&folder)?, &options.tests)?;
+        Ok(())
+    });
+    let share = target_dir().join("vm/share");
+    if !ready || !report.step("what the guest shares", || fill_share(&share, &folder, options.target)) {
+        return;
+    }
+    let mut kernels: Vec<String> = tests.iter().map(|test| test.kernel.clone()).collect();
+    kernels.sort();
+    kernels.dedup();
+    for kernel in kernels {
+        if report.step(&format!("VM image with the kernel of {kernel}"), || image(&kernel)) {
+            for test in tests.iter().filter(|test| test.kernel == kernel) {
+                let name = test.script.trim_end_matches(".sh").replace('_', " ");
+                report.step(&format!("VM, kernel of {kernel}: {name}"), || boot(test, &share));
+            }
+        }
+    }
+}
+
+fn image(kernel: &str) -> Result<(), String> {
+    let mut command = Command::new(root().join("tools/vm/image"));
+    command.env("VM_KERNEL", kernel);
+    command::run(command, IMAGE_LIMIT)
+}
+
+/// A folder of its own: the guest is root in it.
+fn fill_share(share: &Path, tests: &Path, target: Target) -> Result<(), String> {
+    let fail = |what: &Path, why: std::io::Error| format!("{}: {why}", what.display());
+    if share.exists() {
+        fs::remove_dir_all(share).map_err(|why| fail(share, why))?;
+    }
+    fs::create_dir_all(share.join("tests")).map_err(|why| fail(share, why))?;
+    for file in files(tests)? {
+        let name = file.file_name().unwrap_or_default();
+        fs::copy(&file, share.join("tests").join(name)).map_err(|why| fail(&file, why))?;
+    }
+    let peer = match target {
+        Target::Kernel => "kernel",
+        Target::Ringway => {
+            command::run(cargo(["build", "--package", "ringway", "--all-features"]), BUILD_LIMIT)?;
+            let binary = target_dir().join("debug/ringway");
+            let stripped = share.join("ringway");
+            let mut strip = Command::new("strip");
+            strip.arg("-o").arg(&stripped).arg(&binary);
+            command::run(strip, BUILD_LIMIT)?;
+            "ringway"
+        }
+    };
+    let named = share.join("tests/target");
+    fs::write(&named, peer).map_err(|why| fail(&named, why))
+}
+
+fn boot(test: &Test, share: &Path) -> Result<(), String> {
+    let disk = share.with_file_name("pool.raw");
+    let file = fs::File::create(&disk).map_err(|why| format!("{}: {why}", disk.display()))?;
+    file.set_len(test.disk).map_err(|why| format!("{}: {why}", disk.display()))?;
+    let mut command = Command::new(root().join("tools/vm/vmrun"));
+    command.env("VM_KERNEL", &test.kernel);
+    command.arg("-d").arg(share).arg("-b").arg(&disk).args(["-t", &test.limit.to_string()]);
+    command.arg("-l").arg(share.with_file_name("console.log"));
+    command.args(["bash", &format!("tests/{}", test.script)]);
+    // The script's own limit comes first and says more.
+    let result = command::run(command, Duration::from_secs(test.limit + 60));
+    // A sparse file, but the next test's disk must be empty, and a failed test's is worth a look.
+    if result.is_ok() {
+        fs::remove_file(&disk).map_err(|why| format!("{}: {why}", disk.display()))?;
+    }
+    result
+}
+
+fn all_tests(folder: &Path) -> Result<Vec<Test>, String> {
+    let mut tests = Vec::new();
+    for path in files(folder)? {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        // Those with a dash are sourced by the tests.
+        if name.ends_with(".sh") && !name.contains('-') {
+            let text = fs::read_to_string(&path).map_err(|why| format!("{}: {why}", path.display()))?;
+            tests.extend(read_header(&name, &text)?);
+        }
+    }
+    Ok(tests)
+}
+
+fn files(folder: &Path) -> Result<Vec<PathBuf>, String> {
+    let entries = fs::read_dir(folder).map_err(|why| format!("{}: {why}", folder.display()))?;
+    let mut files: Vec<PathBuf> =
+        entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| path.is_file()).collect();
+    files.sort();
+    Ok(files)
+}
+
+/// The test on each of its kernels.
+fn read_header(script: &str, text: &str) -> Result<Vec<Test>, String> {
+    let field = |name: &str| {
+        let prefix = format!("# {name}: ");
+        text.lines()
+            .find_map(|line| line.strip_prefix(prefix.as_str()))
+            .ok_or(format!("{script}: no line `{prefix}...`"))
+    };
+    let limit = field("limit")?.parse().map_err(|why| format!("{script}: limit: {why}"))?;
+    let disk = field("disk")?;
+    let disk = disk.strip_suffix("GiB").and_then(|size| size.trim().parse::<u64>().ok());
+    let disk = disk.ok_or(format!("{script}: disk: a whole number of GiB is wanted"))? << 30;
+    let kernels = field("kernels")?.split_whitespace();
+    Ok(kernels.map(|kernel| Test { script: script.to_owned(), kernel: kernel.to_owned(), limit, disk }).collect())
+}
+
+fn select(all: Vec<Test>, chosen: &[String]) -> Result<Vec<Test>, String> {
+    let names: Vec<String> = all.iter().map(|test| format!("    {}", test.script)).collect();
+    if let Some(unknown) = chosen.iter().find(|name| !all.iter().any(|test| test.script.contains(name.as_str()))) {
+        return Err(format!("no VM test has {unknown} in its name; there are:\n{}", names.join("\n")));
+    }
+    let wanted = |test: &Test| chosen.is_empty() || chosen.iter().any(|name| test.script.contains(name.as_str()));
+    Ok(all.into_iter().filter(wanted).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_script_of_the_repository_says_what_it_needs() {
+        let tests = all_tests(&root().join("tools/vm/tests")).expect("the headers are readable");
+        assert!(tests.iter().any(|test| test.kernel == "bookworm"), "something runs on Debian 12's own kernel");
+    }
+
+    #[test]
+    fn a_script_runs_once_on_each_of_its_kernels() {
+        let tests = read_header("a.sh", "#!/bin/bash\n# limit: 60\n# disk: 2 GiB\n# kernels: backports bookworm\n");
+        let test = |kernel: &str| Test { script: "a.sh".into(), kernel: kernel.into(), limit: 60, disk: 2 << 30 };
+        assert_eq!(tests, Ok(vec![test("backports"), test("bookworm")]));
+        assert!(read_header("a.sh", "# limit: 60\n# kernels: x\n").is_err_and(|why| why.contains("# disk")));
+    }
+
+    #[test]
+    fn a_test_that_does_not_exist_is_refused() {
+        assert!(select(Vec::new(), &["nothing".to_owned()]).is_err());
+    }
+}
