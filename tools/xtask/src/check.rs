@@ -27,7 +27,8 @@ fn source(report: &mut Report) {
         command::run(cargo(arguments), BUILD_LIMIT)
     });
     report.step("documentation", || {
-        let mut command = cargo(["doc", "--workspace", "--no-deps", "--all-features"]);
+        // Private items too: who reads these pages works on the code.
+        let mut command = cargo(["doc", "--workspace", "--no-deps", "--all-features", "--document-private-items"]);
         command.env("RUSTDOCFLAGS", "-D warnings");
         command::run(command, BUILD_LIMIT)
     });

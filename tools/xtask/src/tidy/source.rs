@@ -38,10 +38,8 @@ pub(super) fn check(name: &str, text: &str, say: &mut impl FnMut(usize, &str)) {
                 say(number, &format!("`{word}`: {instead}"));
             }
         }
-        if let Some((kind, defined)) = definition(line) {
-            if is_empty(kind, defined) {
-                say(number, &format!("`{kind} {defined}`: the name does not say what it is"));
-            }
+        if let Some((kind, defined)) = definition(line).filter(|(kind, defined)| is_empty(kind, defined)) {
+            say(number, &format!("`{kind} {defined}`: the name does not say what it is"));
         }
     }
     if name.starts_with("core/src/") && text.contains("println!(") {
