@@ -12,6 +12,7 @@ pub mod fabrics;
 pub mod features;
 pub mod identify;
 pub mod log_page;
+pub mod pdu;
 pub mod sgl;
 pub mod text;
 

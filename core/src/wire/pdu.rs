@@ -261,14 +261,7 @@ impl Frame {
             return Err(Termination::field(4));
         }
         if pdu_len == header_len {
-            let frame = Frame {
-                pdu_type,
-                flags: common.flags,
-                header_len,
-                data_offset: pdu_len,
-                data_len: 0,
-                pdu_len,
-            };
+            let frame = Frame { pdu_type, flags: common.flags, header_len, data_offset: pdu_len, data_len: 0, pdu_len };
             return Ok(frame);
         }
         if !pdu_type.carries_data() {
