@@ -16,5 +16,6 @@ pub mod metrics;
 pub mod request;
 pub mod shard;
 pub mod space;
+pub mod target;
 pub mod volume;
 pub mod wire;

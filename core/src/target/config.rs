@@ -1,0 +1,120 @@
+//! What a target is started with, and what a pool is formatted with.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use ringway_reactor::files::Allocation;
+
+/// Where a pool lives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PoolSpec {
+    /// A directory with one or more pool files, or one block device: which of them is seen when it is opened.
+    Path(PathBuf),
+    /// Several block devices, in the order in which they were formatted.
+    Devices(Vec<PathBuf>),
+    /// So many bytes of memory of this process, gone with it.
+    Memory(u64),
+    /// So many bytes that forget what is written and read as zeros.
+    Null(u64),
+}
+
+impl fmt::Display for PoolSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PoolSpec::Path(path) => write!(f, "{}", path.display()),
+            PoolSpec::Devices(paths) => {
+                let names: Vec<_> = paths.iter().map(|path| path.display().to_string()).collect();
+                f.write_str(&names.join(","))
+            }
+            PoolSpec::Memory(bytes) => write!(f, "mem:{bytes}"),
+            PoolSpec::Null(bytes) => write!(f, "null:{bytes}"),
+        }
+    }
+}
+
+/// How a pool is made. What is not given is chosen to suit its size.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FormatOptions {
+    /// Bytes of the pool file; a block device is taken whole, memory has its size in its name.
+    pub size: Option<u64>,
+    /// How the space of the file is obtained.
+    pub allocation: Allocation,
+    /// Shards: the most reactors that the pool can ever keep busy.
+    pub shards: Option<u16>,
+    /// Bytes of a slab, a power of two.
+    pub slab_bytes: Option<u64>,
+    /// Bytes of each shard's journal.
+    pub journal_bytes: Option<u64>,
+    /// Whether a pool, or something else, that is there already is overwritten.
+    pub force: bool,
+}
+
+impl Default for FormatOptions {
+    fn default() -> Self {
+        Self {
+            size: None,
+            allocation: Allocation::Written,
+            shards: None,
+            slab_bytes: None,
+            journal_bytes: None,
+            force: false,
+        }
+    }
+}
+
+/// What a target is started with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TargetConfig {
+    /// The pool to serve.
+    pub pool: PoolSpec,
+    /// Formats the pool so where nothing is there yet. Memory and null pools are always formatted, by default options if none are
+    /// given.
+    pub format: Option<FormatOptions>,
+    /// One reactor on each of these cores.
+    pub cores: Vec<usize>,
+    /// Where to listen for NVMe/TCP; port 0 picks one.
+    pub listeners: Vec<SocketAddr>,
+    /// Hosts from beyond loopback may attach to volumes without a list of hosts.
+    pub insecure: bool,
+    /// Where the log lives that survives the process but not the machine.
+    pub runtime: PathBuf,
+    /// Bytes of registered buffers of each reactor.
+    pub buffer_bytes: usize,
+    /// Bytes of decoded map in memory, all shards together.
+    pub map_cache_bytes: usize,
+    /// A map change is durable at the latest this long after it was made.
+    pub commit_interval: Duration,
+    /// After the machine failed under attached volumes, fail the first flush of each, so that its host learns that writes it
+    /// believes in may be gone (history C3).
+    pub fail_first_flush: bool,
+    /// Give freed space back to the file system or device below.
+    pub punch_holes: bool,
+    /// How long a reactor polls after the last work before it sleeps.
+    pub polling: Duration,
+    /// How long a stopping target waits for hosts to take their last answers.
+    pub drain_timeout: Duration,
+}
+
+impl TargetConfig {
+    /// Defaults for everything but the pool, on these cores.
+    #[must_use]
+    pub fn new(pool: PoolSpec, cores: Vec<usize>) -> Self {
+        Self {
+            pool,
+            format: None,
+            cores,
+            listeners: Vec::new(),
+            insecure: false,
+            runtime: std::env::temp_dir(),
+            buffer_bytes: 64 << 20,
+            map_cache_bytes: 256 << 20,
+            commit_interval: Duration::from_millis(500),
+            fail_first_flush: true,
+            punch_holes: true,
+            polling: Duration::from_nanos(ringway_reactor::turn::POLLING_NS_DEFAULT),
+            drain_timeout: Duration::from_secs(10),
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! Why a target does not start. Every text says what was wrong and what would be right.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use ringway_reactor::files::FileError;
+use ringway_reactor::io::IoError;
+use ringway_reactor::pin::PinError;
+use thiserror::Error;
+
+use crate::control::{ControlError, ControlErrorKind};
+
+/// Why a target does not start, or a pool is not formatted.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// A pool file or device cannot be used.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// There is no pool.
+    #[error("{} holds no pool; format one first (`ringway pool format`), or start with a pool size", .0.display())]
+    NoPool(PathBuf),
+    /// There is one already.
+    #[error("{} holds a pool already; remove it, or format with force to lose what it holds", .0.display())]
+    PoolExists(PathBuf),
+    /// A request that cannot be right.
+    #[error("{0}")]
+    Invalid(String),
+    /// The pool is damaged, of another program, or of a future version.
+    #[error("{0}")]
+    Damaged(String),
+    /// No room, in the pool or in memory.
+    #[error("{0}")]
+    NoSpace(String),
+    /// A core is not to be had.
+    #[error(transparent)]
+    Core(#[from] PinError),
+    /// A listener cannot be opened.
+    #[error("cannot listen on {addr}: {why}")]
+    Listen {
+        /// Where.
+        addr: SocketAddr,
+        /// The kernel's error, and what would help.
+        why: String,
+        /// Its number.
+        errno: i32,
+    },
+    /// The device failed while the pool was opened.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried.
+        what: String,
+        /// The device's error.
+        source: IoError,
+    },
+    /// A system facility that the engine needs.
+    #[error("{what}: {source}")]
+    System {
+        /// What was tried, and what would help.
+        what: String,
+        /// The kernel's error.
+        source: std::io::Error,
+    },
+}
+
+impl StartError {
+    /// A listener's error, in words.
+    #[must_use]
+    pub fn listen(addr: SocketAddr, error: IoError) -> StartError {
+        let why = match error.errno {
+            errno::EADDRINUSE => {
+                format!(
+                    "the port is in use; stop who listens there (`ss -ltnp sport = :{}`), or choose another",
+                    addr.port()
+                )
+            }
+            errno::EADDRNOTAVAIL => {
+                "no interface of this machine has that address (`ip address` lists them)".to_owned()
+            }
+            errno::EACCES => "ports below 1024 need CAP_NET_BIND_SERVICE; choose one above".to_owned(),
+            _ => error.to_string(),
+        };
+        StartError::Listen { addr, why, errno: error.errno }
+    }
+
+    /// To match on; it has an exit code.
+    #[must_use]
+    pub fn kind(&self) -> ControlErrorKind {
+        match self {
+            StartError::File(error) => file_kind(error),
+            StartError::NoPool(_) => ControlErrorKind::NotFound,
+            StartError::PoolExists(_) => ControlErrorKind::Exists,
+            StartError::Invalid(_) => ControlErrorKind::Invalid,
+            StartError::Damaged(_) => ControlErrorKind::Corrupt,
+            StartError::NoSpace(_) => ControlErrorKind::NoSpace,
+            StartError::Core(_) => ControlErrorKind::Denied,
+            StartError::Listen { errno, .. } => match *errno {
+                errno::EADDRINUSE => ControlErrorKind::Busy,
+                errno::EACCES => ControlErrorKind::Denied,
+                _ => ControlErrorKind::Invalid,
+            },
+            StartError::Io { .. } | StartError::System { .. } => ControlErrorKind::Internal,
+        }
+    }
+}
+
+impl From<StartError> for ControlError {
+    fn from(error: StartError) -> ControlError {
+        ControlError::new(error.kind(), error.to_string())
+    }
+}
+
+fn file_kind(error: &FileError) -> ControlErrorKind {
+    match error {
+        FileError::NotFound(_) => ControlErrorKind::NotFound,
+        FileError::Exists(_) => ControlErrorKind::Exists,
+        FileError::InUse { .. } => ControlErrorKind::Busy,
+        FileError::NoSpace { .. } => ControlErrorKind::NoSpace,
+        FileError::System { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
+            ControlErrorKind::Denied
+        }
+        FileError::System { .. } => ControlErrorKind::Internal,
+        FileError::NoDirectIo { .. }
+        | FileError::WrongType { .. }
+        | FileError::LargeBlocks { .. }
+        | FileError::BadSize { .. } => ControlErrorKind::Invalid,
+    }
+}
+
+/// The few numbers that listeners fail with, as Linux has them on every architecture.
+mod errno {
+    pub(super) const EACCES: i32 = 13;
+    pub(super) const EADDRINUSE: i32 = 98;
+    pub(super) const EADDRNOTAVAIL: i32 = 99;
+}
+
+#[cfg(test)]
+mod tests {
+    use ringway_reactor::io::ErrorKind;
+
+    use super::*;
+
+    #[test]
+    fn a_port_in_use_is_named_and_has_the_exit_code_of_something_busy() {
+        let error = StartError::listen(
+            "127.0.0.1:4420".parse().unwrap(),
+            IoError { kind: ErrorKind::Other, errno: errno::EADDRINUSE },
+        );
+        assert_eq!(error.kind(), ControlErrorKind::Busy);
+        assert!(error.to_string().contains("127.0.0.1:4420") && error.to_string().contains("in use"), "{error}");
+    }
+}
