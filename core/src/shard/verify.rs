@@ -1,0 +1,120 @@
+//! Does the map agree with the bitmaps? Every cluster is named by exactly one version, or free, or metadata.
+//!
+//! For tests and `ringway inspect`: the shard is drained, so that nothing is pending and the quarantine is empty.
+
+use std::collections::BTreeMap;
+
+use ringway_reactor::io::Io;
+
+use super::Shard;
+use super::api::RecordLog;
+use super::nodes::Readiness;
+use crate::map::NodeKey;
+use crate::space::{Place, SlabBitmap};
+
+/// A walk over the map that is under way.
+#[derive(Debug, Default)]
+pub struct Verification {
+    todo: Option<Vec<NodeKey>>,
+    named: BTreeMap<Place, NodeKey>,
+    /// What is wrong, in words.
+    pub problems: Vec<String>,
+}
+
+impl<L: RecordLog> Shard<L> {
+    /// Goes on with the walk; true when it is over. Nodes that have to be loaded arrive by completions.
+    pub fn verify<I: Io>(&mut self, io: &mut I, walk: &mut Verification) -> bool {
+        let nodes = &self.nodes;
+        let todo = walk.todo.get_or_insert_with(|| nodes.all());
+        while let Some(&key) = todo.last() {
+            match self.require(io, key) {
+                Readiness::Ready => {}
+                Readiness::Loading => return false,
+                Readiness::Full => {
+                    walk.problems.push(format!("node {key:?} has no room in the cache of a drained shard"));
+                    return true;
+                }
+            }
+            todo.pop();
+            let node = self.nodes.get(key).expect("it is ready");
+            for (index, version) in node.versions() {
+                if version.is_void() {
+                    walk.problems.push(format!("{key:?} cluster {index}: a version that says nothing"));
+                }
+                if version.place.is_none() {
+                    continue;
+                }
+                if !version.states.any_data() {
+                    walk.problems.push(format!("{key:?} cluster {index}: a place without data"));
+                }
+                if let Some(other) = walk.named.insert(version.place, key) {
+                    walk.problems.push(format!("{:?} is named by {other:?} and {key:?}", version.place));
+                }
+            }
+        }
+        self.compare_bitmaps(walk);
+        true
+    }
+
+    fn compare_bitmaps(&self, walk: &mut Verification) {
+        let geometry = self.space.geometry();
+        let mut image = self.space.image();
+        for (&place, key) in &walk.named {
+            let at = geometry.slab_of(place);
+            let word = at.and_then(|(slab, cluster)| {
+                let bitmap = image.iter_mut().find(|bitmap| bitmap.slab == slab)?;
+                Some((&mut bitmap.words[cluster as usize / 64], 1u64 << (cluster % 64)))
+            });
+            match word {
+                Some((word, bit)) if *word & bit != 0 => *word &= !bit,
+                Some(_) => walk.problems.push(format!("{place:?} of {key:?} is free, metadata or not durably mapped")),
+                None => walk.problems.push(format!("{place:?} of {key:?} is in no slab of this shard")),
+            }
+        }
+        let leaked = |bitmap: &SlabBitmap| bitmap.words.iter().map(|word| word.count_ones()).sum::<u32>();
+        for bitmap in image.iter().filter(|bitmap| leaked(bitmap) > 0) {
+            walk.problems.push(format!("slab {}: {} clusters in use that nothing names", bitmap.slab, leaked(bitmap)));
+        }
+        let (held_pages, held_chunks) = self.checkpoint.held();
+        let pages = self.nodes.table.iter().map(|(_, pages)| pages.len()).sum::<usize>() + held_pages.len();
+        if self.space.pages_in_use() != pages as u64 {
+            walk.problems.push(format!("{} map pages in use, {pages} are named", self.space.pages_in_use()));
+        }
+        let counts = self.space.counts();
+        if counts.quarantined > 0 || counts.data != walk.named.len() as u64 {
+            walk.problems.push(format!("{} places named, {held_chunks:?} chunks, but {counts:?}", walk.named.len()));
+        }
+    }
+
+    /// What a drained shard must not hold any more.
+    #[must_use]
+    pub fn leaks(&self) -> Vec<&'static str> {
+        let held = [
+            (self.parts.len() > 0, "parts"),
+            (self.ops.len() > 0, "operations at the device"),
+            (!self.overlap.is_empty(), "claims"),
+            (!self.openings.is_empty(), "openings"),
+            (self.changing != 0, "journal room"),
+            (!self.nodes.is_settled(), "pins or loads"),
+            (!self.scratch.is_whole(), "scratch"),
+            (!self.associations.is_empty(), "associations"),
+        ];
+        held.iter().filter(|(held, _)| *held).map(|&(_, what)| what).collect()
+    }
+
+    /// Everything that is waiting, for the message of a failed test.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        format!(
+            "parts {} ready {} parked {:?} ops {} commit {:?}/{:?} checkpoint {:?} fault {:?}",
+            self.parts.len(),
+            self.ready.len(),
+            self.parked,
+            self.ops.len(),
+            self.commit.durable(),
+            self.commit.last(),
+            self.checkpoint,
+            self.fault
+        )
+    }
+}
