@@ -1,3 +1,5 @@
 //! Load generators and comparisons with peers. `METHOD.md` says how the figures come about.
 
+pub mod cpu;
+pub mod echo;
 pub mod load;

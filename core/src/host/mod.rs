@@ -1,5 +1,22 @@
 //! The NVMe/TCP host.
 
+mod api;
+mod association;
+mod error;
+mod inbox;
+mod layout;
+mod outbox;
+mod queue;
+mod receive;
+mod send;
+mod slot;
+mod start;
 mod target;
 
+pub use api::{
+    AdminRequest, Completed, ControllerKind, Event, HostConfig, HostRequest, Namespace, Outcome, Reconnect,
+};
+pub use association::Host;
+pub use error::{HostError, HostErrorKind};
+pub use layout::command::{Sqe, StatusCode};
 pub use target::{BadTarget, PORT_DEFAULT, Target, Transport};
