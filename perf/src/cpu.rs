@@ -20,7 +20,10 @@ pub fn pin(core: usize) -> io::Result<()> {
     let mut set = CpuSet::new();
     set.set(core);
     sched_setaffinity(None, &set).map_err(|error| {
-        io::Error::new(io::Error::from(error).kind(), format!("core {core} cannot be used (allowed: {:?}): {error}", allowed()))
+        io::Error::new(
+            io::Error::from(error).kind(),
+            format!("core {core} cannot be used (allowed: {:?}): {error}", allowed()),
+        )
     })
 }
 
@@ -67,7 +70,8 @@ fn parse_stat(stat: &str) -> Option<Duration> {
 #[must_use]
 pub fn steal() -> Option<(u64, u64)> {
     let stat = std::fs::read_to_string("/proc/stat").ok()?;
-    let fields: Vec<u64> = stat.lines().next()?.split_ascii_whitespace().skip(1).filter_map(|f| f.parse().ok()).collect();
+    let fields: Vec<u64> =
+        stat.lines().next()?.split_ascii_whitespace().skip(1).filter_map(|f| f.parse().ok()).collect();
     Some((*fields.get(7)?, fields.iter().take(8).sum()))
 }
 

@@ -77,14 +77,18 @@ fn serve(stream: &TcpStream) -> io::Result<()> {
             }
             Ok(None) if owed == 0 => std::hint::spin_loop(),
             Ok(None) => {}
-            Err(error) if matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset) => return Ok(()),
+            Err(error) if matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset) => {
+                return Ok(());
+            }
             Err(error) => return Err(error),
         }
         if owed > 0 {
             match send_some(stream, &outbound, owed) {
                 Ok(sent) => owed -= sent,
                 // The client has seen enough.
-                Err(error) if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => return Ok(()),
+                Err(error) if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => {
+                    return Ok(());
+                }
                 Err(error) => return Err(error),
             }
         }

@@ -7,8 +7,8 @@ use ringway_reactor::buf::Buf;
 use uuid::Uuid;
 
 use super::error::HostError;
-use crate::request::Command;
 use super::layout::command::{Sqe, StatusCode};
+use crate::request::Command;
 
 /// What kind of controller to ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -205,10 +205,14 @@ fn parse(unread: &[u8], header_digest: bool) -> Result<Option<(HeaderBytes, usiz
     let expected = match kind {
         pdu::IC_RESP => 128,
         pdu::CAPSULE_RESP | pdu::C2H_DATA | pdu::R2T | pdu::C2H_TERM => 24,
-        other => return Err(HostError::protocol(format!("the target sent a PDU of type {other:#04x}, unknown to a host"))),
+        other => {
+            return Err(HostError::protocol(format!("the target sent a PDU of type {other:#04x}, unknown to a host")));
+        }
     };
     if hlen != expected {
-        return Err(HostError::protocol(format!("PDU type {kind:#04x} has a header of {hlen} bytes, expected {expected}")));
+        return Err(HostError::protocol(format!(
+            "PDU type {kind:#04x} has a header of {hlen} bytes, expected {expected}"
+        )));
     }
     let hdgst = header_digest && digested(kind);
     if hdgst != (flags & pdu::FLAG_HEADER_DIGEST != 0) && kind != pdu::IC_RESP {
@@ -221,7 +225,8 @@ fn parse(unread: &[u8], header_digest: bool) -> Result<Option<(HeaderBytes, usiz
     let mut header = HeaderBytes { bytes: [0; HEADER_MAX], len: hlen };
     header.bytes[..hlen].copy_from_slice(&unread[..hlen]);
     if hdgst {
-        let (computed, sent) = (crc32c::crc32c(&unread[..hlen]), u32::from_le_bytes(unread[hlen..end].try_into().expect("4")));
+        let (computed, sent) =
+            (crc32c::crc32c(&unread[..hlen]), u32::from_le_bytes(unread[hlen..end].try_into().expect("4")));
         if computed != sent {
             let context = format!("header digest of a PDU of type {kind:#04x} is {sent:08x}, computed {computed:08x}");
             return Err(HostError::new(HostErrorKind::Digest, context));
@@ -230,10 +235,14 @@ fn parse(unread: &[u8], header_digest: bool) -> Result<Option<(HeaderBytes, usiz
     let (gap, data) = match kind {
         pdu::C2H_DATA => {
             let data = u32::from_le_bytes(header.bytes[16..20].try_into().expect("4")) as usize;
-            let gap = pdo.checked_sub(end).ok_or_else(|| HostError::protocol(format!("data offset {pdo} lies in the header")))?;
+            let gap = pdo
+                .checked_sub(end)
+                .ok_or_else(|| HostError::protocol(format!("data offset {pdo} lies in the header")))?;
             let ddgst = if flags & pdu::FLAG_DATA_DIGEST != 0 { DIGEST } else { 0 };
             if data == 0 || plen != pdo + data + ddgst {
-                return Err(HostError::protocol(format!("a data PDU of {plen} bytes does not hold {data} bytes at {pdo}")));
+                return Err(HostError::protocol(format!(
+                    "a data PDU of {plen} bytes does not hold {data} bytes at {pdo}"
+                )));
             }
             (gap, data)
         }
@@ -246,4 +255,3 @@ fn parse(unread: &[u8], header_digest: bool) -> Result<Option<(HeaderBytes, usiz
     };
     Ok(Some((header, gap, data)))
 }
-

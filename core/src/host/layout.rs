@@ -70,9 +70,6 @@ pub(crate) mod command {
         pub(crate) fn set_cid(&mut self, cid: u16) {
             self.bytes[2..4].copy_from_slice(&cid.to_le_bytes());
         }
-        pub(crate) fn opcode(&self) -> u8 {
-            self.bytes[0]
-        }
         pub(crate) fn set_fused_first(&mut self) {
             self.bytes[1] |= 1;
         }
@@ -237,7 +234,13 @@ pub(crate) mod fabrics {
         sqe.set_dword(12, value);
         sqe
     }
-    pub(crate) fn connect_data(out: &mut [u8], host: Uuid, cntlid: u16, subnqn: &str, hostnqn: &str) -> Result<(), String> {
+    pub(crate) fn connect_data(
+        out: &mut [u8],
+        host: Uuid,
+        cntlid: u16,
+        subnqn: &str,
+        hostnqn: &str,
+    ) -> Result<(), String> {
         out.fill(0);
         out[..16].copy_from_slice(host.as_bytes());
         out[16..18].copy_from_slice(&cntlid.to_le_bytes());

@@ -2,6 +2,8 @@
 
 mod api;
 mod association;
+mod breaks;
+mod commands;
 mod error;
 mod inbox;
 mod layout;
@@ -13,10 +15,11 @@ mod slot;
 mod start;
 mod target;
 
-pub use api::{
-    AdminRequest, Completed, ControllerKind, Event, HostConfig, HostRequest, Namespace, Outcome, Reconnect,
-};
+pub use api::{AdminRequest, Completed, ControllerKind, Event, HostConfig, HostRequest, Namespace, Outcome, Reconnect};
 pub use association::Host;
 pub use error::{HostError, HostErrorKind};
 pub use layout::command::{Sqe, StatusCode};
 pub use target::{BadTarget, PORT_DEFAULT, Target, Transport};
+
+#[cfg(test)]
+mod tests;

@@ -17,9 +17,9 @@ use ringway_reactor::io::{Completion, ErrorKind, Instant, Io, IoError, Op, Paylo
 
 use super::error::{HostError, HostErrorKind};
 use super::inbox::Inbox;
+use super::layout::command::{Completion as Cqe, Sqe};
 use super::outbox::Outbox;
 use super::slot::{Data, Slot};
-use super::layout::command::{Completion as Cqe, Sqe};
 
 /// What of a queue's token says which operation it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,7 +104,6 @@ pub(super) enum Pending {
 /// A command that a broken queue gives back.
 #[derive(Debug)]
 pub(super) struct Orphan<O> {
-    pub(super) sqe: Sqe,
     pub(super) buf: Option<Buf>,
     pub(super) owner: O,
     /// Whether any byte of it may have reached the target.
@@ -271,7 +270,8 @@ impl<O> Queue<O> {
         }
         let (part, buf) = match (self.inbox.direct(), &self.arriving) {
             (Some(len), Some(arriving)) => {
-                let slot = self.slots[usize::from(arriving.cid)].as_mut().expect("data arrives for a command in flight");
+                let slot =
+                    self.slots[usize::from(arriving.cid)].as_mut().expect("data arrives for a command in flight");
                 (Part::ReceiveDirectly, slot.lend_for_receive(arriving.at, len))
             }
             _ => match self.inbox.lend(io.buffers()) {

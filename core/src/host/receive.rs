@@ -4,9 +4,9 @@ use ringway_reactor::buf::Buf;
 
 use super::error::{HostError, HostErrorKind};
 use super::inbox::{Arrival, HeaderBytes};
-use super::queue::{Agreed, Pending, Queue, QueueEvent, State};
 use super::layout::command::Completion as Cqe;
 use super::layout::pdu;
+use super::queue::{Agreed, Pending, Queue, QueueEvent, State};
 
 /// The data PDU that is arriving.
 #[derive(Clone, Copy, Debug)]
@@ -54,7 +54,9 @@ impl<O> Queue<O> {
         match header.bytes[0] {
             pdu::IC_RESP if greeting => self.greeted(&header.bytes),
             pdu::C2H_TERM => Err(terminated(&header.bytes)),
-            kind if greeting => Err(HostError::protocol(format!("the target answered ICReq with a PDU of type {kind:#04x}"))),
+            kind if greeting => {
+                Err(HostError::protocol(format!("the target answered ICReq with a PDU of type {kind:#04x}")))
+            }
             pdu::CAPSULE_RESP => {
                 let cqe = pdu::capsule_resp(&header.bytes);
                 self.answer(cqe)
@@ -75,7 +77,8 @@ impl<O> Queue<O> {
             return Err(HostError::protocol("the target turned a digest on that was not asked for"));
         }
         if answer.cpda > 31 || answer.maxh2cdata < 4096 {
-            let context = format!("the target asks for alignment {} and {} bytes a PDU", answer.cpda, answer.maxh2cdata);
+            let context =
+                format!("the target asks for alignment {} and {} bytes a PDU", answer.cpda, answer.maxh2cdata);
             return Err(HostError::protocol(context));
         }
         let agreed = Agreed {
@@ -93,7 +96,8 @@ impl<O> Queue<O> {
     fn answer(&mut self, cqe: Cqe) -> Result<(), HostError> {
         let cid = cqe.cid();
         let slot = self.slots.get_mut(usize::from(cid)).and_then(Option::as_mut);
-        let slot = slot.ok_or_else(|| HostError::protocol(format!("an answer to command {cid}, which is not in flight")))?;
+        let slot =
+            slot.ok_or_else(|| HostError::protocol(format!("an answer to command {cid}, which is not in flight")))?;
         slot.answer(cqe)?;
         if slot.lent() {
             self.answered_lent.push(cid);
@@ -108,8 +112,10 @@ impl<O> Queue<O> {
         let cid = r2t.cid;
         let (mut offset, mut left) = (r2t.offset as usize, r2t.len as usize);
         let slot = self.slots.get(usize::from(cid)).and_then(Option::as_ref);
-        let slot = slot.ok_or_else(|| HostError::protocol(format!("data asked for command {cid}, which is not in flight")))?;
-        let again = self.pending.iter().any(|pending| matches!(pending, Pending::Data { cid: other, .. } if *other == cid));
+        let slot =
+            slot.ok_or_else(|| HostError::protocol(format!("data asked for command {cid}, which is not in flight")))?;
+        let again =
+            self.pending.iter().any(|pending| matches!(pending, Pending::Data { cid: other, .. } if *other == cid));
         if again {
             return Err(HostError::protocol(format!("data asked for command {cid} twice at a time, one is agreed")));
         }
@@ -131,7 +137,8 @@ impl<O> Queue<O> {
         let cid = data.cid;
         let (offset, len) = (data.offset as usize, data.len as usize);
         let slot = self.slots.get(usize::from(cid)).and_then(Option::as_ref);
-        let slot = slot.ok_or_else(|| HostError::protocol(format!("data for command {cid}, which is not in flight")))?;
+        let slot =
+            slot.ok_or_else(|| HostError::protocol(format!("data for command {cid}, which is not in flight")))?;
         slot.accepts(offset, len)?;
         let flags = header.bytes[1];
         let success = flags & pdu::FLAG_SUCCESS != 0;

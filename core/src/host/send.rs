@@ -1,7 +1,7 @@
 //! Commands and their data, written as PDUs into the outbox.
 
-use super::queue::{Agreed, Pending, Queue};
 use super::layout::pdu;
+use super::queue::{Agreed, Pending, Queue};
 
 const DIGEST: usize = 4;
 

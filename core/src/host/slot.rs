@@ -4,8 +4,8 @@ use ringway_reactor::buf::Buf;
 use ringway_reactor::io::Instant;
 
 use super::error::HostError;
-use super::queue::Orphan;
 use super::layout::command::{Completion as Cqe, Sqe};
+use super::queue::Orphan;
 
 /// Which way a command's data goes.
 #[derive(Debug)]
@@ -23,9 +23,20 @@ pub(super) enum Data {
 enum Place {
     None,
     /// `front` is all of it, but for `lent` bytes behind `front` and then `behind` during a direct receive.
-    In { front: Buf, behind: Option<Buf>, len: usize, received: usize },
+    In {
+        front: Buf,
+        behind: Option<Buf>,
+        len: usize,
+        received: usize,
+    },
     /// Sent parts that came back, parts still lent, and what is not sent yet, in this order.
-    Out { back: Option<Buf>, unsent: Option<Buf>, in_capsule: bool, len: usize, sent: usize },
+    Out {
+        back: Option<Buf>,
+        unsent: Option<Buf>,
+        in_capsule: bool,
+        len: usize,
+        sent: usize,
+    },
 }
 
 /// A command in flight on a queue.
@@ -91,8 +102,14 @@ impl<O> Slot<O> {
     /// Whether the controller may ask for `len` bytes at `offset` now, `asked` bytes being asked for already.
     pub(super) fn expects(&self, offset: usize, len: usize) -> Result<(), HostError> {
         match &self.place {
-            Place::Out { in_capsule: false, len: whole, sent, .. } if len > 0 && offset == *sent && offset + len <= *whole => Ok(()),
-            place => Err(HostError::protocol(format!("the target asks for {len} bytes at {offset} of {}", describe(place)))),
+            Place::Out { in_capsule: false, len: whole, sent, .. }
+                if len > 0 && offset == *sent && offset + len <= *whole =>
+            {
+                Ok(())
+            }
+            place => {
+                Err(HostError::protocol(format!("the target asks for {len} bytes at {offset} of {}", describe(place))))
+            }
         }
     }
 
@@ -100,11 +117,15 @@ impl<O> Slot<O> {
     pub(super) fn accepts(&self, offset: usize, len: usize) -> Result<(), HostError> {
         match &self.place {
             Place::In { len: whole, received, .. }
-                if self.cqe.is_none() && offset.checked_add(len).is_some_and(|end| end <= *whole) && received + len <= *whole =>
+                if self.cqe.is_none()
+                    && offset.checked_add(len).is_some_and(|end| end <= *whole)
+                    && received + len <= *whole =>
             {
                 Ok(())
             }
-            place => Err(HostError::protocol(format!("the target sent {len} bytes at {offset} for {}", describe(place)))),
+            place => {
+                Err(HostError::protocol(format!("the target sent {len} bytes at {offset} for {}", describe(place))))
+            }
         }
     }
 
@@ -164,10 +185,6 @@ impl<O> Slot<O> {
         Ok(())
     }
 
-    pub(super) fn answered(&self) -> bool {
-        self.cqe.is_some()
-    }
-
     pub(super) fn lent(&self) -> bool {
         self.parts_lent > 0
     }
@@ -196,7 +213,7 @@ impl<O> Slot<O> {
 
     pub(super) fn into_orphan(self) -> Orphan<O> {
         assert!(self.parts_lent == 0, "part of the buffer is lent");
-        Orphan { sqe: self.sqe, buf: Self::whole(self.place), owner: self.owner, sent: self.encoded, order: self.order }
+        Orphan { buf: Self::whole(self.place), owner: self.owner, sent: self.encoded, order: self.order }
     }
 }
 

@@ -14,13 +14,15 @@ use uuid::Uuid;
 use super::api::{ControllerKind, Event, HostConfig, Namespace};
 use super::association::{Host, Notice, Owner, Phase};
 use super::error::{HostError, HostErrorKind};
-use super::queue::Queue;
-use super::slot::Data;
-use crate::limits::REQUEST_BYTES_MAX;
 use super::layout::command::{Completion as Cqe, Sqe};
 use super::layout::fabrics;
 use super::layout::identify;
+use super::queue::Queue;
+use super::slot::Data;
+use crate::limits::REQUEST_BYTES_MAX;
 
+/// Bytes of an Identify answer, the longest read of the start sequence.
+pub(super) const SCRATCH_BYTES: usize = 4096;
 /// Between two looks at whether the controller is ready.
 const STATUS_PAUSE_NS: u64 = 1_000_000;
 /// While no buffer is free.
@@ -36,14 +38,18 @@ pub(super) enum Step {
     Capabilities,
     Enable,
     Status,
-    StatusPause { until: Instant },
+    StatusPause {
+        until: Instant,
+    },
     Controller,
     QueueCount,
     EventConfig,
     Namespace,
     Descriptors,
     /// So many I/O queues are connected.
-    IoQueues { connected: u16 },
+    IoQueues {
+        connected: u16,
+    },
 }
 
 impl fmt::Display for Step {
@@ -68,7 +74,7 @@ impl Host {
     /// Begins a connection; without a buffer for the start sequence a moment later.
     pub(super) fn begin_start<I: Io>(&mut self, io: &mut I) {
         if self.scratch.is_none() {
-            self.scratch = io.buffers().get(4096);
+            self.scratch = io.buffers().get(SCRATCH_BYTES);
         }
         if self.scratch.is_none() {
             self.phase = Phase::Pausing { until: io.now().plus_ns(PRESSURE_PAUSE_NS) };
@@ -163,7 +169,8 @@ impl Host {
             return HostError::new(HostErrorKind::NotAllowed, context);
         }
         if step == Step::Connect && status == fabrics::CONNECT_INVALID_PARAMETERS {
-            let context = format!("connect {name}: the target has no subsystem {nqn}; `ringway volume list` shows what it has");
+            let context =
+                format!("connect {name}: the target has no subsystem {nqn}; `ringway volume list` shows what it has");
             return HostError::new(HostErrorKind::NoSuchVolume, context);
         }
         HostError::new(HostErrorKind::Controller, format!("connect {name}: {status} while {step}"))
@@ -264,7 +271,11 @@ impl Host {
         }
         // Data in a capsule begins right behind the command, or is not used.
         self.in_capsule_max = if controller.icdoff == 0 { capsule - 64 } else { 0 };
-        let mdts = if controller.mdts == 0 { u32::MAX } else { 4096_u32.checked_shl(controller.mdts.into()).unwrap_or(u32::MAX) };
+        let mdts = if controller.mdts == 0 {
+            u32::MAX
+        } else {
+            4096_u32.checked_shl(controller.mdts.into()).unwrap_or(u32::MAX)
+        };
         self.request_bytes_max = mdts.min(REQUEST_BYTES_MAX);
         match self.config.controller {
             ControllerKind::Discovery => self.opened(io),
@@ -286,7 +297,9 @@ impl Host {
             return Err(HostError::protocol("the volume's logical block is neither 512 nor 4096 bytes"));
         };
         let size = read.nsze.checked_mul(u64::from(lba_bytes)).filter(|&size| size > 0);
-        let Some(size) = size else { return Err(HostError::new(HostErrorKind::NoSuchVolume, "the subsystem has no namespace 1")) };
+        let Some(size) = size else {
+            return Err(HostError::new(HostErrorKind::NoSuchVolume, "the subsystem has no namespace 1"));
+        };
         let uuid = self.namespace.map_or(Uuid::from_bytes(read.nguid), |known| known.uuid);
         Ok(Namespace { size, lba_bytes, uuid, request_bytes_max: self.request_bytes_max, queues: self.queues_granted })
     }

@@ -9,7 +9,7 @@ use crate::volume::check_name;
 /// The port of NVMe/TCP where a spelling has none.
 pub const PORT_DEFAULT: u16 = 4420;
 /// Bytes of a snapshot's name, exclusive.
-pub const SNAPSHOT_NAME_MAX: usize = 128;
+const SNAPSHOT_NAME_MAX: usize = 128;
 
 /// How to reach a volume.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
