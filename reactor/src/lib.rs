@@ -13,3 +13,4 @@ pub mod pin;
 pub mod sim;
 pub mod timer;
 pub mod turn;
+pub mod uring;
