@@ -180,6 +180,7 @@ impl Buf {
     ///
     /// # Panics
     /// If `rest` does not start where this ends in the same slot.
+    #[expect(clippy::needless_pass_by_value, reason = "joining ends the other owner")]
     pub fn join(&mut self, rest: Buf) {
         assert!(self.is_followed_by(&rest), "parts of one slot join in the order in which they were split");
         self.len += rest.len;

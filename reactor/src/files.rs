@@ -197,7 +197,7 @@ impl OpenFile {
         allocation: Allocation,
         progress: &mut dyn FnMut(&Progress),
     ) -> Result<OpenFile, FileError> {
-        if size == 0 || size % PAGE as u64 != 0 {
+        if size == 0 || !size.is_multiple_of(PAGE as u64) {
             return Err(FileError::BadSize { path: path.to_owned(), size });
         }
         let flags = OFlags::DIRECT | OFlags::CLOEXEC | OFlags::CREATE | OFlags::EXCL | OFlags::RDWR;
@@ -214,7 +214,7 @@ impl OpenFile {
     /// Memory that lives as long as this and its clones.
     pub fn memory(size: u64) -> Result<OpenFile, FileError> {
         let path = PathBuf::from(format!("mem:{size}"));
-        if size == 0 || size % PAGE as u64 != 0 {
+        if size == 0 || !size.is_multiple_of(PAGE as u64) {
             return Err(FileError::BadSize { path, size });
         }
         let fd = rustix::fs::memfd_create("ringway", MemfdFlags::CLOEXEC)

@@ -128,10 +128,22 @@ fn check_against(cores: &[usize], present: &[usize], allowed: &[usize]) -> Resul
     Ok(())
 }
 
-/// Pins the calling thread to `core`.
+/// Pins the calling thread to `core`. Only the kernel is asked whether it is allowed: a thread that is started by a pinned one
+/// sees that one's core alone as allowed, and may leave it.
 pub fn pin_current(core: usize) -> Result<(), PinError> {
-    check_cores(&[core])?;
-    affinity::set_thread_affinity([core]).map_err(|error| PinError::Kernel { core, reason: error.to_string() })
+    let present = present_cores();
+    check_against(&[core], &present, &[core])?;
+    if core >= CORES_MAX {
+        return Err(PinError::Missing { missing: CoreList(vec![core]), present: CoreList(present) });
+    }
+    if let Err(error) = affinity::set_thread_affinity([core]) {
+        // EINVAL: no core of the set is in the cpuset.
+        return match check_cores(&[core]) {
+            Err(denied) => Err(denied),
+            Ok(()) => Err(PinError::Kernel { core, reason: error.to_string() }),
+        };
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -172,11 +184,14 @@ mod tests {
 
     #[test]
     fn a_pinned_thread_runs_where_it_was_pinned() {
-        let core = *allowed_cores().unwrap().last().unwrap();
+        let allowed = allowed_cores().unwrap();
+        let (first, core) = (allowed[0], *allowed.last().unwrap());
         std::thread::spawn(move || {
             pin_current(core).unwrap();
             assert_eq!(allowed_cores().unwrap(), [core]);
             assert_eq!(rustix::thread::sched_getcpu(), core);
+            // A thread of a pinned thread may go elsewhere.
+            std::thread::spawn(move || pin_current(first).unwrap()).join().unwrap();
         })
         .join()
         .unwrap();

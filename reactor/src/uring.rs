@@ -251,7 +251,7 @@ impl UringIo {
     }
 
     /// Puts an operation of the table into the ring, or behind those that wait for room in it.
-    fn to_ring(&mut self, key: usize) {
+    fn hand_over(&mut self, key: usize) {
         if !(self.queue.is_empty() && self.push(key)) {
             self.table.get(key).whereabouts = Whereabouts::Queued;
             self.queue.push_back(key);
@@ -263,7 +263,7 @@ impl UringIo {
         if self.sockets.is_closed(&self.table.get(key).op) {
             self.finish(key, Err(error::CANCELLED));
         } else {
-            self.to_ring(key);
+            self.hand_over(key);
         }
     }
 
@@ -368,10 +368,10 @@ impl UringIo {
                 entry.done += moved;
                 if entry.done >= total {
                     self.finish(key, Ok(total));
-                } else if moved == 0 || entry.done % block != 0 {
+                } else if moved == 0 || !entry.done.is_multiple_of(block) {
                     self.finish(key, Err(error::SHORT));
                 } else {
-                    self.to_ring(key);
+                    self.hand_over(key);
                 }
             }
         }
@@ -454,7 +454,7 @@ impl UringIo {
         let result = match &self.devices[file.0 as usize] {
             Device::Ring(_) => {
                 let key = self.table.insert(token, op, Whereabouts::Queued, Extra::None);
-                return self.to_ring(key);
+                return self.hand_over(key);
             }
             Device::Memory(memory) => Self::memory_op(memory, &mut op),
             Device::Null => null_op(&mut op),
@@ -471,7 +471,7 @@ impl UringIo {
             Ok(fd) => {
                 let extra = Extra::Connection(Box::new(in_flight::Address::new(addr)), fd);
                 let key = self.table.insert(token, Op::Connect { addr }, Whereabouts::Queued, extra);
-                self.to_ring(key);
+                self.hand_over(key);
             }
             Err(failure) => self.finish_at_once(token, Err(failure), Payload::None),
         }

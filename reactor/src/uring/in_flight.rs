@@ -63,6 +63,7 @@ pub(super) struct Table {
     entries: Slab<Entry>,
     serial: u32,
     /// Messages to be used again.
+    #[expect(clippy::vec_box, reason = "they move between here and an entry, and must not move in memory meanwhile")]
     messages: Vec<Box<Message>>,
 }
 

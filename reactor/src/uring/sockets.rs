@@ -161,7 +161,7 @@ impl UringIo {
         if direct {
             self.sockets.receives.push((key, self.now));
         } else {
-            self.to_ring(key);
+            self.hand_over(key);
         }
     }
 
@@ -175,7 +175,7 @@ impl UringIo {
         if direct {
             self.sockets.sends.push(key);
         } else {
-            self.to_ring(key);
+            self.hand_over(key);
         }
     }
 
@@ -184,7 +184,7 @@ impl UringIo {
         let entry = &mut self.sockets.listeners[listener.0 as usize];
         assert!(!entry.closed, "nothing is submitted to a closed listener");
         entry.accepting.push(key);
-        self.to_ring(key);
+        self.hand_over(key);
     }
 
     /// Tries sends and receives of active sockets.
@@ -201,7 +201,7 @@ impl UringIo {
                 self.sockets.receives.swap_remove(at);
             } else if self.now.since_ns(since) > DIRECT_NS {
                 self.sockets.receives.swap_remove(at);
-                self.to_ring(key);
+                self.hand_over(key);
             }
         }
         if end > 0 {
@@ -215,7 +215,7 @@ impl UringIo {
     pub(super) fn disarm_direct(&mut self) {
         debug_assert!(self.sockets.sends.is_empty(), "tried before");
         while let Some((key, _)) = self.sockets.receives.pop() {
-            self.to_ring(key);
+            self.hand_over(key);
         }
     }
 
@@ -240,7 +240,7 @@ impl UringIo {
             match send_parts(fd, bufs, entry.done) {
                 Ok(sent) => entry.done += sent,
                 Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => return self.to_ring(key),
+                Err(Errno::AGAIN) => return self.hand_over(key),
                 Err(errno) => return self.finish(key, Err(failure(errno))),
             }
         }
