@@ -4,8 +4,13 @@
 const LINES_MAX: usize = 800;
 
 /// Where `unsafe` may stand, each with what needs it. Everything else is safe code; an entry that needs it no more is a finding.
-const UNSAFE_FILES: &[(&str, &str)] =
-    &[("reactor/src/buf.rs", "buffers are pieces of one mapping the kernel writes to")];
+const UNSAFE_FILES: &[(&str, &str)] = &[
+    ("reactor/src/buf.rs", "buffers are pieces of one mapping the kernel writes to"),
+    ("reactor/src/clock.rs", "reads the time stamp counter"),
+    ("reactor/src/uring/in_flight.rs", "message headers that the kernel reads point into their own operation"),
+    ("reactor/src/uring/ring.rs", "the kernel's ring"),
+    ("perf/src/load/oracle.rs", "maps the file that says which writes were acknowledged"),
+];
 
 /// What no file of ours has in it, and why. Split, so that this file passes its own rule.
 const FORBIDDEN: &[(&str, &str)] = &[
