@@ -7,6 +7,8 @@
 pub mod checkpoint;
 pub mod checksum;
 pub mod control;
+pub mod controller;
+pub mod directory;
 pub mod host;
 pub mod ids;
 pub mod journal;

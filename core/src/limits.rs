@@ -22,7 +22,24 @@ pub const VOLUME_NAME_MAX: usize = 200;
 pub const SHARDS_MAX: u16 = 256;
 /// Devices of a pool: a place has eight bits for it.
 pub const DEVICES_MAX: usize = 256;
+/// Entries of a queue (MQES + 1): twice the depth at which throughput stops to grow, and few enough that all of a
+/// connection's commands fit its share of memory.
+pub const QUEUE_ENTRIES_MAX: u16 = 256;
+/// Bytes of data in a command capsule: a 4 KiB or 8 KiB write needs no R2T.
+pub const IN_CAPSULE_BYTES: u32 = 8 << 10;
+/// I/O queues of one association: Linux opens one a core.
+pub const IO_QUEUES_MAX: u16 = 128;
+/// Asynchronous Event Requests outstanding on one admin queue: one a kind of event, and one to spare.
+pub const EVENT_REQUESTS_MAX: usize = 4;
+/// Associations of one process: 1024 volumes attached by four hosts each.
+pub const ASSOCIATIONS_MAX: usize = 4096;
+/// Bytes of one Write Zeroes: a command that needs no data must not hold a queue for seconds.
+pub const WRITE_ZEROES_BYTES_MAX: u32 = 32 << 20;
+/// Bytes of one request that a Dataset Management is cut into: its length has 32 bits, a range up to 64.
+pub const DEALLOCATE_BYTES_MAX: u32 = 1 << 30;
 
+const _: () = assert!(WRITE_ZEROES_BYTES_MAX.is_power_of_two() && WRITE_ZEROES_BYTES_MAX as u64 >= BLOCK);
+const _: () = assert!(DEALLOCATE_BYTES_MAX as u64 % STRIPE == 0);
 const _: () = assert!(BLOCKS_PER_CLUSTER * 2 == u32::BITS);
 const _: () = assert!(STRIPE % CLUSTER == 0 && REQUEST_BYTES_MAX as u64 <= STRIPE);
 const _: () = assert!(CLUSTERS_PER_RANGE % CLUSTERS_PER_STRIPE == 0);

@@ -96,6 +96,8 @@ codes! {
     DATA_SGL_LENGTH_INVALID = 0, 0x0F;
     /// Not a descriptor that this transport knows.
     SGL_DESCRIPTOR_TYPE_INVALID = 0, 0x11;
+    /// The fused pair is larger than what is atomic.
+    ATOMIC_WRITE_UNIT_EXCEEDED = 0, 0x14;
     /// Outside the capsule.
     SGL_OFFSET_INVALID = 0, 0x16;
     /// The host identifier is not consistent.

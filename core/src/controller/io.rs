@@ -1,0 +1,227 @@
+//! I/O commands: from 64 bytes of a host to a checked request, or to the status that says what is wrong.
+//!
+//! What comes out of [`check_io`] lies inside its volume, is a whole number of its blocks, and its data has exactly the
+//! length that the command implies.
+
+use crate::directory::{Directory, Namespace, VolumeEntry};
+use crate::ids::VolumeId;
+use crate::limits::{DEALLOCATE_BYTES_MAX, REQUEST_BYTES_MAX, WRITE_ZEROES_BYTES_MAX};
+use crate::request::Command;
+use crate::volume::VolumeRecord;
+use crate::wire::command::{Direction, FABRICS, Fuse, PSDT_SGL, Sqe, nvm};
+use crate::wire::completion::NvmeStatus;
+use crate::wire::dsm::{ATTRIBUTE_DEALLOCATE, DsmRange};
+use crate::wire::fabrics::kind;
+use crate::wire::sgl::DataPlace;
+
+/// What an I/O command comes down to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IoWork {
+    /// One request.
+    Request {
+        /// What to do.
+        command: Command,
+        /// Bytes from the start of the volume.
+        offset: u64,
+        /// Bytes.
+        len: u32,
+    },
+    /// As many requests as [`deallocations`] makes of the data, which is this many ranges.
+    Deallocate {
+        /// 1 to 256.
+        ranges: u16,
+    },
+    /// Hints that nothing follows from: success once the data is there.
+    Hints,
+}
+
+/// A checked I/O command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IoCommand {
+    /// Whose blocks.
+    pub volume: VolumeId,
+    /// What to do.
+    pub work: IoWork,
+    /// Alone, or one of two: see [`fuse`].
+    pub fuse: Fuse,
+    /// Which way its data goes.
+    pub direction: Direction,
+    /// Where its data is; as long as the command implies, empty where there is none.
+    pub data: DataPlace,
+}
+
+/// The state of an association that a command depends on.
+#[derive(Clone, Copy, Debug)]
+pub struct IoContext<'a> {
+    /// Namespaces of the subsystem.
+    pub namespaces: &'a [Namespace],
+    /// The volumes as they are now.
+    pub directory: &'a Directory,
+    /// The host has switched the volatile write cache off: each write is FUA.
+    pub write_through: bool,
+}
+
+/// Checks command `sqe`, which came in a capsule with `capsule_data` bytes of data.
+pub fn check_io(sqe: &Sqe, capsule_data: usize, context: &IoContext<'_>) -> Result<IoCommand, NvmeStatus> {
+    if sqe.opcode == FABRICS {
+        return Err(refuse_fabrics(sqe));
+    }
+    if sqe.psdt() != PSDT_SGL || sqe.reserved_flags() != 0 {
+        return Err(NvmeStatus::INVALID_FIELD.dnr());
+    }
+    let fuse = check_fuse(sqe)?;
+    let entry = find(sqe.nsid.get(), context)?;
+    let record = &*entry.record;
+    let work = match sqe.opcode {
+        nvm::READ => on_blocks(sqe, record, Command::Read, REQUEST_BYTES_MAX)?,
+        nvm::COMPARE => on_blocks(sqe, record, Command::Compare, REQUEST_BYTES_MAX)?,
+        nvm::WRITE => {
+            if sqe.cdw12.get() >> 20 & 0xF != 0 {
+                // Directives are not supported.
+                return Err(NvmeStatus::INVALID_FIELD.dnr());
+            }
+            let fua = sqe.block_range().fua || context.write_through;
+            on_blocks(sqe, record, Command::Write { fua }, REQUEST_BYTES_MAX)?
+        }
+        nvm::WRITE_ZEROES => {
+            let range = sqe.block_range();
+            let fua = range.fua || context.write_through;
+            let command = Command::WriteZeroes { fua, deallocate: range.deallocate };
+            on_blocks(sqe, record, command, WRITE_ZEROES_BYTES_MAX)?
+        }
+        nvm::FLUSH => IoWork::Request { command: Command::Flush, offset: 0, len: 0 },
+        nvm::DATASET_MANAGEMENT if sqe.cdw11.get() & ATTRIBUTE_DEALLOCATE != 0 => {
+            IoWork::Deallocate { ranges: (sqe.cdw10.get() & 0xFF) as u16 + 1 }
+        }
+        nvm::DATASET_MANAGEMENT => IoWork::Hints,
+        _ => return Err(NvmeStatus::INVALID_OPCODE.dnr()),
+    };
+    let changes = match work {
+        IoWork::Request { command, .. } => command.changes_data(),
+        IoWork::Deallocate { .. } => true,
+        IoWork::Hints => false,
+    };
+    if changes && context.directory.read_only() {
+        return Err(NvmeStatus::NAMESPACE_WRITE_PROTECTED.dnr());
+    }
+    let (direction, data) = check_data(sqe, capsule_data, data_len(sqe, &work))?;
+    Ok(IoCommand { volume: record.id, work, fuse, direction, data })
+}
+
+/// The volume behind a namespace, fit for I/O.
+fn find<'a>(nsid: u32, context: &IoContext<'a>) -> Result<&'a VolumeEntry, NvmeStatus> {
+    let entry = context
+        .namespaces
+        .iter()
+        .find(|namespace| namespace.nsid == nsid)
+        .and_then(|namespace| context.directory.entry(namespace.volume))
+        .ok_or(NvmeStatus::INVALID_NAMESPACE_OR_FORMAT.dnr())?;
+    if entry.fault.is_some() {
+        return Err(NvmeStatus::NAMESPACE_NOT_READY.dnr());
+    }
+    Ok(entry)
+}
+
+/// Nothing but I/O commands is for a connected I/O queue: a second Connect comes at the wrong time, properties belong to the
+/// admin queue, and queues are not deleted one by one (OFCS is 0).
+fn refuse_fabrics(sqe: &Sqe) -> NvmeStatus {
+    match sqe.fabrics_type() {
+        kind::CONNECT => NvmeStatus::COMMAND_SEQUENCE_ERROR.dnr(),
+        kind::PROPERTY_GET | kind::PROPERTY_SET => NvmeStatus::INVALID_FIELD.dnr(),
+        _ => NvmeStatus::INVALID_OPCODE.dnr(),
+    }
+}
+
+/// Compare may be the first of two and Write the second; nothing else is fused.
+fn check_fuse(sqe: &Sqe) -> Result<Fuse, NvmeStatus> {
+    match (sqe.fuse()?, sqe.opcode) {
+        (Fuse::Normal, _) => Ok(Fuse::Normal),
+        (Fuse::First, nvm::COMPARE) => Ok(Fuse::First),
+        (Fuse::Second, nvm::WRITE) => Ok(Fuse::Second),
+        _ => Err(NvmeStatus::INVALID_FIELD.dnr()),
+    }
+}
+
+fn on_blocks(sqe: &Sqe, record: &VolumeRecord, command: Command, bytes_max: u32) -> Result<IoWork, NvmeStatus> {
+    let range = sqe.block_range();
+    let (offset, len) = byte_range(range.slba, range.blocks, record)?;
+    if len > u64::from(bytes_max) {
+        return Err(NvmeStatus::INVALID_FIELD.dnr());
+    }
+    Ok(IoWork::Request { command, offset, len: len as u32 })
+}
+
+/// Offset and length in bytes of blocks that lie inside the volume.
+fn byte_range(slba: u64, blocks: u32, record: &VolumeRecord) -> Result<(u64, u64), NvmeStatus> {
+    let lba_bytes = u64::from(record.lba_bytes);
+    let end = slba.checked_add(u64::from(blocks)).ok_or(NvmeStatus::LBA_OUT_OF_RANGE.dnr())?;
+    if end > record.size / lba_bytes {
+        return Err(NvmeStatus::LBA_OUT_OF_RANGE.dnr());
+    }
+    Ok((slba * lba_bytes, u64::from(blocks) * lba_bytes))
+}
+
+/// Bytes of data that a command implies.
+fn data_len(sqe: &Sqe, work: &IoWork) -> u32 {
+    match *work {
+        IoWork::Request { command: Command::WriteZeroes { .. } | Command::Flush, .. } => 0,
+        IoWork::Request { len, .. } => len,
+        IoWork::Deallocate { .. } | IoWork::Hints => ((sqe.cdw10.get() & 0xFF) + 1) * size_of::<DsmRange>() as u32,
+    }
+}
+
+/// Where the `wanted` bytes of data are. Too short and too long are both refused: SGLS does not promise to take longer ones.
+fn check_data(sqe: &Sqe, capsule_data: usize, wanted: u32) -> Result<(Direction, DataPlace), NvmeStatus> {
+    if wanted == 0 {
+        return Ok((Direction::None, DataPlace::Transport { len: 0 }));
+    }
+    let direction = sqe.direction()?;
+    let data = sqe.sgl.locate(capsule_data)?;
+    if data.len() != wanted {
+        return Err(NvmeStatus::DATA_SGL_LENGTH_INVALID.dnr());
+    }
+    match (direction, data) {
+        // There is no room in a response capsule.
+        (Direction::ControllerToHost, DataPlace::InCapsule { .. }) => {
+            Err(NvmeStatus::SGL_DESCRIPTOR_TYPE_INVALID.dnr())
+        }
+        _ => Ok((direction, data)),
+    }
+}
+
+/// Makes one of Compare and Write, fused: the same single block of the same namespace (ACWU is 0). The data of the result is
+/// that of the compare followed by that of the write; each comes with its own command.
+pub fn fuse(first: &IoCommand, second: &IoCommand, record: &VolumeRecord) -> Result<IoWork, NvmeStatus> {
+    assert!(first.fuse == Fuse::First && second.fuse == Fuse::Second, "callers pair by the fuse bits");
+    let (
+        IoWork::Request { command: Command::Compare, offset, len },
+        IoWork::Request { command: Command::Write { fua }, offset: write_offset, len: write_len },
+    ) = (first.work, second.work)
+    else {
+        return Err(NvmeStatus::INVALID_FIELD.dnr());
+    };
+    if first.volume != second.volume || (offset, len) != (write_offset, write_len) {
+        return Err(NvmeStatus::INVALID_FIELD.dnr());
+    }
+    if len != record.lba_bytes {
+        return Err(NvmeStatus::ATOMIC_WRITE_UNIT_EXCEEDED.dnr());
+    }
+    Ok(IoWork::Request { command: Command::CompareAndWrite { fua }, offset, len })
+}
+
+/// The requests that the ranges in `data` come down to, as offset and length in bytes. All ranges are checked before the
+/// first comes out; empty ones are passed over.
+pub fn deallocations<'a>(
+    data: &'a [u8],
+    record: &'a VolumeRecord,
+) -> Result<impl Iterator<Item = (u64, u32)> + 'a, NvmeStatus> {
+    let ranges = DsmRange::read(data).ok_or(NvmeStatus::DATA_SGL_LENGTH_INVALID.dnr())?;
+    for range in ranges {
+        byte_range(range.slba.get(), range.blocks.get(), record)?;
+    }
+    Ok(ranges.iter().flat_map(|range| {
+        let (offset, len) = byte_range(range.slba.get(), range.blocks.get(), record).expect("checked above");
+        let step = u64::from(DEALLOCATE_BYTES_MAX);
+        (offset..offset + len).step_by(step as usize).map(move |at| (at, step.min(offset + len - at) as u32))
+    }))
+}

@@ -1,0 +1,307 @@
+//! Who is attached: the associations of this process, under one lock that only Connect and the end of a connection take.
+//!
+//! Invariants: a controller number belongs to one association until that is fenced; an association that is dead is fenced
+//! before its host gets another one with the same subsystem (history C11); a queue number is taken at most once.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ringway_reactor::io::Instant;
+
+use super::admin::AdminQueue;
+use super::association::{Association, AssociationState, ControllerKind};
+use super::connect::{Path, Refusal, Wish, bad_command, bad_data};
+use super::queue::IoQueue;
+use crate::directory::{Directory, Subsystem};
+use crate::ids::{AssociationId, VolumeId};
+use crate::limits::ASSOCIATIONS_MAX;
+use crate::wire::DISCOVERY_NQN;
+use crate::wire::completion::NvmeStatus;
+use crate::wire::fabrics::{CNTLID_DYNAMIC, Connect, parameter};
+
+/// The highest controller number that may be given away (base figure 386).
+const CONTROLLER_ID_MAX: u16 = 0xFFEF;
+
+/// Controllers that live or await their fence; below the numbers there are, so that a free one is always found.
+const CONTROLLERS_MAX: usize = 0xF000;
+
+/// The associations of this process.
+#[derive(Debug)]
+pub struct Registry {
+    associations_max: usize,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    last_association: u64,
+    last_controller_id: u16,
+    by_controller: BTreeMap<u16, Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    association: Arc<Association>,
+    queues: BTreeSet<u16>,
+}
+
+/// A queue that was connected. Its Connect is answered with the association's controller number as the result.
+#[derive(Debug)]
+pub enum Connected {
+    /// The first of an association.
+    Admin {
+        /// Its state.
+        queue: Box<AdminQueue>,
+        /// Older associations that have ended by this: the caller fences them.
+        superseded: Vec<AssociationId>,
+    },
+    /// Another one.
+    Io(IoQueue),
+}
+
+impl Connected {
+    /// The association that the queue belongs to.
+    #[must_use]
+    pub fn association(&self) -> &Arc<Association> {
+        match self {
+            Connected::Admin { queue, .. } => queue.association(),
+            Connected::Io(queue) => queue.association(),
+        }
+    }
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        Registry::new(ASSOCIATIONS_MAX)
+    }
+}
+
+impl Registry {
+    /// Nobody is attached; at most `associations_max` can be.
+    #[must_use]
+    pub fn new(associations_max: usize) -> Registry {
+        assert!((1..CONTROLLERS_MAX).contains(&associations_max));
+        Registry { associations_max, inner: Mutex::default() }
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        // A panic elsewhere leaves the tables as they were between two statements; each of these keeps them whole.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Connects a queue, or says why not.
+    pub fn connect(
+        &self,
+        connect: &Connect,
+        data: &[u8],
+        path: Path,
+        directory: &Directory,
+        now: Instant,
+    ) -> Result<Connected, Refusal> {
+        let wish = Wish::check(connect, data)?;
+        if wish.queue_id == 0 { self.connect_admin(wish, path, directory, now) } else { self.connect_io(&wish, now) }
+    }
+
+    fn connect_admin(&self, wish: Wish, path: Path, directory: &Directory, now: Instant) -> Result<Connected, Refusal> {
+        if wish.controller_id != CNTLID_DYNAMIC {
+            // There are no controllers before somebody connects (dynamic controller model).
+            return Err(bad_data(parameter::DATA_CONTROLLER_ID));
+        }
+        let kind = if wish.subsystem_nqn == DISCOVERY_NQN {
+            ControllerKind::Discovery
+        } else {
+            let unknown = bad_data(parameter::DATA_SUBSYSTEM_NQN);
+            ControllerKind::Io(directory.find_subsystem(&wish.subsystem_nqn).ok_or(unknown)?)
+        };
+        let mut inner = self.inner();
+        let mut exclusive = false;
+        if let ControllerKind::Io(subsystem) = &kind {
+            admit(subsystem, &wish, path, directory)?;
+            exclusive = inner.check_exclusive(subsystem, &wish, directory)?;
+        }
+        if inner.by_controller.len() >= CONTROLLERS_MAX {
+            return Err(NvmeStatus::CONNECT_CONTROLLER_BUSY.into());
+        }
+        let superseded = inner.supersede(&kind, &wish, path);
+        if inner.entries().filter(|entry| !entry.association.is_dead()).count() >= self.associations_max {
+            assert!(superseded.is_empty(), "who ends one may have one, and those that ended are told to the caller");
+            return Err(NvmeStatus::CONNECT_CONTROLLER_BUSY.into());
+        }
+        let controller_id = inner.free_controller_id();
+        inner.last_association += 1;
+        let association = Arc::new(Association::new(
+            AssociationId(inner.last_association),
+            controller_id,
+            wish.host,
+            kind,
+            (path.local, path.peer),
+            (now, wish.keep_alive_ms),
+            exclusive,
+        ));
+        let entry = Entry { association: Arc::clone(&association), queues: BTreeSet::from([0]) };
+        inner.by_controller.insert(controller_id, entry);
+        let queue = AdminQueue::new(association, wish.entries, wish.sq_flow_control, directory);
+        Ok(Connected::Admin { queue: Box::new(queue), superseded })
+    }
+
+    fn connect_io(&self, wish: &Wish, now: Instant) -> Result<Connected, Refusal> {
+        let mut inner = self.inner();
+        let entry = inner.by_controller.get_mut(&wish.controller_id).ok_or(bad_data(parameter::DATA_CONTROLLER_ID))?;
+        let association = &entry.association;
+        let subsystem = association.subsystem().ok_or(bad_command(parameter::QUEUE_ID))?;
+        if subsystem.nqn != wish.subsystem_nqn {
+            return Err(bad_data(parameter::DATA_SUBSYSTEM_NQN));
+        }
+        if association.host.nqn != wish.host.nqn {
+            return Err(bad_data(parameter::DATA_HOST_NQN));
+        }
+        if association.host.id != wish.host.id {
+            return Err(bad_data(parameter::DATA_HOST_ID));
+        }
+        match association.state() {
+            AssociationState::Enabled => {}
+            AssociationState::Dead => return Err(bad_data(parameter::DATA_CONTROLLER_ID)),
+            AssociationState::Connected | AssociationState::Ended => {
+                return Err(NvmeStatus::COMMAND_SEQUENCE_ERROR.dnr().into());
+            }
+        }
+        if wish.queue_id > association.io_queues() {
+            return Err(bad_command(parameter::QUEUE_ID));
+        }
+        if !entry.queues.insert(wish.queue_id) {
+            // In use: connecting it again comes at the wrong time (base 3.3.1).
+            return Err(NvmeStatus::COMMAND_SEQUENCE_ERROR.dnr().into());
+        }
+        association.set_io_connected();
+        association.hear(now);
+        Ok(Connected::Io(IoQueue::new(Arc::clone(association), wish.queue_id, wish.entries, wish.sq_flow_control)))
+    }
+
+    /// A connection of `association` is gone, or its host is silent: it ends whole. Returns whether it was alive; if so
+    /// the caller fences it.
+    pub fn end(&self, association: &Association) -> bool {
+        association.advance(AssociationState::Dead)
+    }
+
+    /// Nothing of `association` is left anywhere.
+    pub fn fenced(&self, association: AssociationId) {
+        let mut inner = self.inner();
+        let id = inner.entries().find(|entry| entry.association.id == association).map(|e| e.association.controller_id);
+        if let Some(id) = id {
+            let entry = inner.by_controller.remove(&id).expect("found above");
+            assert!(entry.association.is_dead(), "only what is dead is fenced");
+        }
+    }
+
+    /// Associations of the same host with the same volumes that are dead and not yet fenced (of any host, where a volume is
+    /// exclusive): until there is none, the Connect that made `association` is not answered.
+    #[must_use]
+    pub fn unfenced(&self, association: &Association) -> Vec<AssociationId> {
+        let inner = self.inner();
+        let older = |other: &Association| {
+            other.id < association.id
+                && other.is_dead()
+                && (other.host == association.host || association.exclusive)
+                && same_volumes(&other.kind, &association.kind)
+        };
+        inner.entries().map(|entry| &entry.association).filter(|other| older(other)).map(|other| other.id).collect()
+    }
+
+    /// NQNs of the hosts that have `volume` attached now.
+    #[must_use]
+    pub fn attached_hosts(&self, volume: VolumeId) -> Vec<String> {
+        let inner = self.inner();
+        let hosts: BTreeSet<&str> = inner.living(volume).map(|association| association.host.nqn.as_str()).collect();
+        hosts.into_iter().map(str::to_owned).collect()
+    }
+
+    /// Ends all associations with `volume`; the caller fences those returned.
+    #[must_use]
+    pub fn end_all(&self, volume: VolumeId) -> Vec<AssociationId> {
+        let inner = self.inner();
+        let ended = inner.living(volume).filter(|association| association.advance(AssociationState::Dead));
+        ended.map(|association| association.id).collect()
+    }
+
+    /// Associations that live.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.inner().entries().filter(|entry| !entry.association.is_dead()).count()
+    }
+
+    /// Whether nobody is attached.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Whether this host may attach every volume of the subsystem from where it is.
+fn admit(subsystem: &Subsystem, wish: &Wish, path: Path, directory: &Directory) -> Result<(), Refusal> {
+    let allowed = subsystem
+        .namespaces
+        .iter()
+        .filter_map(|namespace| directory.volume(namespace.volume))
+        .all(|record| directory.may_attach(record, &wish.host.nqn, path.is_loopback()));
+    if allowed { Ok(()) } else { Err(NvmeStatus::CONNECT_INVALID_HOST.dnr().into()) }
+}
+
+/// Whether two controllers lead to the same volumes, by whatever name.
+fn same_volumes(a: &ControllerKind, b: &ControllerKind) -> bool {
+    match (a, b) {
+        (ControllerKind::Io(a), ControllerKind::Io(b)) => a.namespaces == b.namespaces,
+        (ControllerKind::Discovery, ControllerKind::Discovery) => true,
+        _ => false,
+    }
+}
+
+impl Inner {
+    fn entries(&self) -> impl Iterator<Item = &Entry> + '_ {
+        self.by_controller.values()
+    }
+
+    fn living(&self, volume: VolumeId) -> impl Iterator<Item = &Arc<Association>> + '_ {
+        self.entries().map(|entry| &entry.association).filter(move |association| {
+            !association.is_dead()
+                && association.subsystem().is_some_and(|s| s.namespaces.iter().any(|n| n.volume == volume))
+        })
+    }
+
+    /// An exclusive volume has one host at a time; the host itself may come by several paths. Returns whether one is.
+    fn check_exclusive(&self, subsystem: &Subsystem, wish: &Wish, directory: &Directory) -> Result<bool, Refusal> {
+        let mut any = false;
+        for namespace in &subsystem.namespaces {
+            let exclusive = directory.volume(namespace.volume).is_some_and(|record| record.exclusive);
+            if exclusive && self.living(namespace.volume).any(|association| association.host != wish.host) {
+                return Err(NvmeStatus::CONNECT_CONTROLLER_BUSY.into());
+            }
+            any |= exclusive;
+        }
+        Ok(any)
+    }
+
+    /// A host that connects again by the very path of an association that lives has lost that one, even if we have not
+    /// noticed: what of it still arrives must not land after what it sends now (history C11). Discovery keeps no data.
+    fn supersede(&self, kind: &ControllerKind, wish: &Wish, path: Path) -> Vec<AssociationId> {
+        let ControllerKind::Io(_) = kind else { return Vec::new() };
+        let lost = |old: &Association| {
+            old.host == wish.host
+                && old.local == path.local
+                && old.peer.ip() == path.peer.ip()
+                && same_volumes(&old.kind, kind)
+                && old.advance(AssociationState::Dead)
+        };
+        self.entries().map(|entry| &entry.association).filter(|old| lost(old)).map(|old| old.id).collect()
+    }
+
+    /// The next number that is free; numbers come round as late as possible, so that a late Connect of a queue meets nobody.
+    fn free_controller_id(&mut self) -> u16 {
+        loop {
+            self.last_controller_id =
+                if self.last_controller_id >= CONTROLLER_ID_MAX { 1 } else { self.last_controller_id + 1 };
+            if !self.by_controller.contains_key(&self.last_controller_id) {
+                return self.last_controller_id;
+            }
+        }
+    }
+}

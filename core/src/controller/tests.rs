@@ -1,0 +1,1 @@
+//! Controllers as a host meets them.
