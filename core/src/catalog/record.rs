@@ -1,0 +1,227 @@
+//! Catalog records and their bytes: kind, flags and length in a fixed header, the rest in postcard.
+//!
+//! ```text
+//! 0 kind u16 | 2 flags u16 (bit 0: must understand) | 4 length u32 of what follows | 8 postcard
+//! ```
+//! A kind's content never changes; what needs other fields gets another kind.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use thiserror::Error;
+use uuid::Uuid;
+
+use crate::ids::{ShardId, VolumeId};
+use crate::space::SlabId;
+use crate::volume::VolumeRecord;
+
+/// The numbers of the kinds, those of later versions included, which are reserved here so that they are never reused.
+pub mod kind {
+    pub const VOLUME_CREATED: u16 = 1;
+    pub const VOLUME_REMOVED: u16 = 2;
+    pub const VOLUME_ERASED: u16 = 3;
+    pub const VOLUME_RESIZED: u16 = 4;
+    pub const VOLUME_RENAMED: u16 = 5;
+    pub const HOSTS_ALLOWED: u16 = 6;
+    pub const HOST_ATTACHED: u16 = 7;
+    pub const HOST_DETACHED: u16 = 8;
+    pub const VOLUME_FAULTED: u16 = 9;
+    pub const VOLUME_REPAIRED: u16 = 10;
+    pub const VOLUME_REMAINS: u16 = 11;
+    pub const SLAB_OWNED: u16 = 16;
+    pub const DEVICE_ADDED: u16 = 17;
+    pub const OPENED: u16 = 18;
+    pub const CLOSED: u16 = 19;
+    pub const NEXT_VOLUME: u16 = 20;
+    pub const CUT: u16 = 32;
+    pub const ATTEMPT: u16 = 33;
+    pub const SEALED: u16 = 34;
+    pub const SYNCED: u16 = 35;
+    pub const VOID: u16 = 36;
+    pub const ROLLBACK: u16 = 37;
+    pub const CLONE: u16 = 38;
+    pub const DETACH: u16 = 39;
+    pub const JOB: u16 = 40;
+    pub const EVENT: u16 = 41;
+}
+
+const MUST_UNDERSTAND: u16 = 1;
+
+/// One change of the catalog.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CatalogRecord {
+    /// A volume exists. Its id has never been used before.
+    VolumeCreated(VolumeRecord),
+    /// A volume is gone and its name is free; shards still hold clusters of it.
+    VolumeRemoved(VolumeId),
+    /// No shard holds anything of a removed volume any more.
+    VolumeErased(VolumeId),
+    /// A volume has another size, bytes.
+    VolumeResized(VolumeId, u64),
+    /// A volume has another name.
+    VolumeRenamed(VolumeId, String),
+    /// These hosts, by NQN, may attach.
+    HostsAllowed(VolumeId, Vec<String>),
+    /// A host attached for writing; it may hold data it believes to be stored.
+    HostAttached(VolumeId, String),
+    /// A host detached in good order.
+    HostDetached(VolumeId, String),
+    /// Part of a volume's map or data is damaged: it is not served until repaired. The shard, where one is to blame, and why.
+    VolumeFaulted(VolumeId, Option<ShardId>, String),
+    /// Somebody looked at the damage and takes the volume as it is.
+    VolumeRepaired(VolumeId),
+    /// A volume was removed, and these shards may still hold clusters of it. Stands for its creation and removal in a snapshot.
+    VolumeRemains(VolumeId, Vec<ShardId>),
+    /// A slab belongs to this shard, or to nobody.
+    SlabOwned(SlabId, Option<ShardId>),
+    /// A device is part of the pool: number, UUID, bytes.
+    DeviceAdded(u8, Uuid, u64),
+    /// This boot is in use and has not been closed.
+    Opened(u32),
+    /// This boot was closed in good order: everything is in checkpoints, nobody is attached.
+    Closed(u32),
+    /// No volume with this id or a higher one has ever been.
+    NextVolume(VolumeId),
+}
+
+/// Why bytes are no catalog record.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum BadCatalogRecord {
+    /// The header or the content ends too early.
+    #[error("a catalog record ends in its middle")]
+    Short,
+    /// The content is not that of its kind.
+    #[error("a catalog record of kind {0} has content of another kind")]
+    Content(u16),
+    /// A kind of a later version that must not be skipped.
+    #[error(
+        "the catalog has a record of kind {0}, which only a later version of Ringway understands; open the pool with that version"
+    )]
+    Unknown(u16),
+}
+
+impl CatalogRecord {
+    /// Its kind's number.
+    #[must_use]
+    pub fn kind(&self) -> u16 {
+        match self {
+            CatalogRecord::VolumeCreated(..) => kind::VOLUME_CREATED,
+            CatalogRecord::VolumeRemoved(..) => kind::VOLUME_REMOVED,
+            CatalogRecord::VolumeErased(..) => kind::VOLUME_ERASED,
+            CatalogRecord::VolumeResized(..) => kind::VOLUME_RESIZED,
+            CatalogRecord::VolumeRenamed(..) => kind::VOLUME_RENAMED,
+            CatalogRecord::HostsAllowed(..) => kind::HOSTS_ALLOWED,
+            CatalogRecord::HostAttached(..) => kind::HOST_ATTACHED,
+            CatalogRecord::HostDetached(..) => kind::HOST_DETACHED,
+            CatalogRecord::VolumeFaulted(..) => kind::VOLUME_FAULTED,
+            CatalogRecord::VolumeRepaired(..) => kind::VOLUME_REPAIRED,
+            CatalogRecord::VolumeRemains(..) => kind::VOLUME_REMAINS,
+            CatalogRecord::SlabOwned(..) => kind::SLAB_OWNED,
+            CatalogRecord::DeviceAdded(..) => kind::DEVICE_ADDED,
+            CatalogRecord::Opened(..) => kind::OPENED,
+            CatalogRecord::Closed(..) => kind::CLOSED,
+            CatalogRecord::NextVolume(..) => kind::NEXT_VOLUME,
+        }
+    }
+
+    /// The volume it is about, if it is about one.
+    #[must_use]
+    pub fn volume(&self) -> Option<VolumeId> {
+        match self {
+            CatalogRecord::VolumeCreated(volume) => Some(volume.id),
+            CatalogRecord::VolumeRemoved(id)
+            | CatalogRecord::VolumeErased(id)
+            | CatalogRecord::VolumeResized(id, _)
+            | CatalogRecord::VolumeRenamed(id, _)
+            | CatalogRecord::HostsAllowed(id, _)
+            | CatalogRecord::HostAttached(id, _)
+            | CatalogRecord::HostDetached(id, _)
+            | CatalogRecord::VolumeFaulted(id, ..)
+            | CatalogRecord::VolumeRemains(id, _)
+            | CatalogRecord::VolumeRepaired(id) => Some(*id),
+            CatalogRecord::SlabOwned(..)
+            | CatalogRecord::DeviceAdded(..)
+            | CatalogRecord::Opened(..)
+            | CatalogRecord::Closed(..)
+            | CatalogRecord::NextVolume(..) => None,
+        }
+    }
+
+    /// Appends its encoding.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let content = match self {
+            CatalogRecord::VolumeCreated(volume) => bytes(volume),
+            CatalogRecord::VolumeRemoved(id) | CatalogRecord::VolumeErased(id) | CatalogRecord::VolumeRepaired(id) => {
+                bytes(id)
+            }
+            CatalogRecord::VolumeResized(id, size) => bytes(&(id, size)),
+            CatalogRecord::VolumeRenamed(id, text)
+            | CatalogRecord::HostAttached(id, text)
+            | CatalogRecord::HostDetached(id, text) => bytes(&(id, text)),
+            CatalogRecord::HostsAllowed(id, hosts) => bytes(&(id, hosts)),
+            CatalogRecord::VolumeFaulted(id, shard, why) => bytes(&(id, shard, why)),
+            CatalogRecord::VolumeRemains(id, shards) => bytes(&(id, shards)),
+            CatalogRecord::SlabOwned(slab, shard) => bytes(&(slab, shard)),
+            CatalogRecord::DeviceAdded(number, uuid, size) => bytes(&(number, uuid, size)),
+            CatalogRecord::Opened(boot) | CatalogRecord::Closed(boot) => bytes(boot),
+            CatalogRecord::NextVolume(id) => bytes(id),
+        };
+        out.extend(self.kind().to_le_bytes());
+        out.extend(MUST_UNDERSTAND.to_le_bytes());
+        out.extend(u32::try_from(content.len()).expect("a record is far below 4 GiB").to_le_bytes());
+        out.extend(content);
+    }
+
+    /// The record at the start of `bytes` and its length; `None` for one of a later version that may be skipped.
+    pub fn decode(bytes: &[u8]) -> Result<(Option<CatalogRecord>, usize), BadCatalogRecord> {
+        let Some((&[k0, k1, f0, f1, l0, l1, l2, l3], rest)) = bytes.split_first_chunk() else {
+            return Err(BadCatalogRecord::Short);
+        };
+        let (kind, flags) = (u16::from_le_bytes([k0, k1]), u16::from_le_bytes([f0, f1]));
+        let length = u32::from_le_bytes([l0, l1, l2, l3]) as usize;
+        let content = Content { kind, bytes: rest.get(..length).ok_or(BadCatalogRecord::Short)? };
+        let record = match kind {
+            kind::VOLUME_CREATED => CatalogRecord::VolumeCreated(content.read()?),
+            kind::VOLUME_REMOVED => CatalogRecord::VolumeRemoved(content.read()?),
+            kind::VOLUME_ERASED => CatalogRecord::VolumeErased(content.read()?),
+            kind::VOLUME_RESIZED => content.read().map(|(id, size)| CatalogRecord::VolumeResized(id, size))?,
+            kind::VOLUME_RENAMED => content.read().map(|(id, name)| CatalogRecord::VolumeRenamed(id, name))?,
+            kind::HOSTS_ALLOWED => content.read().map(|(id, hosts)| CatalogRecord::HostsAllowed(id, hosts))?,
+            kind::HOST_ATTACHED => content.read().map(|(id, host)| CatalogRecord::HostAttached(id, host))?,
+            kind::HOST_DETACHED => content.read().map(|(id, host)| CatalogRecord::HostDetached(id, host))?,
+            kind::VOLUME_FAULTED => {
+                content.read().map(|(id, shard, why)| CatalogRecord::VolumeFaulted(id, shard, why))?
+            }
+            kind::VOLUME_REPAIRED => CatalogRecord::VolumeRepaired(content.read()?),
+            kind::VOLUME_REMAINS => content.read().map(|(id, shards)| CatalogRecord::VolumeRemains(id, shards))?,
+            kind::SLAB_OWNED => content.read().map(|(slab, shard)| CatalogRecord::SlabOwned(slab, shard))?,
+            kind::DEVICE_ADDED => {
+                content.read().map(|(number, uuid, size)| CatalogRecord::DeviceAdded(number, uuid, size))?
+            }
+            kind::OPENED => CatalogRecord::Opened(content.read()?),
+            kind::CLOSED => CatalogRecord::Closed(content.read()?),
+            kind::NEXT_VOLUME => CatalogRecord::NextVolume(content.read()?),
+            _ if flags & MUST_UNDERSTAND == 0 => return Ok((None, 8 + length)),
+            _ => return Err(BadCatalogRecord::Unknown(kind)),
+        };
+        Ok((Some(record), 8 + length))
+    }
+}
+
+fn bytes(content: &impl Serialize) -> Vec<u8> {
+    postcard::to_stdvec(content).expect("plain data in memory can be encoded")
+}
+
+struct Content<'a> {
+    kind: u16,
+    bytes: &'a [u8],
+}
+
+impl Content<'_> {
+    /// All of the content, to the last byte.
+    fn read<T: DeserializeOwned>(&self) -> Result<T, BadCatalogRecord> {
+        match postcard::take_from_bytes(self.bytes) {
+            Ok((value, [])) => Ok(value),
+            _ => Err(BadCatalogRecord::Content(self.kind)),
+        }
+    }
+}

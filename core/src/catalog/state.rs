@@ -1,0 +1,308 @@
+//! What the records add up to. [`CatalogState::apply`] is pure: it changes this value and nothing else.
+//!
+//! Invariants: names of live volumes are unique; `next_volume` is above every id that was ever used; a slab has one owner.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use thiserror::Error;
+use uuid::Uuid;
+
+use super::record::CatalogRecord;
+use crate::ids::{ShardId, VolumeId};
+use crate::space::SlabId;
+use crate::volume::{VolumeRecord, check_name};
+
+/// A live volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VolumeEntry {
+    /// As recorded.
+    pub record: VolumeRecord,
+    /// Hosts that attached for writing and have not detached in good order.
+    pub attached: BTreeSet<String>,
+}
+
+/// Why a volume is not served.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Fault {
+    /// The shard that is to blame, if one is.
+    pub shard: Option<ShardId>,
+    /// For whoever reads it.
+    pub why: String,
+}
+
+/// A device of the pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// As in its superblock.
+    pub uuid: Uuid,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// Everything that exists.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CatalogState {
+    volumes: BTreeMap<VolumeId, VolumeEntry>,
+    names: BTreeMap<String, VolumeId>,
+    /// Removed and not yet erased by every shard, with the shards that may hold clusters.
+    removed: BTreeMap<VolumeId, Vec<ShardId>>,
+    /// Also of volumes whose own record is lost.
+    faults: BTreeMap<VolumeId, BTreeSet<Fault>>,
+    slabs: BTreeMap<SlabId, ShardId>,
+    devices: BTreeMap<u8, Device>,
+    next_volume: u32,
+    /// The last boot that was opened, and whether it was closed in good order.
+    boot: u32,
+    clean: bool,
+}
+
+/// A record that contradicts what is there.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum ApplyError {
+    /// There is no such volume.
+    #[error("volume {0} does not exist")]
+    NoVolume(VolumeId),
+    /// The id has been used before.
+    #[error("volume id {0} has been used before")]
+    IdUsed(VolumeId),
+    /// Another volume has the name.
+    #[error("the name {name:?} belongs to volume {owner}")]
+    NameUsed {
+        /// The name.
+        name: String,
+        /// Whose it is.
+        owner: VolumeId,
+    },
+    /// A field of a volume that cannot be.
+    #[error("volume {volume} has an impossible {field}")]
+    Field {
+        /// Which volume.
+        volume: VolumeId,
+        /// Which field.
+        field: &'static str,
+    },
+    /// The slab belongs to a shard, and another one takes it.
+    #[error("slab {slab} belongs to shard {owner}")]
+    SlabOwned {
+        /// Which slab.
+        slab: SlabId,
+        /// Whose it is.
+        owner: ShardId,
+    },
+    /// The device number is taken.
+    #[error("device {0} is part of the pool already")]
+    DeviceExists(u8),
+}
+
+impl CatalogState {
+    /// Makes one recorded change, or says what it contradicts and changes nothing.
+    pub fn apply(&mut self, record: &CatalogRecord) -> Result<(), ApplyError> {
+        match record {
+            CatalogRecord::VolumeCreated(volume) => self.create(volume)?,
+            CatalogRecord::VolumeRemoved(id) => {
+                let entry = self.volumes.remove(id).ok_or(ApplyError::NoVolume(*id))?;
+                self.names.remove(&entry.record.name);
+                self.faults.remove(id);
+                self.removed.insert(*id, entry.record.shards);
+            }
+            CatalogRecord::VolumeErased(id) => {
+                self.removed.remove(id).ok_or(ApplyError::NoVolume(*id))?;
+            }
+            CatalogRecord::VolumeResized(id, size) => {
+                let lba = u64::from(self.entry(*id)?.record.lba_bytes);
+                if *size == 0 || *size > crate::limits::VOLUME_BYTES_MAX || size % lba != 0 {
+                    return Err(ApplyError::Field { volume: *id, field: "size" });
+                }
+                self.entry(*id)?.record.size = *size;
+            }
+            CatalogRecord::VolumeRenamed(id, name) => {
+                self.check_free(*id, name)?;
+                let entry = self.volumes.get_mut(id).ok_or(ApplyError::NoVolume(*id))?;
+                let before = std::mem::replace(&mut entry.record.name, name.clone());
+                self.names.remove(&before);
+                self.names.insert(name.clone(), *id);
+            }
+            CatalogRecord::HostsAllowed(id, hosts) => self.entry(*id)?.record.allowed_hosts.clone_from(hosts),
+            CatalogRecord::HostAttached(id, host) => {
+                self.entry(*id)?.attached.insert(host.clone());
+            }
+            CatalogRecord::HostDetached(id, host) => {
+                self.entry(*id)?.attached.remove(host);
+            }
+            CatalogRecord::VolumeFaulted(id, shard, why) => {
+                self.faults.entry(*id).or_default().insert(Fault { shard: *shard, why: why.clone() });
+                self.next_volume = self.next_volume.max(id.0.saturating_add(1));
+            }
+            CatalogRecord::VolumeRepaired(id) => {
+                self.faults.remove(id);
+            }
+            CatalogRecord::VolumeRemains(id, shards) => {
+                if id.0 < self.next_volume() {
+                    return Err(ApplyError::IdUsed(*id));
+                }
+                self.removed.insert(*id, shards.clone());
+                self.next_volume = id.0.saturating_add(1);
+            }
+            CatalogRecord::SlabOwned(slab, owner) => self.give(*slab, *owner)?,
+            CatalogRecord::DeviceAdded(number, uuid, size) => {
+                if self.devices.contains_key(number) {
+                    return Err(ApplyError::DeviceExists(*number));
+                }
+                self.devices.insert(*number, Device { uuid: *uuid, size: *size });
+            }
+            CatalogRecord::Opened(boot) => (self.boot, self.clean) = (*boot, false),
+            CatalogRecord::Closed(boot) => {
+                (self.boot, self.clean) = (*boot, true);
+                self.volumes.values_mut().for_each(|entry| entry.attached.clear());
+            }
+            CatalogRecord::NextVolume(id) => self.next_volume = self.next_volume.max(id.0),
+        }
+        Ok(())
+    }
+
+    fn create(&mut self, volume: &VolumeRecord) -> Result<(), ApplyError> {
+        let id = volume.id;
+        if id.0 == 0 || id.0 < self.next_volume() || self.volumes.contains_key(&id) || self.removed.contains_key(&id) {
+            return Err(ApplyError::IdUsed(id));
+        }
+        let shards: BTreeSet<_> = volume.shards.iter().collect();
+        let checks = [
+            (matches!(volume.lba_bytes, 512 | 4096), "LBA size (512 and 4096 are possible)"),
+            (!shards.is_empty() && shards.len() == volume.shards.len(), "list of shards"),
+            (volume.cuts.is_sorted_by(|a, b| a < b), "list of cuts"),
+        ];
+        if let Some(&(_, field)) = checks.iter().find(|(good, _)| !good) {
+            return Err(ApplyError::Field { volume: id, field });
+        }
+        let lba = u64::from(volume.lba_bytes);
+        if volume.size == 0 || volume.size > crate::limits::VOLUME_BYTES_MAX || volume.size % lba != 0 {
+            return Err(ApplyError::Field { volume: id, field: "size" });
+        }
+        self.check_free(id, &volume.name)?;
+        self.names.insert(volume.name.clone(), id);
+        self.volumes.insert(id, VolumeEntry { record: volume.clone(), attached: BTreeSet::new() });
+        self.next_volume = id.0.saturating_add(1);
+        Ok(())
+    }
+
+    fn give(&mut self, slab: SlabId, owner: Option<ShardId>) -> Result<(), ApplyError> {
+        match (self.slabs.get(&slab), owner) {
+            (Some(&before), Some(owner)) if before != owner => {
+                return Err(ApplyError::SlabOwned { slab, owner: before });
+            }
+            (_, Some(owner)) => self.slabs.insert(slab, owner),
+            (_, None) => self.slabs.remove(&slab),
+        };
+        Ok(())
+    }
+
+    fn entry(&mut self, id: VolumeId) -> Result<&mut VolumeEntry, ApplyError> {
+        self.volumes.get_mut(&id).ok_or(ApplyError::NoVolume(id))
+    }
+
+    fn check_free(&self, id: VolumeId, name: &str) -> Result<(), ApplyError> {
+        check_name(name).map_err(|_| ApplyError::Field { volume: id, field: "name" })?;
+        match self.names.get(name) {
+            Some(&owner) if owner != id => Err(ApplyError::NameUsed { name: name.to_owned(), owner }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Live volumes, by id.
+    pub fn volumes(&self) -> impl Iterator<Item = &VolumeEntry> {
+        self.volumes.values()
+    }
+
+    /// A live volume.
+    #[must_use]
+    pub fn volume(&self, id: VolumeId) -> Option<&VolumeEntry> {
+        self.volumes.get(&id)
+    }
+
+    /// A live volume by name.
+    #[must_use]
+    pub fn volume_named(&self, name: &str) -> Option<&VolumeEntry> {
+        self.names.get(name).and_then(|id| self.volumes.get(id))
+    }
+
+    /// Removed volumes that shards still have to erase, and on which shards.
+    pub fn removed(&self) -> impl Iterator<Item = (VolumeId, &[ShardId])> {
+        self.removed.iter().map(|(&id, shards)| (id, shards.as_slice()))
+    }
+
+    /// Why a volume is not served; empty: it is.
+    pub fn faults_of(&self, id: VolumeId) -> impl Iterator<Item = &Fault> {
+        self.faults.get(&id).into_iter().flatten()
+    }
+
+    /// Every fault, those of volumes whose own record is lost included.
+    pub fn faults(&self) -> impl Iterator<Item = (VolumeId, &Fault)> {
+        self.faults.iter().flat_map(|(&id, faults)| faults.iter().map(move |fault| (id, fault)))
+    }
+
+    /// Owned slabs.
+    pub fn slabs(&self) -> impl Iterator<Item = (SlabId, ShardId)> {
+        self.slabs.iter().map(|(&slab, &shard)| (slab, shard))
+    }
+
+    /// The slabs of one shard.
+    pub fn slabs_of(&self, shard: ShardId) -> impl Iterator<Item = SlabId> {
+        self.slabs().filter(move |&(_, owner)| owner == shard).map(|(slab, _)| slab)
+    }
+
+    /// Whose a slab is.
+    #[must_use]
+    pub fn owner(&self, slab: SlabId) -> Option<ShardId> {
+        self.slabs.get(&slab).copied()
+    }
+
+    /// The devices, by number.
+    pub fn devices(&self) -> impl Iterator<Item = (u8, Device)> {
+        self.devices.iter().map(|(&number, &device)| (number, device))
+    }
+
+    /// The id for the next volume: never used before.
+    #[must_use]
+    pub fn next_volume(&self) -> u32 {
+        self.next_volume.max(1)
+    }
+
+    /// The last boot that was opened.
+    #[must_use]
+    pub fn boot(&self) -> u32 {
+        self.boot
+    }
+
+    /// Whether that boot was closed in good order.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.clean
+    }
+
+    /// Records that make this state from an empty one.
+    #[must_use]
+    pub fn records(&self) -> Vec<CatalogRecord> {
+        // First: closing detaches everybody, and hosts may have attached since.
+        let boot = if self.clean { CatalogRecord::Closed(self.boot) } else { CatalogRecord::Opened(self.boot) };
+        let mut records = vec![boot];
+        for (&number, device) in &self.devices {
+            records.push(CatalogRecord::DeviceAdded(number, device.uuid, device.size));
+        }
+        records.extend(self.slabs.iter().map(|(&slab, &shard)| CatalogRecord::SlabOwned(slab, Some(shard))));
+        // Ids ascend, live and removed ones in one sequence: an id below the highest is taken as used.
+        let ids: BTreeSet<_> = self.volumes.keys().chain(self.removed.keys()).copied().collect();
+        for id in ids {
+            if let Some(entry) = self.volumes.get(&id) {
+                records.push(CatalogRecord::VolumeCreated(entry.record.clone()));
+                records.extend(entry.attached.iter().map(|host| CatalogRecord::HostAttached(id, host.clone())));
+            } else {
+                records.push(CatalogRecord::VolumeRemains(id, self.removed[&id].clone()));
+            }
+        }
+        for (id, fault) in self.faults() {
+            records.push(CatalogRecord::VolumeFaulted(id, fault.shard, fault.why.clone()));
+        }
+        records.push(CatalogRecord::NextVolume(VolumeId(self.next_volume())));
+        records
+    }
+}
