@@ -344,11 +344,15 @@ fn allocate(
     }
     rustix::fs::ftruncate(fd, size).map_err(|errno| system("size", path, errno))?;
     if allocation != Allocation::Sparse {
+        let available = || rustix::fs::fstatvfs(fd).map_or(u64::MAX, |fs| fs.f_bavail * fs.f_frsize);
+        let no_space = |available| FileError::NoSpace { path: path.to_owned(), needed: size, available };
+        // Asked first: ext4 takes all there is, from everybody, before it says that it was not enough.
+        let before = available();
+        if size > before {
+            return Err(no_space(before));
+        }
         rustix::fs::fallocate(fd, FallocateFlags::empty(), 0, size).map_err(|errno| match errno {
-            Errno::NOSPC | Errno::DQUOT => {
-                let available = rustix::fs::fstatvfs(fd).map_or(0, |fs| fs.f_bavail * fs.f_frsize);
-                FileError::NoSpace { path: path.to_owned(), needed: size, available }
-            }
+            Errno::NOSPC | Errno::DQUOT => no_space(available()),
             _ => system("reserve the space of", path, errno),
         })?;
     }

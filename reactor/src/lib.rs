@@ -6,6 +6,7 @@
 
 pub mod buf;
 pub mod clock;
+pub mod crash_log;
 pub mod files;
 pub mod io;
 pub mod mailbox;
