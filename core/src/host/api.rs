@@ -7,8 +7,9 @@ use ringway_reactor::buf::Buf;
 use uuid::Uuid;
 
 use super::error::HostError;
-use super::layout::command::{Sqe, StatusCode};
 use crate::request::Command;
+use crate::wire::command::Sqe;
+use crate::wire::completion::NvmeStatus;
 
 /// What kind of controller to ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,7 +130,7 @@ pub enum Outcome {
     /// Done.
     Success,
     /// The controller says no.
-    Failed(StatusCode),
+    Failed(NvmeStatus),
     /// It was in flight when the connection broke and must not be sent twice: it may have been done or not.
     Unknown,
     /// The host gave up or was closed before an answer came.

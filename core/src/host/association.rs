@@ -19,11 +19,12 @@ use ringway_reactor::io::{Completion, Instant, Io, Token};
 
 use super::api::{ControllerKind, Event, HostConfig, HostRequest, Namespace};
 use super::error::{HostError, HostErrorKind};
-use super::layout::command::{Completion as Cqe, Sqe};
 use super::queue::{Queue, QueueEvent, QueueToken};
 use super::slot::Data;
 use super::start::Step;
 use crate::request::Command;
+use crate::wire::command::{Sqe, admin};
+use crate::wire::completion::Cqe;
 
 /// Entries of the admin queue.
 const ADMIN_DEPTH: u16 = 32;
@@ -113,6 +114,8 @@ pub struct Host {
     pub(super) namespace: Option<Namespace>,
     /// Bytes of data that may travel in a capsule of an I/O queue.
     pub(super) in_capsule_max: usize,
+    /// The controller's smallest page, the unit of MDTS.
+    pub(super) page_bytes_min: u64,
     /// Bytes of the largest request.
     pub(super) request_bytes_max: u32,
     /// I/O queues of this connection.
@@ -149,6 +152,7 @@ impl Host {
             outage: None,
             namespace: None,
             in_capsule_max: 0,
+            page_bytes_min: 4096,
             request_bytes_max: 0,
             queues_granted: 0,
             controller_id: 0,
@@ -298,7 +302,7 @@ impl Host {
 
     fn send_keep_alive<I: Io>(&mut self, io: &mut I, now: Instant) {
         if self.queues[0].room() > 0 {
-            self.submit_to(io, 0, Sqe::keep_alive(), Data::None, Owner::KeepAlive);
+            self.submit_to(io, 0, Sqe::new(admin::KEEP_ALIVE, 0), Data::None, Owner::KeepAlive);
         }
         self.phase = Phase::Ready { keep_alive_due: self.keep_alive_after(now) };
     }
@@ -339,6 +343,6 @@ impl Host {
             self.was_ready = true;
             self.events.push_back(Event::Ready(self.namespace));
         }
-        self.submit_to(io, 0, Sqe::async_event_request(), Data::None, Owner::EventRequest);
+        self.submit_to(io, 0, Sqe::new(admin::ASYNC_EVENT_REQUEST, 0), Data::None, Owner::EventRequest);
     }
 }

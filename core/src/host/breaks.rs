@@ -7,10 +7,10 @@ use super::api::{Event, HostRequest, Outcome};
 use super::association::{Half, HalfEnded, Host, IoOwner, Outage, Owner, Phase};
 use super::commands::join_halves;
 use super::error::{HostError, HostErrorKind};
-use super::layout::command::Completion as Cqe;
 use super::queue::{Orphan, Queue};
 use super::start::SCRATCH_BYTES;
 use crate::request::Command;
+use crate::wire::completion::{Cqe, NvmeStatus};
 
 impl Host {
     /// Ends the connection because of `error`; what is in flight stays for the next one.
@@ -111,7 +111,7 @@ impl Host {
         let other = self.halves.iter().position(|ended| ended.pair == pair).map(|at| self.halves.swap_remove(at));
         let Some(other) = other else {
             // The first half goes out first: if it was not sent, nothing was.
-            let cqe = sent.then(|| Cqe::success(0));
+            let cqe = sent.then(|| Cqe::new(0, 0, 0, NvmeStatus::SUCCESS));
             return self.halves.push(HalfEnded { pair, cqe, buf });
         };
         let buf = join_halves(half, buf, other.buf);

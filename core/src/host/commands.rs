@@ -2,13 +2,17 @@
 
 use ringway_reactor::buf::Buf;
 use ringway_reactor::io::{Instant, Io};
+use zerocopy::IntoBytes;
 
 use super::api::{AdminRequest, Completed, Event, HostRequest, Outcome};
 use super::association::{Half, HalfEnded, Host, IoOwner, Owner, Phase};
 use super::error::{HostError, HostErrorKind};
-use super::layout::command::{Completion as Cqe, Sqe};
 use super::slot::Data;
+use super::start::NSID;
 use crate::request::Command;
+use crate::wire::command::{Fuse, Sqe, nvm};
+use crate::wire::completion::Cqe;
+use crate::wire::dsm::DsmRange;
 
 /// Commands that wait for room or for a connection, in multiples of what the queues hold.
 const WAITING_FACTOR: usize = 2;
@@ -104,7 +108,7 @@ impl Host {
             (0..count).map(|n| 1 + (self.next_queue + n) % count).find(|&queue| self.queues[queue].room() >= needed);
         let Some(queue) = found else { return Err(request) };
         let namespace = self.namespace.as_ref().expect("a ready host knows its volume");
-        let sqe = Sqe::for_request(request.command, request.offset, request.len, namespace.lba_bytes);
+        let sqe = encode(request.command, request.offset, request.len, namespace.lba_bytes);
         let owner = IoOwner {
             user: request.user,
             command: request.command,
@@ -120,8 +124,10 @@ impl Host {
             }
             Command::Flush | Command::WriteZeroes { .. } => Data::None,
             Command::Deallocate => {
-                let Some(mut ranges) = io.buffers().get(16) else { return Err(request) };
-                ranges.copy_from_slice(&Sqe::deallocate_range(request.offset, request.len, namespace.lba_bytes));
+                let Some(mut ranges) = io.buffers().get(size_of::<DsmRange>()) else { return Err(request) };
+                let lba = namespace.lba_bytes;
+                let range = DsmRange::new(request.offset / u64::from(lba), request.len / lba);
+                ranges.copy_from_slice(range.as_bytes());
                 Data::Out { buf: ranges, in_capsule: true }
             }
             Command::CompareAndWrite { fua } => {
@@ -143,10 +149,8 @@ impl Host {
         let mut compare = buf.expect("checked");
         let write = compare.split_off(len as usize);
         let owner = |half| Owner::Io(IoOwner { user, command, offset, len, half });
-        let mut first = Sqe::for_request(Command::Compare, offset, len, lba);
-        first.set_fused_first();
-        let mut second = Sqe::for_request(Command::Write { fua }, offset, len, lba);
-        second.set_fused_second();
+        let first = encode(Command::Compare, offset, len, lba).with_fuse(Fuse::First);
+        let second = encode(Command::Write { fua }, offset, len, lba).with_fuse(Fuse::Second);
         self.submit_to(io, queue, first, Data::Out { buf: compare, in_capsule }, owner(Half::First { pair }));
         self.submit_to(io, queue, second, Data::Out { buf: write, in_capsule }, owner(Half::Second { pair }));
     }
@@ -160,16 +164,16 @@ impl Host {
             Owner::Start => self.on_start_finished(io, queue, &cqe, buf),
             Owner::Notice(notice) => self.on_notice_finished(io, notice, &cqe, buf),
             Owner::EventRequest => self.on_event(io, &cqe),
-            Owner::KeepAlive if cqe.is_success() => {}
+            Owner::KeepAlive if cqe.nvme_status().is_success() => {}
             Owner::KeepAlive => {
-                let context = format!("{}: keep-alive was refused: {}", self.config.name, cqe.status());
+                let context = format!("{}: keep-alive was refused: {}", self.config.name, cqe.nvme_status());
                 self.break_down(io, HostError::new(HostErrorKind::Disconnected, context));
             }
-            Owner::Admin { user } => self.complete(user, outcome(&cqe), buf, cqe.result()),
+            Owner::Admin { user } => self.complete(user, outcome(&cqe), buf, cqe.result.get() as u32),
             Owner::Io(io) => match io.half {
                 Half::Whole => {
                     let buf = if io.command == Command::Deallocate { None } else { buf };
-                    self.complete(io.user, outcome(&cqe), buf, cqe.result());
+                    self.complete(io.user, outcome(&cqe), buf, cqe.result.get() as u32);
                 }
                 half => self.on_half(io, half, cqe, buf),
             },
@@ -182,9 +186,9 @@ impl Host {
         let Some(other) = other else { return self.halves.push(HalfEnded { pair, cqe: Some(cqe), buf }) };
         let other_cqe = other.cqe.expect("an answered half has its completion");
         let (first, second) = if matches!(half, Half::First { .. }) { (cqe, other_cqe) } else { (other_cqe, cqe) };
-        let said = if first.is_success() { second } else { first };
+        let said = if first.nvme_status().is_success() { second } else { first };
         let buf = join_halves(half, buf, other.buf);
-        self.complete(io.user, outcome(&said), buf, said.result());
+        self.complete(io.user, outcome(&said), buf, said.result.get() as u32);
     }
 }
 
@@ -195,5 +199,22 @@ pub(super) fn join_halves(half: Half, buf: Option<Buf>, other: Option<Buf>) -> O
 }
 
 fn outcome(cqe: &Cqe) -> Outcome {
-    if cqe.is_success() { Outcome::Success } else { Outcome::Failed(cqe.status()) }
+    if cqe.nvme_status().is_success() { Outcome::Success } else { Outcome::Failed(cqe.nvme_status()) }
+}
+
+/// The submission entry of a request; its data pointer is filled in when the capsule is written.
+fn encode(command: Command, offset: u64, len: u32, lba_bytes: u32) -> Sqe {
+    let on_blocks = |opcode| Sqe::on_blocks(opcode, NSID, offset / u64::from(lba_bytes), len / lba_bytes);
+    let with_fua = |sqe: Sqe, fua: bool| if fua { sqe.with_fua() } else { sqe };
+    match command {
+        Command::Flush => Sqe::flush(NSID),
+        Command::Deallocate => Sqe::deallocate(NSID, 1),
+        Command::Read => on_blocks(nvm::READ),
+        Command::Compare => on_blocks(nvm::COMPARE),
+        Command::Write { fua } | Command::CompareAndWrite { fua } => with_fua(on_blocks(nvm::WRITE), fua),
+        Command::WriteZeroes { fua, deallocate } => {
+            let sqe = with_fua(on_blocks(nvm::WRITE_ZEROES), fua);
+            if deallocate { sqe.with_deallocate() } else { sqe }
+        }
+    }
 }

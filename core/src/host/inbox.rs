@@ -10,25 +10,30 @@
 
 use ringway_reactor::buf::{Buf, BufPool};
 
-use super::layout::pdu;
+use zerocopy::FromBytes;
 
 use super::error::{HostError, HostErrorKind};
+use crate::limits::REQUEST_BYTES_MAX;
+use crate::wire::pdu::{self, Agreed, COMMON, Common, DIGEST, Frame, HEADER_MAX, PduType, Reader};
 
 /// Bytes of the staging buffer.
 const STAGING_BYTES: usize = 64 << 10;
 /// From this many missing bytes on, data is received straight into the command's buffer: below it another receive costs more
 /// than the copy.
 pub(super) const DIRECT_MIN: usize = 16 << 10;
-/// The longest header that a controller sends (ICResp).
-const HEADER_MAX: usize = 128;
-/// Header digest and data digest each.
-const DIGEST: usize = 4;
 
 /// A PDU header, whole and with its digest checked.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct HeaderBytes {
-    pub(super) bytes: [u8; HEADER_MAX],
-    pub(super) len: usize,
+    pub(super) pdu_type: PduType,
+    bytes: [u8; HEADER_MAX],
+}
+
+impl HeaderBytes {
+    /// The header as the layout of its type.
+    pub(super) fn read<T: FromBytes>(&self) -> T {
+        T::read_from_prefix(&self.bytes).expect("no header is longer").0
+    }
 }
 
 /// What comes out of the received bytes, in order.
@@ -36,8 +41,8 @@ pub(super) struct HeaderBytes {
 pub(super) enum Arrival {
     /// A PDU without data.
     Pdu(HeaderBytes),
-    /// The header of a PDU with data; the data goes to the command that the queue names by [`Inbox::expect_data`].
-    PduWithData(HeaderBytes),
+    /// The header of a PDU with so many bytes of data; the data goes to the command that it names.
+    PduWithData(HeaderBytes, usize),
     /// The data of the last such PDU is in its buffer; the digest that came with it, where digests are on.
     DataComplete(Option<u32>),
 }
@@ -59,21 +64,12 @@ pub(super) struct Inbox {
     start: usize,
     end: usize,
     phase: Phase,
-    header_digest: bool,
-    data_digest: bool,
+    agreed: Agreed,
 }
 
 impl Inbox {
     pub(super) fn new() -> Self {
-        Self {
-            staging: None,
-            front: None,
-            start: 0,
-            end: 0,
-            phase: Phase::Header,
-            header_digest: false,
-            data_digest: false,
-        }
+        Self { staging: None, front: None, start: 0, end: 0, phase: Phase::Header, agreed: Agreed::default() }
     }
 
     /// A new connection: nothing received, digests off until agreed.
@@ -83,9 +79,8 @@ impl Inbox {
     }
 
     /// Digests from here on.
-    pub(super) fn agree(&mut self, header_digest: bool, data_digest: bool) {
-        self.header_digest = header_digest;
-        self.data_digest = data_digest;
+    pub(super) fn agree(&mut self, agreed: Agreed) {
+        self.agreed = agreed;
     }
 
     /// The staging range for the next receive; `None` is pressure. Unread bytes move to the front.
@@ -145,13 +140,15 @@ impl Inbox {
             };
             match self.phase {
                 Phase::Header => {
-                    let Some((header, pdo_gap, data)) = parse(unread, self.header_digest)? else { return Ok(None) };
-                    self.start += header.len + if self.digest_follows(&header) { DIGEST } else { 0 };
-                    if data == 0 {
+                    let Some((frame, header)) = parse(unread, &self.agreed)? else { return Ok(None) };
+                    self.start += frame.header_len;
+                    // What a termination quotes is not needed: it ends the connection anyway.
+                    if frame.data_len == 0 || frame.pdu_type == PduType::C2hTermReq {
                         return Ok(Some(Arrival::Pdu(header)));
                     }
-                    self.phase = Phase::Padding { skip: pdo_gap, data };
-                    return Ok(Some(Arrival::PduWithData(header)));
+                    let skip = frame.data_offset - frame.header_len;
+                    self.phase = Phase::Padding { skip, data: frame.data_len };
+                    return Ok(Some(Arrival::PduWithData(header, frame.data_len)));
                 }
                 Phase::Padding { skip, data } => {
                     let skipped = skip.min(unread.len());
@@ -162,7 +159,7 @@ impl Inbox {
                     }
                     self.phase = Phase::Data { left: data };
                 }
-                Phase::Data { left: 0 } if self.data_digest => self.phase = Phase::Digest,
+                Phase::Data { left: 0 } if self.agreed.data_digest => self.phase = Phase::Digest,
                 Phase::Data { left: 0 } => {
                     self.phase = Phase::Header;
                     return Ok(Some(Arrival::DataComplete(None)));
@@ -184,74 +181,24 @@ impl Inbox {
             }
         }
     }
-
-    fn digest_follows(&self, header: &HeaderBytes) -> bool {
-        self.header_digest && digested(header.bytes[0])
-    }
 }
 
-/// Initialisation and termination PDUs carry no digest (NVMe/TCP 3.6).
-fn digested(kind: u8) -> bool {
-    !matches!(kind, pdu::IC_RESP | pdu::C2H_TERM)
-}
-
-/// The header at the front of `unread`, the gap between its end (digest included) and its data, and the data's length.
-fn parse(unread: &[u8], header_digest: bool) -> Result<Option<(HeaderBytes, usize, usize)>, HostError> {
-    if unread.len() < 8 {
+/// The frame and header at the front of `unread`; `None` until it is whole.
+fn parse(unread: &[u8], agreed: &Agreed) -> Result<Option<(Frame, HeaderBytes)>, HostError> {
+    let Some(common) = unread.first_chunk::<COMMON>() else { return Ok(None) };
+    let common = Common::read_from_bytes(common).expect("as long as it is");
+    let frame = Frame::check(&common, Reader::Host, agreed, REQUEST_BYTES_MAX as usize).map_err(|refused| {
+        let kind = common.pdu_type;
+        HostError::protocol(format!("the target sent a PDU of type {kind:#04x} with a wrong header: {refused:?}"))
+    })?;
+    if unread.len() < frame.header_len {
         return Ok(None);
     }
-    let (kind, flags, hlen, pdo) = (unread[0], unread[1], usize::from(unread[2]), usize::from(unread[3]));
-    let plen = u32::from_le_bytes([unread[4], unread[5], unread[6], unread[7]]) as usize;
-    let expected = match kind {
-        pdu::IC_RESP => 128,
-        pdu::CAPSULE_RESP | pdu::C2H_DATA | pdu::R2T | pdu::C2H_TERM => 24,
-        other => {
-            return Err(HostError::protocol(format!("the target sent a PDU of type {other:#04x}, unknown to a host")));
-        }
-    };
-    if hlen != expected {
-        return Err(HostError::protocol(format!(
-            "PDU type {kind:#04x} has a header of {hlen} bytes, expected {expected}"
-        )));
-    }
-    let hdgst = header_digest && digested(kind);
-    if hdgst != (flags & pdu::FLAG_HEADER_DIGEST != 0) && kind != pdu::IC_RESP {
-        return Err(HostError::protocol(format!("PDU type {kind:#04x} disagrees about header digests")));
-    }
-    let end = hlen + if hdgst { DIGEST } else { 0 };
-    if unread.len() < end {
-        return Ok(None);
-    }
-    let mut header = HeaderBytes { bytes: [0; HEADER_MAX], len: hlen };
-    header.bytes[..hlen].copy_from_slice(&unread[..hlen]);
-    if hdgst {
-        let (computed, sent) =
-            (crc32c::crc32c(&unread[..hlen]), u32::from_le_bytes(unread[hlen..end].try_into().expect("4")));
-        if computed != sent {
-            let context = format!("header digest of a PDU of type {kind:#04x} is {sent:08x}, computed {computed:08x}");
-            return Err(HostError::new(HostErrorKind::Digest, context));
-        }
-    }
-    let (gap, data) = match kind {
-        pdu::C2H_DATA => {
-            let data = u32::from_le_bytes(header.bytes[16..20].try_into().expect("4")) as usize;
-            let gap = pdo
-                .checked_sub(end)
-                .ok_or_else(|| HostError::protocol(format!("data offset {pdo} lies in the header")))?;
-            let ddgst = if flags & pdu::FLAG_DATA_DIGEST != 0 { DIGEST } else { 0 };
-            if data == 0 || plen != pdo + data + ddgst {
-                return Err(HostError::protocol(format!(
-                    "a data PDU of {plen} bytes does not hold {data} bytes at {pdo}"
-                )));
-            }
-            (gap, data)
-        }
-        // The header of the PDU that was refused follows; what is said here is enough to end the connection.
-        pdu::C2H_TERM => (0, 0),
-        _ if plen != end => {
-            return Err(HostError::protocol(format!("PDU type {kind:#04x} has {plen} bytes, expected {end}")));
-        }
-        _ => (0, 0),
-    };
-    Ok(Some((header, gap, data)))
+    pdu::check_header_digest(&frame, &unread[..frame.header_len]).map_err(|_| {
+        HostError::new(HostErrorKind::Digest, format!("header digest of a {:?} does not match", frame.pdu_type))
+    })?;
+    let len = frame.pdu_type.header_len();
+    let mut header = HeaderBytes { pdu_type: frame.pdu_type, bytes: [0; HEADER_MAX] };
+    header.bytes[..len].copy_from_slice(&unread[..len]);
+    Ok(Some((frame, header)))
 }

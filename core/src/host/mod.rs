@@ -6,7 +6,6 @@ mod breaks;
 mod commands;
 mod error;
 mod inbox;
-mod layout;
 mod outbox;
 mod queue;
 mod receive;
@@ -18,7 +17,6 @@ mod target;
 pub use api::{AdminRequest, Completed, ControllerKind, Event, HostConfig, HostRequest, Namespace, Outcome, Reconnect};
 pub use association::Host;
 pub use error::{HostError, HostErrorKind};
-pub use layout::command::{Sqe, StatusCode};
 pub use target::{BadTarget, PORT_DEFAULT, Target, Transport};
 
 #[cfg(test)]

@@ -17,9 +17,11 @@ use ringway_reactor::io::{Completion, ErrorKind, Instant, Io, IoError, Op, Paylo
 
 use super::error::{HostError, HostErrorKind};
 use super::inbox::Inbox;
-use super::layout::command::{Completion as Cqe, Sqe};
 use super::outbox::Outbox;
 use super::slot::{Data, Slot};
+use crate::wire::command::Sqe;
+use crate::wire::completion::Cqe;
+use crate::wire::pdu::Agreed;
 
 /// What of a queue's token says which operation it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,23 +64,19 @@ impl QueueToken {
     }
 }
 
-/// What was agreed with the controller about PDUs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Agreed {
-    pub(super) header_digest: bool,
-    pub(super) data_digest: bool,
-    /// Data that we send starts at a multiple of this, bytes.
-    pub(super) alignment: usize,
-    /// Data of one H2CData PDU, bytes.
-    pub(super) h2c_max: usize,
-}
-
 #[derive(Debug)]
 pub(super) enum State {
     Closed,
     Dialling,
-    Greeting { socket: SocketId },
-    Open { socket: SocketId, agreed: Agreed },
+    Greeting {
+        socket: SocketId,
+    },
+    Open {
+        socket: SocketId,
+        agreed: Agreed,
+        /// Data of one H2CData PDU, bytes.
+        h2c_max: usize,
+    },
     Draining,
 }
 
@@ -234,7 +232,7 @@ impl<O> Queue<O> {
     pub(super) fn submit(&mut self, mut sqe: Sqe, data: Data, owner: O, now: Instant, deadline: Instant) -> u16 {
         assert!(self.is_open(), "commands go to open queues");
         let cid = self.free.pop().expect("the caller asked for room");
-        sqe.set_cid(cid);
+        sqe.cid = cid.into();
         self.submitted += 1;
         let slot = Slot::new(sqe, data, owner, now, deadline, self.submitted);
         assert!(self.slots[usize::from(cid)].replace(slot).is_none(), "a free cid has no command");
@@ -246,7 +244,7 @@ impl<O> Queue<O> {
     pub(super) fn flush<I: Io>(&mut self, io: &mut I) {
         let (socket, agreed) = match self.state {
             State::Greeting { socket } => (socket, Agreed::default()),
-            State::Open { socket, agreed } => (socket, agreed),
+            State::Open { socket, agreed, .. } => (socket, agreed),
             State::Closed | State::Dialling | State::Draining => return,
         };
         if self.pending.is_empty() || !self.outbox.ready(io.buffers()) {

@@ -4,9 +4,15 @@ use ringway_reactor::buf::Buf;
 
 use super::error::{HostError, HostErrorKind};
 use super::inbox::{Arrival, HeaderBytes};
-use super::layout::command::Completion as Cqe;
-use super::layout::pdu;
-use super::queue::{Agreed, Pending, Queue, QueueEvent, State};
+use super::queue::{Pending, Queue, QueueEvent, State};
+use super::send::{DIGEST_DATA, DIGEST_HEADER};
+use crate::wire::completion::{Cqe, NvmeStatus};
+use crate::wire::pdu::{Agreed, CapsuleResp, FatalStatus, InitConnection, PduType, TermReq, Transfer, flags};
+
+/// The largest CPDA: data aligned to 128 bytes (tcp 3.6.2.3).
+const PDA_MAX: u8 = 31;
+/// The smallest MAXH2CDATA that the specification allows.
+const H2C_DATA_MIN: u32 = 4096;
 
 /// The data PDU that is arriving.
 #[derive(Clone, Copy, Debug)]
@@ -34,7 +40,7 @@ impl<O> Queue<O> {
             match arrival {
                 None => return Ok(()),
                 Some(Arrival::Pdu(header)) => self.apply(&header)?,
-                Some(Arrival::PduWithData(header)) => self.data_begins(&header)?,
+                Some(Arrival::PduWithData(header, len)) => self.data_begins(&header, len)?,
                 Some(Arrival::DataComplete(digest)) => self.data_complete(digest)?,
             }
         }
@@ -51,50 +57,38 @@ impl<O> Queue<O> {
 
     fn apply(&mut self, header: &HeaderBytes) -> Result<(), HostError> {
         let greeting = matches!(self.state, State::Greeting { .. });
-        match header.bytes[0] {
-            pdu::IC_RESP if greeting => self.greeted(&header.bytes),
-            pdu::C2H_TERM => Err(terminated(&header.bytes)),
-            kind if greeting => {
-                Err(HostError::protocol(format!("the target answered ICReq with a PDU of type {kind:#04x}")))
-            }
-            pdu::CAPSULE_RESP => {
-                let cqe = pdu::capsule_resp(&header.bytes);
-                self.answer(cqe)
-            }
-            pdu::R2T => self.asked_for_data(&pdu::data(&header.bytes)),
-            kind => Err(HostError::protocol(format!("a PDU of type {kind:#04x} does not belong here"))),
+        match header.pdu_type {
+            PduType::IcResp if greeting => self.greeted(&header.read()),
+            PduType::C2hTermReq => Err(terminated(&header.read())),
+            kind if greeting => Err(HostError::protocol(format!("the target answered ICReq with a {kind:?}"))),
+            PduType::CapsuleResp => self.answer(header.read::<CapsuleResp>().cqe),
+            PduType::R2t => self.asked_for_data(&header.read()),
+            kind => Err(HostError::protocol(format!("a {kind:?} does not belong here"))),
         }
     }
 
-    fn greeted(&mut self, bytes: &[u8; 128]) -> Result<(), HostError> {
+    fn greeted(&mut self, answer: &InitConnection) -> Result<(), HostError> {
         let State::Greeting { socket } = self.state else { panic!("greeted once") };
-        let answer = pdu::ic_resp(bytes);
-        if answer.pfv != 0 {
+        if answer.pfv.get() != 0 {
             return Err(HostError::protocol(format!("the target speaks PDU format {}, this host 0", answer.pfv)));
         }
-        let (header_digest, data_digest) = (answer.digests & 1 != 0, answer.digests & 2 != 0);
+        let (header_digest, data_digest) = (answer.digests & DIGEST_HEADER != 0, answer.digests & DIGEST_DATA != 0);
         if (header_digest && !self.digests.0) || (data_digest && !self.digests.1) {
             return Err(HostError::protocol("the target turned a digest on that was not asked for"));
         }
-        if answer.cpda > 31 || answer.maxh2cdata < 4096 {
-            let context =
-                format!("the target asks for alignment {} and {} bytes a PDU", answer.cpda, answer.maxh2cdata);
+        if answer.pda > PDA_MAX || answer.limit.get() < H2C_DATA_MIN {
+            let context = format!("the target asks for alignment {} and {} bytes a PDU", answer.pda, answer.limit);
             return Err(HostError::protocol(context));
         }
-        let agreed = Agreed {
-            header_digest,
-            data_digest,
-            alignment: (usize::from(answer.cpda) + 1) * 4,
-            h2c_max: answer.maxh2cdata as usize & !3,
-        };
-        self.inbox.agree(header_digest, data_digest);
-        self.state = State::Open { socket, agreed };
+        let agreed = Agreed { header_digest, data_digest, pda: (u32::from(answer.pda) + 1) * 4 };
+        self.inbox.agree(agreed);
+        self.state = State::Open { socket, agreed, h2c_max: answer.limit.get() as usize & !3 };
         self.events.push_back(QueueEvent::Greeted);
         Ok(())
     }
 
     fn answer(&mut self, cqe: Cqe) -> Result<(), HostError> {
-        let cid = cqe.cid();
+        let cid = cqe.cid.get();
         let slot = self.slots.get_mut(usize::from(cid)).and_then(Option::as_mut);
         let slot =
             slot.ok_or_else(|| HostError::protocol(format!("an answer to command {cid}, which is not in flight")))?;
@@ -107,10 +101,10 @@ impl<O> Queue<O> {
         Ok(())
     }
 
-    fn asked_for_data(&mut self, r2t: &pdu::DataHeader) -> Result<(), HostError> {
-        let State::Open { agreed, .. } = self.state else { panic!("checked by the caller") };
-        let cid = r2t.cid;
-        let (mut offset, mut left) = (r2t.offset as usize, r2t.len as usize);
+    fn asked_for_data(&mut self, r2t: &Transfer) -> Result<(), HostError> {
+        let State::Open { h2c_max, .. } = self.state else { panic!("checked by the caller") };
+        let cid = r2t.cccid.get();
+        let (mut offset, mut left) = (r2t.offset.get() as usize, r2t.length.get() as usize);
         let slot = self.slots.get(usize::from(cid)).and_then(Option::as_ref);
         let slot =
             slot.ok_or_else(|| HostError::protocol(format!("data asked for command {cid}, which is not in flight")))?;
@@ -121,28 +115,31 @@ impl<O> Queue<O> {
         }
         slot.expects(offset, left)?;
         while left > 0 {
-            let len = left.min(agreed.h2c_max);
+            let len = left.min(h2c_max);
             left -= len;
-            self.pending.push_back(Pending::Data { cid, ttag: r2t.ttag, offset, len, last: left == 0 });
+            self.pending.push_back(Pending::Data { cid, ttag: r2t.ttag.get(), offset, len, last: left == 0 });
             offset += len;
         }
         Ok(())
     }
 
-    fn data_begins(&mut self, header: &HeaderBytes) -> Result<(), HostError> {
+    fn data_begins(&mut self, header: &HeaderBytes, data_len: usize) -> Result<(), HostError> {
         if !matches!(self.state, State::Open { .. }) {
             return Err(HostError::protocol("data before the greeting"));
         }
-        let data = pdu::data(&header.bytes);
-        let cid = data.cid;
-        let (offset, len) = (data.offset as usize, data.len as usize);
+        let data: Transfer = header.read();
+        let cid = data.cccid.get();
+        let (offset, len) = (data.offset.get() as usize, data.length.get() as usize);
         let slot = self.slots.get(usize::from(cid)).and_then(Option::as_ref);
         let slot =
             slot.ok_or_else(|| HostError::protocol(format!("data for command {cid}, which is not in flight")))?;
+        if len != data_len {
+            return Err(HostError::protocol(format!("a data PDU with {data_len} bytes says that it has {len}")));
+        }
         slot.accepts(offset, len)?;
-        let flags = header.bytes[1];
-        let success = flags & pdu::FLAG_SUCCESS != 0;
-        if success && flags & pdu::FLAG_LAST == 0 {
+        let said = data.common.flags;
+        let success = said & flags::SUCCESS != 0;
+        if success && said & flags::LAST == 0 {
             return Err(HostError::protocol("a data PDU says success but not that it is the last"));
         }
         self.arriving = Some(Arriving { cid, at: offset, offset, len, success });
@@ -160,13 +157,12 @@ impl<O> Queue<O> {
                 return Err(HostError::new(HostErrorKind::Digest, context));
             }
         }
-        if success { self.answer(Cqe::success(cid)) } else { Ok(()) }
+        if success { self.answer(Cqe::new(cid, 0, 0, NvmeStatus::SUCCESS)) } else { Ok(()) }
     }
 }
 
-fn terminated(bytes: &[u8; 128]) -> HostError {
-    let fes = u16::from_le_bytes([bytes[8], bytes[9]]);
-    let information = u32::from_le_bytes([bytes[10], bytes[11], bytes[12], bytes[13]]);
+fn terminated(request: &TermReq) -> HostError {
+    let (fes, information) = (request.fes.get(), u32::from_le_bytes(request.fei));
     let why = match fes {
         1 => "invalid PDU header field",
         2 => "PDU sequence error",
@@ -176,6 +172,6 @@ fn terminated(bytes: &[u8; 128]) -> HostError {
         6 => "unsupported parameter",
         _ => "unknown reason",
     };
-    let kind = if fes == 3 { HostErrorKind::Digest } else { HostErrorKind::Protocol };
+    let kind = if fes == FatalStatus::HeaderDigest as u16 { HostErrorKind::Digest } else { HostErrorKind::Protocol };
     HostError::new(kind, format!("the target ended the connection: {why} (FES {fes}, information {information:#x})"))
 }

@@ -4,8 +4,9 @@ use ringway_reactor::buf::Buf;
 use ringway_reactor::io::Instant;
 
 use super::error::HostError;
-use super::layout::command::{Completion as Cqe, Sqe};
 use super::queue::Orphan;
+use crate::wire::command::Sqe;
+use crate::wire::completion::Cqe;
 
 /// Which way a command's data goes.
 #[derive(Debug)]
@@ -173,10 +174,10 @@ impl<O> Slot<O> {
     /// The controller answered.
     pub(super) fn answer(&mut self, cqe: Cqe) -> Result<(), HostError> {
         if self.cqe.is_some() {
-            return Err(HostError::protocol(format!("command {} was answered twice", self.sqe.cid())));
+            return Err(HostError::protocol(format!("command {} was answered twice", self.sqe.cid)));
         }
         if let Place::In { len, received, .. } = &self.place
-            && cqe.is_success()
+            && cqe.nvme_status().is_success()
             && received < len
         {
             return Err(HostError::protocol(format!("success after {received} of {len} bytes of data")));

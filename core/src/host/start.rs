@@ -10,16 +10,21 @@ use std::fmt;
 use ringway_reactor::buf::Buf;
 use ringway_reactor::io::{Instant, Io};
 use uuid::Uuid;
+use zerocopy::{FromBytes, IntoBytes};
 
 use super::api::{ControllerKind, Event, HostConfig, Namespace};
 use super::association::{Host, Notice, Owner, Phase};
 use super::error::{HostError, HostErrorKind};
-use super::layout::command::{Completion as Cqe, Sqe};
-use super::layout::fabrics;
-use super::layout::identify;
 use super::queue::Queue;
 use super::slot::Data;
 use crate::limits::REQUEST_BYTES_MAX;
+use crate::wire::command::{Sqe, admin};
+use crate::wire::completion::{Cqe, NvmeStatus};
+use crate::wire::fabrics::{self, Capabilities, Configuration, Connect, ConnectData, Property};
+use crate::wire::features::{self, AsyncEvent};
+use crate::wire::identify::{IdentifyController, IdentifyNamespace, NamespaceDescriptors, cns};
+use crate::wire::log_page::page;
+use crate::wire::{NQN_MAX, NSID_ALL};
 
 /// Bytes of an Identify answer, the longest read of the start sequence.
 pub(super) const SCRATCH_BYTES: usize = 4096;
@@ -105,7 +110,7 @@ impl Host {
             && now >= until
         {
             self.step_to(Step::Status);
-            self.start_command(io, fabrics::property_get(fabrics::PROPERTY_CSTS, false));
+            self.start_command(io, fabrics::property_get(Property::Status));
         }
     }
 
@@ -127,14 +132,19 @@ impl Host {
             let context = format!("{}: no buffer is free for connecting", self.config.name);
             return self.break_down(io, HostError::new(HostErrorKind::TimedOut, context));
         };
-        let controller = if queue == 0 { fabrics::CONTROLLER_ANY } else { self.controller_id };
+        let controller = if queue == 0 { fabrics::CNTLID_DYNAMIC } else { self.controller_id };
         let HostConfig { host_id, subsystem_nqn, host_nqn, .. } = &self.config;
-        if let Err(why) = fabrics::connect_data(&mut data, *host_id, controller, subsystem_nqn, host_nqn) {
-            return self.break_down(io, HostError::new(HostErrorKind::Invalid, why));
+        let bad = [subsystem_nqn, host_nqn].into_iter().find(|nqn| nqn.is_empty() || nqn.len() > NQN_MAX);
+        if let Some(nqn) = bad.cloned() {
+            let context = format!("{nqn:?} is not a name of 1 to {NQN_MAX} bytes");
+            return self.break_down(io, HostError::new(HostErrorKind::Invalid, context));
         }
-        let entries = self.queues[queue].slots.len() as u16;
+        let connect = ConnectData::new(*host_id.as_bytes(), controller, subsystem_nqn, host_nqn);
+        data.copy_from_slice(connect.as_bytes());
+        // One entry of a ring stays empty: so many commands need one more.
+        let entries = self.queues[queue].slots.len() as u16 + 1;
         let keep_alive_ms = if queue == 0 { self.config.keep_alive.as_millis() as u32 } else { 0 };
-        let sqe = fabrics::connect(queue as u16, entries, keep_alive_ms);
+        let sqe = Connect::new(queue as u16, entries, keep_alive_ms).sqe();
         if step == Step::Greet {
             self.step_to(Step::Connect);
         }
@@ -144,7 +154,7 @@ impl Host {
     /// A command of the start sequence ended.
     pub(super) fn on_start_finished<I: Io>(&mut self, io: &mut I, queue: usize, cqe: &Cqe, buf: Option<Buf>) {
         let Some(step) = self.step() else { return };
-        if !cqe.is_success() {
+        if !cqe.nvme_status().is_success() {
             let optional = matches!(step, Step::EventConfig | Step::Descriptors);
             if !optional {
                 let error = self.start_error(step, cqe);
@@ -163,12 +173,12 @@ impl Host {
 
     fn start_error(&self, step: Step, cqe: &Cqe) -> HostError {
         let (name, nqn) = (&self.config.name, &self.config.subsystem_nqn);
-        let status = cqe.status();
-        if step == Step::Connect && status == fabrics::CONNECT_INVALID_HOST {
+        let status = cqe.nvme_status();
+        if step == Step::Connect && status.is(NvmeStatus::CONNECT_INVALID_HOST) {
             let context = format!("connect {name}: the target does not allow host {} at {nqn}", self.config.host_nqn);
             return HostError::new(HostErrorKind::NotAllowed, context);
         }
-        if step == Step::Connect && status == fabrics::CONNECT_INVALID_PARAMETERS {
+        if step == Step::Connect && status.is(NvmeStatus::CONNECT_INVALID_PARAMETERS) {
             let context =
                 format!("connect {name}: the target has no subsystem {nqn}; `ringway volume list` shows what it has");
             return HostError::new(HostErrorKind::NoSuchVolume, context);
@@ -180,22 +190,23 @@ impl Host {
         match step {
             Step::Greet | Step::StatusPause { .. } => return Err(HostError::protocol("an answer to nothing")),
             Step::Connect => {
-                self.controller_id = cqe.result() as u16;
+                self.controller_id = cqe.result.get() as u32 as u16;
                 self.step_to(Step::Capabilities);
-                self.start_command(io, fabrics::property_get(fabrics::PROPERTY_CAP, true));
+                self.start_command(io, fabrics::property_get(Property::Capabilities));
             }
             Step::Capabilities => {
-                let entries = (cqe.result64() & 0xffff) as usize + 1;
-                self.limit_depth(entries);
+                let capabilities = Capabilities(cqe.result.get());
+                self.limit_depth(capabilities.queue_entries_max());
+                self.page_bytes_min = capabilities.page_bytes_min();
                 self.step_to(Step::Enable);
-                self.start_command(io, fabrics::property_set(fabrics::PROPERTY_CC, fabrics::CC_ENABLE));
+                self.start_command(io, fabrics::property_set(Property::Configuration, Configuration::ENABLE.0.into()));
             }
             Step::Enable => {
                 self.step_to(Step::Status);
-                self.start_command(io, fabrics::property_get(fabrics::PROPERTY_CSTS, false));
+                self.start_command(io, fabrics::property_get(Property::Status));
             }
             Step::Status => {
-                let status = cqe.result();
+                let status = cqe.result.get() as u32;
                 if status & fabrics::CSTS_FATAL != 0 {
                     return Err(HostError::new(HostErrorKind::Controller, "the controller reports a fatal status"));
                 }
@@ -203,19 +214,26 @@ impl Host {
                     self.step_to(Step::StatusPause { until: io.now().plus_ns(STATUS_PAUSE_NS) });
                 } else {
                     self.step_to(Step::Controller);
-                    self.start_read(io, identify::command(identify::CNS_CONTROLLER, 0));
+                    self.start_read(io, Sqe::identify(cns::CONTROLLER, 0));
                 }
             }
             Step::Controller => self.on_controller(io)?,
             Step::QueueCount => {
-                let granted = (cqe.result() & 0xffff).min(cqe.result() >> 16) as u16;
-                self.queues_granted = granted.saturating_add(1).min(self.queues.len() as u16 - 1);
+                let granted = features::queues_of(cqe.result.get() as u32)
+                    .map_or(0, |(submission, completion)| submission.min(completion));
+                if granted == 0 {
+                    return Err(HostError::protocol("the target grants no I/O queue"));
+                }
+                self.queues_granted = granted.min(self.queues.len() as u16 - 1);
                 self.step_to(Step::EventConfig);
-                self.start_command(io, Sqe::set_features(Sqe::FEATURE_ASYNC_EVENTS, 1 << 8));
+                self.start_command(
+                    io,
+                    Sqe::set_features(features::ASYNC_EVENT_CONFIGURATION, features::EVENT_NAMESPACE),
+                );
             }
             Step::EventConfig => {
                 self.step_to(Step::Namespace);
-                self.start_read(io, identify::command(identify::CNS_NAMESPACE, NSID));
+                self.start_read(io, Sqe::identify(cns::NAMESPACE, NSID));
             }
             Step::Namespace => {
                 let known = self.namespace;
@@ -228,13 +246,14 @@ impl Host {
                     self.events.push_back(Event::Resized(namespace));
                 }
                 self.step_to(Step::Descriptors);
-                self.start_read(io, identify::command(identify::CNS_DESCRIPTORS, NSID));
+                self.start_read(io, Sqe::identify(cns::NAMESPACE_DESCRIPTORS, NSID));
             }
             Step::Descriptors => {
-                if cqe.is_success() {
+                if cqe.nvme_status().is_success() {
                     let scratch = self.scratch.as_ref().expect("given back above");
                     let namespace = self.namespace.as_mut().expect("identified before");
-                    namespace.uuid = identify::uuid_of_descriptors(scratch).unwrap_or(namespace.uuid);
+                    let found = NamespaceDescriptors::read(scratch).uuid.map(Uuid::from_bytes);
+                    namespace.uuid = found.unwrap_or(namespace.uuid);
                 }
                 self.step_to(Step::IoQueues { connected: 0 });
                 let (addr, granted) = (self.config.addr, usize::from(self.queues_granted));
@@ -253,36 +272,29 @@ impl Host {
     }
 
     /// The controller takes fewer commands a queue than asked for.
-    fn limit_depth(&mut self, entries: usize) {
+    fn limit_depth(&mut self, entries: u32) {
+        let depth = entries.saturating_sub(1).max(1) as usize;
         for queue in &mut self.queues[1..] {
-            if queue.slots.len() > entries {
+            if queue.slots.len() > depth {
                 let digests = (self.config.header_digest, self.config.data_digest);
-                *queue = Queue::new(self.config.token_space, queue.index, entries as u16, digests);
+                *queue = Queue::new(self.config.token_space, queue.index, depth as u16, digests);
             }
         }
     }
 
     fn on_controller<I: Io>(&mut self, io: &mut I) -> Result<(), HostError> {
         let scratch = self.scratch.as_ref().expect("given back above");
-        let controller = identify::controller(scratch);
-        let capsule = controller.ioccsz as usize * 16;
-        if capsule < 64 {
-            return Err(HostError::protocol(format!("capsules of {capsule} bytes hold no command")));
-        }
+        let (controller, _) = IdentifyController::ref_from_prefix(scratch).expect("the scratch buffer holds an answer");
         // Data in a capsule begins right behind the command, or is not used.
-        self.in_capsule_max = if controller.icdoff == 0 { capsule - 64 } else { 0 };
-        let mdts = if controller.mdts == 0 {
-            u32::MAX
-        } else {
-            4096_u32.checked_shl(controller.mdts.into()).unwrap_or(u32::MAX)
-        };
-        self.request_bytes_max = mdts.min(REQUEST_BYTES_MAX);
+        self.in_capsule_max = if controller.icdoff.get() == 0 { controller.in_capsule_bytes() as usize } else { 0 };
+        let largest = controller.transfer_bytes_max(self.page_bytes_min).unwrap_or(u64::MAX);
+        self.request_bytes_max = largest.min(u64::from(REQUEST_BYTES_MAX)) as u32;
         match self.config.controller {
             ControllerKind::Discovery => self.opened(io),
             ControllerKind::Io { queues, .. } => {
                 self.step_to(Step::QueueCount);
-                let zero_based = u32::from(queues - 1);
-                self.start_command(io, Sqe::set_features(Sqe::FEATURE_QUEUES, zero_based << 16 | zero_based));
+                let wanted = features::number_of_queues(queues, queues);
+                self.start_command(io, Sqe::set_features(features::NUMBER_OF_QUEUES, wanted));
             }
         }
         Ok(())
@@ -291,12 +303,12 @@ impl Host {
     /// The scratch buffer as an Identify Namespace answer.
     fn parse_namespace(&self) -> Result<Namespace, HostError> {
         let scratch = self.scratch.as_ref().expect("given back by the command before");
-        let read = identify::namespace(scratch);
-        let lba_bytes = Some(read.lba_shift).filter(|shift| (9..=12).contains(shift)).map(|shift| 1_u32 << shift);
+        let (read, _) = IdentifyNamespace::ref_from_prefix(scratch).expect("the scratch buffer holds an answer");
+        let lba_bytes = read.lba_bytes().filter(|&bytes| bytes <= 4096);
         let Some(lba_bytes) = lba_bytes else {
             return Err(HostError::protocol("the volume's logical block is neither 512 nor 4096 bytes"));
         };
-        let size = read.nsze.checked_mul(u64::from(lba_bytes)).filter(|&size| size > 0);
+        let size = read.nsze.get().checked_mul(u64::from(lba_bytes)).filter(|&size| size > 0);
         let Some(size) = size else {
             return Err(HostError::new(HostErrorKind::NoSuchVolume, "the subsystem has no namespace 1"));
         };
@@ -306,15 +318,14 @@ impl Host {
 
     /// The controller says that something happened.
     pub(super) fn on_event<I: Io>(&mut self, io: &mut I, cqe: &Cqe) {
-        if !cqe.is_success() || !self.is_ready() {
+        if !cqe.nvme_status().is_success() || !self.is_ready() {
             return;
         }
-        let (kind, information) = (cqe.result() & 7, cqe.result() >> 8 & 0xff);
-        // Notice: namespace attribute changed. Others are the target's own business.
-        if kind == 2 && information == 0 {
+        // Other events are the target's own business.
+        if AsyncEvent(cqe.result.get() as u32) == AsyncEvent::NAMESPACE_CHANGED {
             self.notice_pending = true;
         }
-        self.submit_to(io, 0, Sqe::async_event_request(), Data::None, Owner::EventRequest);
+        self.submit_to(io, 0, Sqe::new(admin::ASYNC_EVENT_REQUEST, 0), Data::None, Owner::EventRequest);
     }
 
     /// Reads the log page that a notice asks to be read, when the scratch buffer is free.
@@ -322,7 +333,7 @@ impl Host {
         if self.notice_pending && self.namespace.is_some() && self.queues[0].room() > 1 && self.scratch.is_some() {
             self.notice_pending = false;
             let scratch = self.scratch.take().expect("looked at above");
-            let sqe = identify::get_log_page(identify::LOG_CHANGED_NAMESPACES, 0, scratch.len() as u32);
+            let sqe = Sqe::get_log_page(page::CHANGED_NAMESPACES, NSID_ALL, 0, scratch.len() as u32, false);
             self.submit_to(io, 0, sqe, Data::In(scratch), Owner::Notice(Notice::Log));
         }
     }
@@ -331,13 +342,13 @@ impl Host {
         match notice {
             Notice::Log => {
                 let scratch = buf.expect("it was read into");
-                let sqe = identify::command(identify::CNS_NAMESPACE, NSID);
+                let sqe = Sqe::identify(cns::NAMESPACE, NSID);
                 self.submit_to(io, 0, sqe, Data::In(scratch), Owner::Notice(Notice::Namespace));
             }
             Notice::Namespace => {
                 self.scratch = buf;
                 let before = self.namespace;
-                if let (true, Ok(namespace)) = (cqe.is_success(), self.parse_namespace())
+                if let (true, Ok(namespace)) = (cqe.nvme_status().is_success(), self.parse_namespace())
                     && before.is_some_and(|before| before.size != namespace.size)
                 {
                     self.namespace = Some(namespace);

@@ -10,6 +10,7 @@ use ringway_reactor::sim::{SimIo, World, WorldConfig};
 
 use super::*;
 use crate::request::Command;
+use crate::wire::completion::NvmeStatus;
 use peer::{Behaviour, Peer};
 
 struct Pair {
@@ -201,7 +202,7 @@ fn a_compare_and_write_is_one_command_with_one_end() {
     assert!(outcome.is_success() && buf.unwrap()[..] == both);
     assert!(pair.peer.disk[512..1024] == new);
     pair.submit(2, Command::CompareAndWrite { fua: false }, 512, 512, Some(&both));
-    assert_eq!(pair.end(2).0, Outcome::Failed(StatusCode(0x285)));
+    assert_eq!(pair.end(2).0, Outcome::Failed(NvmeStatus(0x285)));
     assert!(pair.peer.disk[512..1024] == new);
 }
 
@@ -371,7 +372,7 @@ fn the_controllers_no_is_passed_on_with_the_buffer() {
     let mut pair = Pair::connected(13, Behaviour { fail_io: Some(0x81), ..Behaviour::default() });
     pair.submit(1, Command::Read, 0, 4096, None);
     let (outcome, buf) = pair.end(1);
-    assert_eq!((outcome, buf.unwrap().len()), (Outcome::Failed(StatusCode(0x81)), 4096));
+    assert_eq!((outcome, buf.unwrap().len()), (Outcome::Failed(NvmeStatus(0x81)), 4096));
 }
 
 #[test]
