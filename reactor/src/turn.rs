@@ -158,3 +158,117 @@ impl<I: Io, M: Send, A: Application<I, M>> Reactor<I, M, A> {
         (self.application, self.io, self.mail)
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::buf::{BufPool, BufPoolConfig};
+    use crate::io::Token;
+    use crate::mailbox::Mesh;
+    use crate::uring::{UringConfig, UringIo};
+
+    /// Passes a counter to its neighbour until it is `last`; `u64::MAX` stops it.
+    struct Relay {
+        index: usize,
+        last: u64,
+        to_send: Vec<u64>,
+        stopped: bool,
+        deadline: Instant,
+        fired: u64,
+        seen: u64,
+    }
+
+    impl<I: Io> Application<I, u64> for Relay {
+        fn on_completion(&mut self, _: &mut I, completion: Completion) {
+            assert_eq!(completion.token, Token(u64::MAX), "nothing was submitted");
+        }
+        fn on_message(&mut self, _: &mut I, from: usize, message: u64) {
+            assert_ne!(from, self.index);
+            self.seen += 1;
+            if message < self.last {
+                self.to_send.push(message + 1);
+            } else {
+                self.stopped = true;
+                self.to_send.push(message);
+            }
+        }
+        fn on_control(&mut self, _: &mut I, message: u64) {
+            if message == u64::MAX { self.stopped = true } else { self.to_send.push(message) }
+        }
+        fn execute(&mut self, io: &mut I, mail: &mut Endpoint<u64>) {
+            for message in self.to_send.drain(..) {
+                mail.send(1 - self.index, message);
+            }
+            if io.now() >= self.deadline {
+                self.fired += 1;
+                self.deadline = io.now().plus_ns(5_000_000);
+            }
+        }
+        fn next_deadline(&self) -> Instant {
+            self.deadline
+        }
+        fn busy(&self) -> bool {
+            false
+        }
+    }
+
+    /// Two reactors on threads; `start` is injected into the first.
+    fn relays(
+        last: u64,
+        polling_ns: u64,
+        start: impl FnOnce(crate::mailbox::Injector<u64>),
+    ) -> Vec<(TurnStats, Relay)> {
+        let mails = Mesh::new(2, 4);
+        let injector = mails[0].injector();
+        let threads: Vec<_> = mails
+            .into_iter()
+            .map(|mail| {
+                std::thread::spawn(move || {
+                    let pool = BufPool::leak(&BufPoolConfig { classes: vec![(4096, 4)] }, 0);
+                    let io = UringIo::new(&UringConfig { entries: 8, ..UringConfig::new(vec![pool], 0) }).unwrap();
+                    let index = mail.index();
+                    let deadline = io.now().plus_ns(5_000_000);
+                    let to_send = Vec::new();
+                    let relay = Relay { index, last, to_send, stopped: false, deadline, fired: 0, seen: 0 };
+                    let mut reactor = Reactor::new(io, mail, relay);
+                    reactor.set_polling_ns(polling_ns);
+                    reactor.run(|relay| relay.stopped);
+                    let stats = reactor.stats();
+                    (stats, reactor.into_parts().0)
+                })
+            })
+            .collect();
+        start(injector);
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    }
+
+    #[test]
+    fn h13_reactors_that_sleep_at_once_still_pass_every_message() {
+        let done = relays(20_000, 0, |injector| injector.send(0));
+        assert_eq!(done.iter().map(|(_, relay)| relay.seen).sum::<u64>(), 20_002);
+        assert!(done[0].0.sleeps > 100, "{:?}", done[0].0);
+    }
+
+    #[test]
+    fn reactors_that_poll_pass_every_message_too() {
+        let done = relays(2_000, 20_000, |injector| injector.send(0));
+        assert_eq!(done.iter().map(|(_, relay)| relay.seen).sum::<u64>(), 2_002);
+    }
+
+    #[test]
+    fn an_idle_reactor_sleeps_and_its_timers_fire() {
+        let done = relays(3, POLLING_NS_DEFAULT, |injector| {
+            std::thread::sleep(Duration::from_millis(300));
+            injector.send(0);
+        });
+        let (stats, relay) = &done[0];
+        assert!(
+            (20..=62).contains(&relay.fired),
+            "every 5 ms for 300 ms, at the latest the next turn: {}",
+            relay.fired
+        );
+        assert!(stats.sleeps >= 20 && stats.empty < 1_000_000, "{stats:?}");
+    }
+}

@@ -332,7 +332,8 @@ fn a_sleep_ends_at_its_deadline_by_a_wake_up_and_by_data() {
         })
         .collect();
     late.sort_unstable();
-    assert!(late[10] < 2_000_000, "{late:?}");
+    // The best of them: others may be on this core at the wrong moment, the timer's slack would be in all of them.
+    assert!(late[0] < 50_000, "{late:?}");
     println!("sleeps end late by {} us (median), {} us (worst)", late[10] / 1000, late[19] / 1000);
 
     let far = io.now_precise().plus_ns(10_000_000_000);
@@ -393,4 +394,63 @@ fn c4_the_lock_outlives_the_descriptor_while_a_ring_has_the_file() {
     drop(io);
     drop(probe);
     OpenFile::open(&path, Access::ReadWrite, &mut |_| {}).unwrap();
+}
+
+const CHILD: &str = "RINGWAY_TEST_URING_CHILD";
+
+/// Not a test by itself: what the killed child runs.
+#[test]
+fn child_that_writes_until_it_is_killed() {
+    let Ok(path) = std::env::var(CHILD) else { return };
+    let mut io = uring();
+    let file = OpenFile::open(Path::new(&path), Access::ReadWrite, &mut |_| {}).unwrap();
+    let file = io.add_file(&file).unwrap();
+    println!("writing");
+    let mut done = Vec::new();
+    for number in 0.. {
+        while io.in_flight() < 40 {
+            let buf = filled(&io, 4096, 1);
+            io.submit(Token(number), Op::Write { file, offset: number % 256 * 4096, buf, durable: true });
+        }
+        io.poll(Wait::Until(io.now().plus_ns(1_000_000)), &mut done);
+        done.clear();
+    }
+}
+
+#[test]
+fn c4_after_sigkill_the_lock_is_had_only_when_the_dead_ring_is_gone() {
+    let folder = folder();
+    let path = folder.path().join("device-0.ringway");
+    drop(pool_file(folder.path(), 1 << 20));
+    for _ in 0..5 {
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "--nocapture", "uring::tests::child_that_writes_until_it_is_killed"])
+            .env(CHILD, &path)
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut out = std::io::BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        while !line.contains("writing") {
+            line.clear();
+            assert!(
+                std::io::BufRead::read_line(&mut out, &mut line).unwrap() > 0,
+                "the child writes until it is killed"
+            );
+        }
+        std::thread::sleep(Duration::from_millis(20));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let mut io = uring();
+        let file = OpenFile::open(&path, Access::ReadWrite, &mut |_| {}).unwrap();
+        let file = io.add_file(&file).unwrap();
+        // Nothing of the dead process lands after this: what is written now stays.
+        let buf = filled(&io, 256 << 10, 2);
+        io.submit(Token(1), Op::Write { file, offset: 0, buf, durable: false });
+        drop(wait_for(&mut io, 1));
+        std::thread::sleep(Duration::from_millis(50));
+        let buf = filled(&io, 256 << 10, 0);
+        io.submit(Token(2), Op::Read { file, offset: 0, buf });
+        assert!(into_buf(wait_for(&mut io, 1).remove(0).payload).iter().all(|&byte| byte == 2));
+    }
 }
