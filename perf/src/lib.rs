@@ -3,3 +3,4 @@
 pub mod cpu;
 pub mod echo;
 pub mod load;
+pub mod pools;

@@ -29,7 +29,7 @@ use crate::wire::completion::Cqe;
 /// Entries of the admin queue.
 const ADMIN_DEPTH: u16 = 32;
 /// Whose a command is.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) enum Owner {
     /// A step of the start sequence, or what follows an event.
     Start,
@@ -257,9 +257,12 @@ impl Host {
         self.events.pop_front()
     }
 
-    /// When [`Host::turn`] has to run although nothing arrives.
+    /// When [`Host::turn`] has to run although nothing arrives: at once, if something waits to be sent.
     #[must_use]
     pub fn next_deadline(&self) -> Instant {
+        if self.queues.iter().any(Queue::wants_flush) {
+            return Instant(0);
+        }
         match &self.phase {
             Phase::Idle | Phase::Closed | Phase::Failed => Instant::NEVER,
             Phase::Breaking { .. } | Phase::Closing => Instant::NEVER,

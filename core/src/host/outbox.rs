@@ -49,6 +49,11 @@ impl Outbox {
         self.headers.is_some()
     }
 
+    /// Whether a send is in flight.
+    pub(super) fn is_sending(&self) -> bool {
+        self.in_flight
+    }
+
     /// Whether one more header and one data part with a digest fit.
     pub(super) fn has_room(&self) -> bool {
         let left = self.headers.as_ref().map_or(0, |headers| headers.len() - self.filled);

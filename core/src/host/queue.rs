@@ -240,6 +240,12 @@ impl<O> Queue<O> {
         cid
     }
 
+    /// Whether [`Queue::flush`] would send something.
+    pub(super) fn wants_flush(&self) -> bool {
+        let connected = matches!(self.state, State::Greeting { .. } | State::Open { .. });
+        connected && !self.pending.is_empty() && !self.outbox.is_sending()
+    }
+
     /// Sends what is pending, if no send is in flight.
     pub(super) fn flush<I: Io>(&mut self, io: &mut I) {
         let (socket, agreed) = match self.state {

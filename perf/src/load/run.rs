@@ -13,6 +13,7 @@ use super::config::{Limit, LoadConfig};
 use super::oracle::{Covered, Oracle, Promise};
 use super::pattern::{Source, Step};
 use super::progress::{Progress, Snapshot, Stage};
+use super::report::LoadReport;
 use super::stats::Stats;
 use super::{LoadError, region};
 
@@ -111,6 +112,11 @@ impl<'a, I: Io> Run<'a, I> {
             sweep_at: 0,
             sweep_until: 0,
         })
+    }
+
+    /// What came out.
+    pub(super) fn report(self, seed: u64) -> LoadReport {
+        self.stats.report(self.config, seed, self.swept)
     }
 
     /// Load, last flush, sweep.

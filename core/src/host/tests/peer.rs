@@ -214,7 +214,7 @@ impl Peer {
         }
         match kind {
             0 => self.greet(socket, &pdu),
-            4 => self.command(socket, pdu[8..72].try_into().unwrap(), data),
+            4 => self.command(socket, pdu[8..72].try_into().unwrap(), &data),
             6 => self.more_data(socket, &pdu, &data),
             other => panic!("the host sent a PDU of type {other}"),
         }
@@ -321,10 +321,10 @@ impl Peer {
         }
     }
 
-    fn command(&mut self, socket: u32, sqe: [u8; 64], data: Vec<u8>) {
+    fn command(&mut self, socket: u32, sqe: [u8; 64], data: &[u8]) {
         let cid = u16::from_le_bytes([sqe[2], sqe[3]]);
         if sqe[0] == 0x7f {
-            return self.fabrics(socket, cid, &sqe, &data);
+            return self.fabrics(socket, cid, &sqe, data);
         }
         let (qid, len) = (self.connections[&socket].qid, u32_at(&sqe, 32));
         if qid == 0 {
@@ -341,7 +341,7 @@ impl Peer {
         if writes {
             assert!(sqe[39] == 0x01 && data.len() == len && len <= self.behaviour.in_capsule as usize);
         }
-        self.execute(socket, &sqe, &data);
+        self.execute(socket, &sqe, data);
     }
 
     fn fabrics(&mut self, socket: u32, cid: u16, sqe: &[u8; 64], data: &[u8]) {
