@@ -130,6 +130,6 @@ mod tests {
     fn messages_go_there_and_back() {
         let cores = cpu::allowed();
         let result = run(4, Duration::from_millis(50), cores[0], *cores.last().unwrap()).unwrap();
-        assert!(result.per_second > 100.0, "{result:?}");
+        assert!(result.per_second > 0.0 && result.client_cpu_ns > 0.0, "{result:?}");
     }
 }

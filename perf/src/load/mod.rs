@@ -4,10 +4,6 @@ pub mod block;
 mod config;
 pub mod oracle;
 pub mod pattern;
-
-pub use config::{Limit, LoadConfig, Mix, Pattern, Verify};
-pub use oracle::{Fault, FaultKind, Promise};
-
 mod progress;
 mod region;
 mod report;
@@ -17,10 +13,12 @@ mod stats;
 use std::net::ToSocketAddrs;
 
 use rand::RngCore;
-use ringway_core::host::{ControllerKind, Host, HostConfig, HostError, HostErrorKind, Reconnect};
 use ringway_core::directory::VOLUME_NQN_PREFIX;
+use ringway_core::host::{ControllerKind, Host, HostConfig, HostError, HostErrorKind, Reconnect};
 use ringway_reactor::uring::{UringConfig, UringIo};
 
+pub use config::{Limit, LoadConfig, Mix, Pattern, Verify};
+pub use oracle::{Fault, FaultKind, Promise};
 pub use progress::{Bar, Progress, Silent, Snapshot, Stage};
 pub use report::{Latency, LoadReport, OperationReport, VerifyReport};
 
@@ -89,3 +87,6 @@ fn host_config(config: &LoadConfig) -> Result<HostConfig, LoadError> {
     }
     Ok(host)
 }
+
+#[cfg(test)]
+mod tests;

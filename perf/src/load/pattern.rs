@@ -76,13 +76,17 @@ impl Source {
             }
             (_, Some(zipf)) => {
                 let rank = (zipf.sample(&mut self.rng) as u64 - 1).min(self.blocks - 1);
-                // Scatter the hot ranks; collisions of the hash only merge two of them.
-                (u128::from(rank.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15)) * u128::from(self.blocks) >> 64)
-                    as u64
+                scatter(rank, self.blocks)
             }
             (_, None) => self.rng.random_range(0..self.blocks),
         }
     }
+}
+
+/// Hot ranks, which are neighbours, over all blocks; a collision only merges two of them.
+fn scatter(rank: u64, blocks: u64) -> u64 {
+    let hash = rank.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    ((u128::from(hash) * u128::from(blocks)) >> 64) as u64
 }
 
 #[cfg(test)]

@@ -23,7 +23,10 @@ impl Region {
         let bad = |why: String| Err(LoadError::Config(why));
         let block = u64::from(config.block_bytes);
         if !config.block_bytes.is_multiple_of(namespace.lba_bytes) {
-            return bad(format!("block size {block} is not a multiple of the volume's logical block, {}", namespace.lba_bytes));
+            return bad(format!(
+                "block size {block} is not a multiple of the volume's logical block, {}",
+                namespace.lba_bytes
+            ));
         }
         if config.block_bytes > namespace.request_bytes_max {
             return bad(format!("block size {block} is over what the target takes, {}", namespace.request_bytes_max));
@@ -42,7 +45,12 @@ impl Region {
     }
 
     /// The oracle of a verified run: new, or what an earlier run left.
-    pub(super) fn oracle(&self, config: &LoadConfig, namespace: &Namespace, seed: u64) -> Result<Option<Oracle>, LoadError> {
+    pub(super) fn oracle(
+        &self,
+        config: &LoadConfig,
+        namespace: &Namespace,
+        seed: u64,
+    ) -> Result<Option<Oracle>, LoadError> {
         if !config.verify.enabled {
             return Ok(None);
         }
@@ -55,7 +63,10 @@ impl Region {
             fresh: config.verify.fresh,
         };
         if identity.units > u64::from(u32::MAX) {
-            return Err(LoadError::Config(format!("{} units cannot be verified; choose a smaller region", identity.units)));
+            return Err(LoadError::Config(format!(
+                "{} units cannot be verified; choose a smaller region",
+                identity.units
+            )));
         }
         let oracle = match &config.verify.oracle {
             None => Oracle::in_memory(identity),

@@ -90,7 +90,7 @@ impl VerifyReport {
 
 /// How a fault is called in reports.
 #[must_use]
-pub fn kind_name(kind: FaultKind) -> &'static str {
+pub(crate) fn kind_name(kind: FaultKind) -> &'static str {
     match kind {
         FaultKind::Lost => "lost",
         FaultKind::Stale => "stale",

@@ -45,7 +45,6 @@ pub(super) struct Run<'a, I: Io> {
     pub(super) host: Host,
     pub(super) config: &'a LoadConfig,
     progress: &'a mut dyn Progress,
-    pub(super) namespace: Namespace,
     pub(super) oracle: Option<Oracle>,
     pub(super) stats: Stats,
     source: Source,
@@ -84,7 +83,9 @@ impl<'a, I: Io> Run<'a, I> {
         let lanes: Vec<Lane> = lanes.collect();
         if lanes.iter().any(|lane| lane.buf.is_none()) {
             let (depth, bytes) = (config.depth, config.block_bytes);
-            return Err(LoadError::Config(format!("no buffers for {depth} operations of {bytes} bytes; try a lower depth")));
+            return Err(LoadError::Config(format!(
+                "no buffers for {depth} operations of {bytes} bytes; try a lower depth"
+            )));
         }
         let begun = io.now_precise();
         Ok(Self {
@@ -95,7 +96,6 @@ impl<'a, I: Io> Run<'a, I> {
             host,
             config,
             progress,
-            namespace,
             oracle,
             stats: Stats::new(),
             lanes,
@@ -250,7 +250,9 @@ impl<'a, I: Io> Run<'a, I> {
         if !self.is_busy(first) {
             return Some(first);
         }
-        (0..8).map(|_| self.source.block()).chain(first + 1..self.region.blocks.min(first + 4096)).find(|&block| !is_set(&self.busy, block))
+        let Self { source, busy, region, .. } = self;
+        let after = first + 1..region.blocks.min(first + 4096);
+        (0..8).map(|_| source.block()).chain(after).find(|&block| !is_set(busy, block))
     }
 
     fn is_busy(&self, block: u64) -> bool {
@@ -281,7 +283,12 @@ impl<'a, I: Io> Run<'a, I> {
                     let identity = *oracle.identity();
                     for (n, unit) in buf.chunks_exact_mut(identity.unit_bytes as usize).enumerate() {
                         let at = offset + n as u64 * u64::from(identity.unit_bytes);
-                        let stamp = Stamp { volume: identity.volume, offset: at, sequence: work.sequence, writer: identity.writer };
+                        let stamp = Stamp {
+                            volume: identity.volume,
+                            offset: at,
+                            sequence: work.sequence,
+                            writer: identity.writer,
+                        };
                         fill(unit, &stamp);
                     }
                 }
@@ -291,7 +298,11 @@ impl<'a, I: Io> Run<'a, I> {
                 if let Some(oracle) = &mut self.oracle {
                     work.sequence = oracle.issue(first_unit, units, true);
                 }
-                if step == Step::Trim { Command::Deallocate } else { Command::WriteZeroes { fua: false, deallocate: true } }
+                if step == Step::Trim {
+                    Command::Deallocate
+                } else {
+                    Command::WriteZeroes { fua: false, deallocate: true }
+                }
             }
             Step::Flush => {
                 work.covered = self.oracle.as_mut().map(Oracle::begin_flush);
@@ -319,7 +330,9 @@ impl<'a, I: Io> Run<'a, I> {
         self.idle.push(lane as u32);
         let success = completed.outcome.is_success();
         let latency_ns = self.io.now().since_ns(work.issued);
-        self.stats.record(work.step, latency_ns, completed.outcome);
+        if self.stage != Stage::Flushing || !success {
+            self.stats.record(work.step, latency_ns, completed.outcome);
+        }
         self.failures_in_a_row = if success { 0 } else { self.failures_in_a_row + 1 };
         if self.failures_in_a_row >= FAILURES_MAX {
             let why = format!("{FAILURES_MAX} operations in a row failed, the last with {:?}", completed.outcome);
@@ -466,8 +479,16 @@ fn connect<I: Io>(
             _ => {}
         }
         let elapsed = Duration::from_nanos(io.now().since_ns(begun));
-        let snapshot =
-            Snapshot { stage: Stage::Connecting, elapsed, operations: 0, iops: 0.0, done: 0.0, faults: 0, outages: 0, flushes: 0 };
+        let snapshot = Snapshot {
+            stage: Stage::Connecting,
+            elapsed,
+            operations: 0,
+            iops: 0.0,
+            done: 0.0,
+            faults: 0,
+            outages: 0,
+            flushes: 0,
+        };
         if progress.tell(&snapshot) == ControlFlow::Break(()) {
             return Err(LoadError::Config("stopped before the connection stood".into()));
         }

@@ -14,20 +14,20 @@ use crate::wire::completion::NvmeStatus;
 use peer::{Behaviour, Peer};
 
 struct Pair {
-    peer: Peer,
+    peer: Peer<SimIo>,
     io: SimIo,
     host: Host,
     events: Vec<Event>,
 }
 
-fn config(peer: &Peer) -> HostConfig {
+fn config(peer: &Peer<SimIo>) -> HostConfig {
     HostConfig { controller: ControllerKind::Io { queues: 2, depth: 8 }, ..HostConfig::new(peer.addr, "nqn.test:v") }
 }
 
 impl Pair {
     fn new(seed: u64, behaviour: Behaviour, change: impl FnOnce(&mut HostConfig)) -> Self {
         let world = World::new(seed, WorldConfig::default());
-        let peer = Peer::new(world.outside(), behaviour);
+        let peer = Peer::new(world.outside(), 4420, behaviour);
         let mut config = config(&peer);
         change(&mut config);
         let mut io = world.outside();

@@ -5,7 +5,6 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 
 use ringway_reactor::io::{Completion, Io, ListenerId, Op, Payload, SocketId, Token, Wait};
-use ringway_reactor::sim::SimIo;
 
 /// How the peer behaves.
 #[derive(Clone, Debug)]
@@ -32,6 +31,7 @@ pub(super) struct Behaviour {
     /// Flips a bit of this many read data PDUs.
     pub(super) corrupt: u32,
     pub(super) blocks: u64,
+    pub(super) subsystem_nqn: String,
 }
 
 impl Default for Behaviour {
@@ -50,6 +50,7 @@ impl Default for Behaviour {
             silent: false,
             corrupt: 0,
             blocks: 4096,
+            subsystem_nqn: "nqn.test:v".into(),
         }
     }
 }
@@ -69,8 +70,8 @@ struct Connection {
     events: Vec<u16>,
 }
 
-pub(super) struct Peer {
-    pub(super) io: SimIo,
+pub(super) struct Peer<I> {
+    pub(super) io: I,
     pub(super) behaviour: Behaviour,
     listener: ListenerId,
     pub(super) addr: SocketAddr,
@@ -90,9 +91,9 @@ fn u32_at(bytes: &[u8], at: usize) -> usize {
     u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap()) as usize
 }
 
-impl Peer {
-    pub(super) fn new(mut io: SimIo, behaviour: Behaviour) -> Self {
-        let (listener, addr) = io.listen("127.0.0.1:4420".parse().unwrap()).unwrap();
+impl<I: Io> Peer<I> {
+    pub(super) fn new(mut io: I, port: u16, behaviour: Behaviour) -> Self {
+        let (listener, addr) = io.listen(SocketAddr::from(([127, 0, 0, 1], port))).unwrap();
         io.submit(Token(ACCEPT), Op::Accept { listener });
         let disk = vec![0; behaviour.blocks as usize * 512];
         Self {
@@ -351,7 +352,7 @@ impl Peer {
                 let text = |at: usize| {
                     String::from_utf8(data[at..at + 256].split(|&b| b == 0).next().unwrap().to_vec()).unwrap()
                 };
-                assert_eq!(text(256), "nqn.test:v");
+                assert_eq!(text(256), self.behaviour.subsystem_nqn);
                 assert!(text(512).starts_with("nqn.2014-08.org.nvmexpress:uuid:"));
                 let qid = u16::from_le_bytes([sqe[42], sqe[43]]);
                 assert_eq!(u16::from_le_bytes([data[16], data[17]]), if qid == 0 { 0xffff } else { 7 });
