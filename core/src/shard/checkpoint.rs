@@ -16,7 +16,6 @@ use ringway_reactor::io::{Instant, Io};
 
 use super::Shard;
 use super::api::{Event, RecordLog};
-use super::fault::Verdict;
 use super::nodes::Readiness;
 use super::ops::{Kind, Owner};
 use super::parts::Run;
@@ -137,10 +136,6 @@ impl Checkpoint {
         self.wanted = true;
     }
 
-    pub(super) fn is_idle(&self) -> bool {
-        matches!(self.step, Step::Idle) && !self.wanted
-    }
-
     pub(super) fn is_running(&self) -> bool {
         !matches!(self.step, Step::Idle)
     }
@@ -166,7 +161,7 @@ impl Checkpoint {
         match &self.step {
             Step::Pages(batch) => pages.extend(&batch.places),
             Step::Chunks { draft, .. } | Step::Sync { draft, .. } | Step::Header { draft } => {
-                chunks.extend(&draft.places)
+                chunks.extend(&draft.places);
             }
             Step::Idle | Step::Nodes => {}
         }
@@ -294,13 +289,13 @@ impl<L: RecordLog> Shard<L> {
         io: &mut I,
         nth: u32,
         buf: Buf,
-        failed: Option<Verdict>,
+        failed: bool,
         out: &mut Vec<Event>,
     ) {
         let checkpoint = &mut self.checkpoint;
         checkpoint.pieces[nth as usize] = Some(buf);
         checkpoint.outstanding -= 1;
-        checkpoint.failed |= failed.is_some();
+        checkpoint.failed |= failed;
         if checkpoint.outstanding > 0 {
             return;
         }

@@ -234,17 +234,20 @@ impl<L: RecordLog> Shard<L> {
         match (nothing_new, &commit.round) {
             (true, Round::Idle) => self.finish(key, Status::Success, out),
             // The barrier under way was asked for after everything that has completed: it covers this flush.
-            (true, _) => self.wait_for(key, self.commit.number),
-            (false, _) => self.wait_for_round(key),
+            (true, _) => self.wait_for(key, self.commit.number, out),
+            (false, _) => self.wait_for_round(key, out),
         }
     }
 
     /// The part is answered when a round that starts from now on has ended.
-    pub(super) fn wait_for_round(&mut self, key: PartKey) {
-        self.wait_for(key, self.commit.number + 1);
+    pub(super) fn wait_for_round(&mut self, key: PartKey, out: &mut Vec<Event>) {
+        self.wait_for(key, self.commit.number + 1, out);
     }
 
-    fn wait_for(&mut self, key: PartKey, number: u64) {
+    fn wait_for(&mut self, key: PartKey, number: u64, out: &mut Vec<Event>) {
+        if self.fault.is_some() {
+            return self.finish(key, Status::WriteFault, out);
+        }
         let state = self.parts.at(key);
         state.stage = Stage::Committing;
         state.stamp = Some(self.word);

@@ -32,7 +32,9 @@ impl<L: RecordLog> Shard<L> {
         if !self.take_targets(key, clusters_of(start, len), out) {
             return;
         }
+        let mapped_by = self.nodes.lsn(self.parts.at(key).part.volume, start);
         let state = self.parts.at(key);
+        state.lsn = mapped_by;
         let piece = clusters_of(start, len).next().expect("one block lies in one cluster");
         // The buffer stays whole: what is compared, then what is written.
         state.segments.push(Segment { buf: None, at: None, len: 2 * len });

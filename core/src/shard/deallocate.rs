@@ -37,6 +37,8 @@ impl<L: RecordLog> Shard<L> {
             return;
         }
         let stamp = self.word;
+        // Zeros that others have made are worth no more than their record (C3, C5).
+        self.parts.at(key).lsn = self.nodes.lsn(volume, start);
         for piece in clusters_of(first, whole) {
             if let Some(lsn) = self.clear(volume, piece.cluster, piece.blocks(), stamp) {
                 self.parts.at(key).lsn = lsn;

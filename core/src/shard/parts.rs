@@ -104,7 +104,7 @@ pub(crate) struct PartState {
     pub(crate) pinned: bool,
     /// Its device writes are durable by themselves.
     pub(crate) durable: bool,
-    /// The last record it made, or that its answer has to wait for.
+    /// The last record it made or found in its node: its answer has to wait until that survives.
     pub(crate) lsn: Lsn,
 }
 

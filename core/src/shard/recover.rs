@@ -86,7 +86,7 @@ pub struct Opened<L> {
 /// How far the opening of a shard has come.
 pub enum Progress<L> {
     /// Another read is in flight.
-    Reading(Recovery<L>),
+    Reading(Box<Recovery<L>>),
     /// Done.
     Opened(Box<Opened<L>>),
 }
@@ -228,7 +228,7 @@ impl<L: RecordLog> Recovery<L> {
             }
             Phase::Done => unreachable!("nothing is read any more"),
         }
-        Ok(Progress::Reading(self))
+        Ok(Progress::Reading(Box::new(self)))
     }
 
     /// Starts on the image of the first header that is left.

@@ -68,23 +68,23 @@ impl<L: RecordLog> Shard<L> {
         let given_back = "a read or write gives its buffer back";
         match op.owner {
             Owner::Segment { part, segment } => {
-                self.note_failure(part, failed);
+                self.note_failure(part, failed.as_ref());
                 self.on_segment(io, part, segment, buf.expect(given_back), out);
             }
             Owner::Scratch { part, piece } => {
-                self.note_failure(part, failed);
+                self.note_failure(part, failed.as_ref());
                 self.on_scratch(io, part, piece, buf.expect(given_back), out);
             }
             Owner::NodePage(node) => self.on_node_page(io, node, buf.expect(given_back), failed.as_ref(), out),
             Owner::Group => self.on_group(io, buf.expect(given_back), failed.is_some(), out),
-            Owner::Checkpoint { nth } => self.on_checkpoint_op(io, nth, buf.expect(given_back), failed, out),
+            Owner::Checkpoint { nth } => self.on_checkpoint_op(io, nth, buf.expect(given_back), failed.is_some(), out),
         }
     }
 
-    fn note_failure(&mut self, part: PartKey, failed: Option<Verdict>) {
+    fn note_failure(&mut self, part: PartKey, failed: Option<&Verdict>) {
         if let Some(Verdict::Part(status)) = failed {
             let state = self.parts.at(part);
-            state.status = state.status.and(status);
+            state.status = state.status.and(*status);
         }
     }
 

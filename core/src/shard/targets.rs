@@ -85,11 +85,6 @@ impl Openings {
         Some(opening)
     }
 
-    /// Places taken that no record names.
-    pub(crate) fn fresh_places(&self) -> impl Iterator<Item = Place> {
-        self.clusters.values().flatten().filter(|opening| opening.fresh).map(|opening| opening.place)
-    }
-
     pub(crate) fn is_empty(&self) -> bool {
         self.clusters.is_empty()
     }

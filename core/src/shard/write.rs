@@ -42,8 +42,12 @@ impl<L: RecordLog> Shard<L> {
             return;
         }
         let unmapped = self.parts.at(key).targets.iter().any(|target| target.gains != 0);
-        let durable = fua && !unmapped && self.nodes.lsn(volume, start) <= self.commit.durable();
-        self.parts.at(key).durable = durable;
+        let mapped_by = self.nodes.lsn(volume, start);
+        let durable = fua && !unmapped && mapped_by <= self.commit.durable();
+        let state = self.parts.at(key);
+        state.durable = durable;
+        // An overwrite is worth no more than the record that maps what it overwrites (C3, C5).
+        state.lsn = mapped_by;
         for (number, piece) in clusters_of(start, len).enumerate() {
             self.lay_out(key, number, piece);
         }
@@ -130,11 +134,11 @@ impl<L: RecordLog> Shard<L> {
         };
         let segments = &mut state.segments;
         // Memory alignment follows that of the part's first byte, since its buffer starts on a page.
-        let aligned = state.part.start % u64::from(logical) == 0;
+        let aligned = state.part.start.is_multiple_of(u64::from(logical));
         if !aligned {
             return step(start, end, segments);
         }
-        let direct = |block: u32, edge: u32| target.gains & (1 << (2 * block)) == 0 && edge % logical == 0;
+        let direct = |block: u32, edge: u32| target.gains & (1 << (2 * block)) == 0 && edge.is_multiple_of(logical);
         let (mut from, mut to) = (start, end);
         if start % B != 0 && !direct(start / B, start) {
             from = ((start / B + 1) * B).min(end);
@@ -177,9 +181,10 @@ impl<L: RecordLog> Shard<L> {
                 self.parts.at(key).lsn = lsn;
             }
             if let Some(opening) = self.openings.leave(volume, target.cluster, target.birth) {
+                // Who waits for space may get it, or has nothing left to wait for.
+                self.space_changed = true;
                 if opening.fresh {
                     self.space.give_back(opening.place);
-                    self.space_changed = true;
                 } else {
                     self.drop_empty_place(volume, target.cluster, target.birth);
                 }
@@ -221,6 +226,6 @@ impl<L: RecordLog> Shard<L> {
         // Blocks and map are as they will be: others may go on while this waits for the journal.
         self.release_claim(key);
         self.parts.at(key).stage = Stage::Committing;
-        self.wait_for_round(key);
+        self.wait_for_round(key, out);
     }
 }

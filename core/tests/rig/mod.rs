@@ -2,7 +2,7 @@
 //!
 //! The model is per sector of 512 bytes: which writes were submitted, which are acknowledged, which are durable. Writes of one
 //! 4 KiB block take effect in the order of their submission, so "at least as new as" is a number.
-#![allow(dead_code, reason = "each test binary uses its part of the rig")]
+#![expect(dead_code, unreachable_pub, reason = "each test binary uses its part of the rig")]
 
 pub mod model;
 
@@ -206,7 +206,7 @@ impl Rig {
             match completions.pop() {
                 None => continue,
                 Some(completion) => match recovery.on_completion(&mut io, completion).map_err(|e| e.to_string())? {
-                    Progress::Reading(reading) => recovery = reading,
+                    Progress::Reading(reading) => recovery = *reading,
                     Progress::Opened(opened) => break *opened,
                 },
             }

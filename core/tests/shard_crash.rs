@@ -1,0 +1,106 @@
+//! A crash at every operation: the same run is stopped at each submitted and each finished write, by death of the process and
+//! by loss of power, opened again, checked against the model, and checked for leaks.
+
+mod rig;
+
+use std::sync::Arc;
+
+use rig::model::{Driver, Load};
+use rig::{Rig, Setup, volume};
+use ringway_reactor::sim::{CrashPoint, Rng};
+
+fn small() -> Setup {
+    let mut setup = Setup::new();
+    setup.journal_blocks = 96;
+    setup.config.commit_interval_ns = 3_000_000;
+    setup.volumes = vec![Arc::new(volume(1, 32 << 20, 512)), Arc::new(volume(2, 32 << 20, 512))];
+    setup
+}
+
+/// Runs until the crash point or the end; false at the end.
+fn run_to(driver: &mut Driver, steps: u64) -> Result<bool, String> {
+    for _ in 0..steps {
+        driver.step()?;
+        if driver.rig.world.crashed() {
+            return Ok(true);
+        }
+    }
+    driver.settle()?;
+    Ok(driver.rig.world.crashed())
+}
+
+fn every_point(seed: u64, power_loss: bool, point: fn(u64) -> CrashPoint) -> u64 {
+    for n in 1.. {
+        let mut driver = Driver::new(seed, small(), Load { cuts: 2, ..Load::default() });
+        driver.rig.world.crash_after(point(n));
+        let context = |why: String| format!("seed {seed} at mutation {n}, power loss {power_loss}: {why}");
+        let crashed = run_to(&mut driver, 220).map_err(context).unwrap_or_else(|why| panic!("{why}"));
+        if !crashed {
+            return n - 1;
+        }
+        let mut driver = driver.crash(power_loss).map_err(context).unwrap_or_else(|why| panic!("{why}"));
+        // What recovery left is a shard like any other.
+        if n % 8 == 0 {
+            for _ in 0..40 {
+                driver.step().map_err(context).unwrap_or_else(|why| panic!("{why}"));
+            }
+            driver.settle().map_err(context).unwrap_or_else(|why| panic!("{why}"));
+            driver.model.check(&mut driver.rig, false).map_err(context).unwrap_or_else(|why| panic!("{why}"));
+        }
+        driver.rig.drain_and_verify();
+    }
+    unreachable!("a run has an end")
+}
+
+#[test]
+fn i1_i2_hold_when_the_process_dies_at_any_submitted_operation() {
+    let crashes: u64 = (0..3).map(|seed| every_point(seed, false, CrashPoint::Submitted)).sum();
+    assert!(crashes > 300, "{crashes} crashes");
+}
+
+#[test]
+fn i1_i2_hold_when_the_process_dies_at_any_finished_operation() {
+    let crashes: u64 = (10..13).map(|seed| every_point(seed, false, CrashPoint::Completed)).sum();
+    assert!(crashes > 300, "{crashes} crashes");
+}
+
+#[test]
+fn i1_i2_hold_when_the_power_fails_at_any_submitted_operation() {
+    let crashes: u64 = (20..23).map(|seed| every_point(seed, true, CrashPoint::Submitted)).sum();
+    assert!(crashes > 300, "{crashes} crashes");
+}
+
+#[test]
+fn i1_i2_hold_when_the_power_fails_at_any_finished_operation() {
+    let crashes: u64 = (30..33).map(|seed| every_point(seed, true, CrashPoint::Completed)).sum();
+    assert!(crashes > 300, "{crashes} crashes");
+}
+
+/// One run, and at each of its turns several contents that power loss could leave.
+#[test]
+fn i1_i2_hold_for_every_content_that_power_loss_may_leave_at_any_turn() {
+    let mut images = 0u64;
+    for seed in 200..206 {
+        let setup = small();
+        let mut driver = Driver::new(seed, setup, Load { cuts: 2, ..Load::default() });
+        let mut rng = Rng::new(seed);
+        let mut before = (0, 0);
+        for turn in 0..400 {
+            driver.step().unwrap_or_else(|why| panic!("seed {seed}: {why}"));
+            let now = driver.rig.world.mutations();
+            if std::mem::replace(&mut before, now) == now {
+                continue;
+            }
+            for branch in 0..3 {
+                let image = driver.rig.world.power_loss_image(driver.rig.disk(0), &mut rng);
+                let world = driver.rig.setup.world(seed ^ turn, &[image]);
+                let mut rig = Rig::open(world, driver.rig.setup.clone());
+                let checked = driver.model.check(&mut rig, true);
+                checked.unwrap_or_else(|why| panic!("seed {seed} turn {turn} branch {branch}: {why}"));
+                rig.drain_and_verify();
+                images += 1;
+            }
+        }
+    }
+    assert!(images > 1_000, "{images} images");
+}
