@@ -20,5 +20,7 @@ pub mod request;
 pub mod shard;
 pub mod space;
 pub mod target;
+pub mod tokens;
+pub mod transport;
 pub mod volume;
 pub mod wire;

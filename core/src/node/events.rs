@@ -6,7 +6,8 @@ use ringway_reactor::io::{FileId, Instant, Io, IoError, Op, Token};
 
 use super::barrier::{Asked, Coalescer, Waiter};
 use super::message::Message;
-use super::{Node, Stopping, token_kind};
+use super::{Node, Stopping};
+use crate::tokens;
 use crate::directory::Directory;
 use crate::ids::{AssociationId, ShardId};
 use crate::request::{Done, Status};
@@ -154,5 +155,5 @@ impl<L: RecordLog> Node<L> {
 }
 
 fn barrier_token(file: FileId) -> Token {
-    Token(u64::from(token_kind::BARRIER) << 56 | u64::from(file.0))
+    Token(u64::from(tokens::BARRIER) << 56 | u64::from(file.0))
 }

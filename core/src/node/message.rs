@@ -28,11 +28,6 @@ pub enum Message {
     Publish { directory: Arc<Directory>, seq: u64 },
     /// This reactor works with directory `seq`.
     Published { seq: u64 },
-    /// A host connects again: answer once everything that had arrived on the receiver is taken (so that the end of the
-    /// host's former connections is seen).
-    Settle { token: u64 },
-    /// It is.
-    Settled { token: u64 },
     /// An association is dead: stop sending its parts, and say so to every reactor with [`Message::FencePassed`].
     Fence { association: AssociationId, origin: usize },
     /// The sender will send no more parts of this association. Once all reactors said so, and what had started has ended,

@@ -31,6 +31,7 @@ use crate::directory::Directory;
 use crate::ids::{Epoch, RequestId, ShardId};
 use crate::metrics::Metrics;
 use crate::request::{Done, Request};
+use crate::tokens;
 use crate::shard::{Event, Part, PartDone, RecordLog, Shard, TokenBase};
 use crate::transport::{TcpTransport, TransportEvent};
 use barrier::{Coalescer, OpenBarriers, Waiter};
@@ -39,18 +40,6 @@ use message::Message;
 use owner::Owner;
 use route::Router;
 use serving::Serving;
-
-/// Who submitted an operation: the top byte of its token.
-pub mod token_kind {
-    /// A shard; see [`crate::shard::TokenBase`].
-    pub const SHARD: u8 = 0;
-    /// The TCP transport.
-    pub const TCP: u8 = 1;
-    /// A barrier of the device in the low half.
-    pub const BARRIER: u8 = 2;
-    /// The catalog.
-    pub const CATALOG: u8 = 3;
-}
 
 /// How far a stopping node has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -197,7 +186,7 @@ impl<I: Io, L: RecordLog> Application<I, Message> for Node<L> {
     fn on_completion(&mut self, io: &mut I, completion: Completion) {
         let token = completion.token;
         match (token.0 >> 56) as u8 {
-            token_kind::SHARD => {
+            tokens::SHARD => {
                 let shard = TokenBase::shard_of(token);
                 let events = &mut self.scratch;
                 self.shards[usize::from(shard.0)].as_mut().expect("a shard's operation ends where it began").on_completion(
@@ -208,9 +197,9 @@ impl<I: Io, L: RecordLog> Application<I, Message> for Node<L> {
                 );
                 self.shard_events.extend(self.scratch.drain(..).map(|event| (shard, event)));
             }
-            token_kind::TCP => self.transport.on_completion(io, completion, &mut self.transport_events),
-            token_kind::BARRIER => self.barrier_completed(io, FileId(token.0 as u16), completion.result.map(drop)),
-            token_kind::CATALOG => {
+            tokens::TCP => self.transport.on_completion(io, completion, &mut self.transport_events),
+            tokens::BARRIER => self.barrier_completed(io, FileId(token.0 as u16), completion.result.map(drop)),
+            tokens::CATALOG => {
                 let owner = self.owner.as_mut().expect("catalog operations end where the catalog lives");
                 owner.on_completion(io, completion);
             }
@@ -226,8 +215,6 @@ impl<I: Io, L: RecordLog> Application<I, Message> for Node<L> {
             Message::BarrierDone { shard, ticket, result } => self.barrier_answered(io, Waiter { shard, ticket }, result),
             Message::Adopt(adopted) => self.transport.adopt(io, adopted, &mut self.transport_events),
             Message::Publish { directory, seq } => self.publish(io, directory, seq),
-            Message::Settle { token } => self.send(from, Message::Settled { token }),
-            Message::Settled { token } => self.transport.on_settled(io, token, &mut self.transport_events),
             Message::Fence { association, origin } => self.fence(io, association, origin),
             Message::FencePassed { association, origin } => self.fence_passed(association, origin),
             Message::Fenced { association } => {

@@ -7,11 +7,9 @@ use super::message::Message;
 use super::route::PartId;
 use crate::ids::ShardId;
 use crate::request::Done;
+use crate::tokens::FROM_TRANSPORT;
 use crate::shard::{Part, PartDone, RecordLog};
 use crate::transport::TransportEvent;
-
-/// Set in the ids of requests that came from a connection; those of [`Node::submit`] have it clear.
-pub(crate) const FROM_TRANSPORT: u64 = 1 << 63;
 
 impl<L: RecordLog> Node<L> {
     /// What the connections want.
@@ -26,7 +24,6 @@ impl<L: RecordLog> Node<L> {
                         self.send_all(|| Message::Fence { association, origin });
                     }
                 }
-                TransportEvent::Settle { token } => self.send_all(|| Message::Settle { token }),
                 TransportEvent::Attached { volume } => self.send(0, Message::Attached { volume }),
                 TransportEvent::Handover { to, adopted } => self.send(to, Message::Adopt(adopted)),
             }

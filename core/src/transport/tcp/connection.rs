@@ -15,7 +15,8 @@ use slab::Slab;
 use zerocopy::FromBytes;
 use zerocopy::little_endian::{U16, U32};
 
-use super::command::{Queue, Slot};
+use super::admin::Queue;
+use super::command::Slot;
 use super::receive::{Inflow, Input};
 use super::send::Output;
 use super::{Cx, token};
@@ -73,9 +74,8 @@ pub(super) struct Connection {
     /// The last moment at which the peer sent or took a byte.
     pub(super) last_progress: Instant,
     pub(super) requests_in_flight: usize,
-    /// Bytes of buffers that commands of this connection hold.
+    /// Bytes of buffers that commands of this connection hold; those on their way out are the output's.
     pub(super) bytes_held: usize,
-    pub(super) opened: Instant,
 }
 
 impl Connection {
@@ -98,7 +98,6 @@ impl Connection {
             last_progress: now,
             requests_in_flight: 0,
             bytes_held: 0,
-            opened: now,
         }
     }
 
@@ -129,6 +128,9 @@ impl Connection {
     /// Reads on for as long as there is something to read and somewhere to put it, then posts the next receive.
     pub(super) fn advance<I: Io>(&mut self, cx: &mut Cx<'_, I>) {
         while matches!(self.phase, Phase::AwaitInit | Phase::Open) && !self.input.is_posted() {
+            if cx.draining && self.inflow.is_none() && !self.commands.iter().any(|(_, slot)| slot.is_receiving()) {
+                return;
+            }
             let step = if self.inflow.is_some() { self.take_data(cx) } else { self.take_header(cx) };
             match step {
                 Ok(Step::Again) => {}
@@ -157,14 +159,13 @@ impl Connection {
             let Some(found) = self.input.unread().first_chunk::<4>() else { return Ok(Step::Starved) };
             let found = u32::from_le_bytes(*found);
             self.input.consume(4);
-            let intact =
-                inflow.buf.as_ref().is_none_or(|buf| crc32c::crc32c(&buf[inflow.start..inflow.end]) == found);
+            let intact = inflow.buf.as_ref().is_none_or(|buf| crc32c::crc32c(&buf[inflow.start..inflow.end]) == found);
             let inflow = self.inflow.take().expect("looked at above");
-            self.data_arrived(cx, inflow, intact);
+            self.data_arrived(cx, inflow, intact)?;
             return Ok(Step::Again);
         }
         let inflow = self.inflow.take().expect("looked at above");
-        self.data_arrived(cx, inflow, true);
+        self.data_arrived(cx, inflow, true)?;
         Ok(Step::Again)
     }
 
@@ -227,8 +228,7 @@ impl Connection {
 
     /// ICReq (section 3.6.2.2): agree, answer, open.
     fn initialize<I: Io>(&mut self, cx: &mut Cx<'_, I>, request: &InitConnection) -> Result<(), Termination> {
-        let unsupported =
-            |offset| Err(Termination { status: FatalStatus::UnsupportedParameter, information: offset });
+        let unsupported = |offset| Err(Termination { status: FatalStatus::UnsupportedParameter, information: offset });
         if request.pfv.get() != 0 {
             return unsupported(8);
         }
@@ -308,7 +308,6 @@ impl Connection {
 
     /// A send ended.
     pub(super) fn on_sent<I: Io>(&mut self, cx: &mut Cx<'_, I>, bufs: Vec<Buf>, count: usize) {
-        self.bytes_held = self.bytes_held.saturating_sub(bufs.iter().map(|buf| buf.len()).filter(|&n| n >= 512).sum());
         self.output.completed(bufs, count);
         self.last_progress = cx.io.now();
         match self.phase {
@@ -329,6 +328,7 @@ impl Connection {
         cx.io.close(self.socket);
         cx.stats.closed += 1;
         self.leave_queue(cx);
+        *cx.receiving_bytes -= self.commands.iter().map(|(_, slot)| slot.receiving()).sum::<usize>();
         self.stalled = None;
         if !self.input.is_posted() {
             self.inflow = None;

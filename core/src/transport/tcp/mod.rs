@@ -4,16 +4,19 @@
 //! answers, `send` batches those. Nothing here waits: what cannot go on now is on one of the lists of [`TcpTransport`] and is
 //! tried again in a later turn.
 
+mod admin;
 mod command;
 mod connection;
 mod receive;
 mod send;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use ringway_reactor::io::{Completion, Instant, Io, ListenerId, Op, Payload, Socket, Token};
+use ringway_reactor::io::{Completion, Instant, Io, ListenerId, Op, Payload, Socket};
 use slab::Slab;
 
 use crate::controller::registry::Registry;
@@ -77,8 +80,6 @@ pub enum TransportEvent {
     Request { id: RequestId, request: Request },
     /// An association has ended: fence it.
     AssociationDead(AssociationId),
-    /// Answer with [`TcpTransport::on_settled`] once every reactor has taken what had arrived.
-    Settle { token: u64 },
     /// A host attached this volume.
     Attached { volume: VolumeId },
     /// A new connection belongs to another reactor.
@@ -116,15 +117,17 @@ pub(super) struct Cx<'a, I> {
     pub(super) closing: &'a mut Vec<usize>,
     /// Bytes of buffers that wait for data from their peers.
     pub(super) receiving_bytes: &'a mut usize,
+    /// No new command is taken.
+    pub(super) draining: bool,
 }
 
 /// Tokens of this transport's operations.
 pub(super) mod token {
     use ringway_reactor::io::Token;
 
-    use crate::node::token_kind;
+    use crate::tokens;
 
-    const BASE: u64 = (token_kind::TCP as u64) << 56;
+    const BASE: u64 = (tokens::TCP as u64) << 56;
     pub(super) const RECEIVE: u8 = 0;
     pub(super) const SEND: u8 = 1;
     pub(super) const ACCEPT: u8 = 2;
@@ -165,6 +168,7 @@ pub struct TcpTransport {
     receiving_bytes: usize,
     stats: TransportStats,
     next_tick: Instant,
+    last_turn: Instant,
     draining: bool,
 }
 
@@ -185,6 +189,7 @@ impl TcpTransport {
             receiving_bytes: 0,
             stats: TransportStats::default(),
             next_tick: Instant(0),
+            last_turn: Instant(0),
             draining: false,
         }
     }
@@ -209,6 +214,7 @@ impl TcpTransport {
             starved: &mut self.starved,
             closing: &mut self.closing,
             receiving_bytes: &mut self.receiving_bytes,
+            draining: self.draining,
         };
         Some(f(connection, &mut cx))
     }
@@ -300,11 +306,6 @@ impl TcpTransport {
         }
     }
 
-    /// Every reactor has taken what had arrived when a host connected again.
-    pub fn on_settled<I: Io>(&mut self, io: &mut I, token: u64, out: &mut Vec<TransportEvent>) {
-        self.with(io, out, token as usize, |connection, cx| connection.on_settled(cx));
-    }
-
     /// Closes the association's connections on this reactor.
     pub fn kill_association<I: Io>(&mut self, io: &mut I, association: AssociationId, out: &mut Vec<TransportEvent>) {
         for index in self.indices() {
@@ -328,12 +329,28 @@ impl TcpTransport {
             self.with(io, out, index, |connection, cx| connection.retry(cx));
         }
         let now = io.now();
+        self.last_turn = now;
+        if self.draining {
+            self.close_settled(io, out);
+        }
         if now < self.next_tick {
             return;
         }
         self.next_tick = now.plus_ns(TICK_NS);
         for index in self.indices() {
             self.with(io, out, index, |connection, cx| connection.check_deadlines(cx, now));
+            self.remove_if_gone(index, token::RECEIVE);
+        }
+    }
+
+    /// A drained transport's connections go together once everything that was taken is answered: a host that lost one of
+    /// them would give up on the others.
+    fn close_settled<I: Io>(&mut self, io: &mut I, out: &mut Vec<TransportEvent>) {
+        if !self.connections.iter().all(|(_, connection)| connection.is_settled()) {
+            return;
+        }
+        for index in self.indices() {
+            self.with(io, out, index, |connection, cx| connection.close(cx, "the target is stopping"));
             self.remove_if_gone(index, token::RECEIVE);
         }
     }
@@ -357,11 +374,11 @@ impl TcpTransport {
     /// When [`TcpTransport::tick`] has to run although nothing arrives.
     #[must_use]
     pub fn next_deadline(&self) -> Instant {
-        match (self.connections.is_empty(), self.starved.is_empty()) {
+        match (self.connections.is_empty(), self.starved.is_empty() && !self.draining) {
             (true, _) => Instant::NEVER,
             (false, true) => self.next_tick,
-            // A buffer that comes free is no event of its own.
-            (false, false) => Instant(0).max(Instant(self.next_tick.0.saturating_sub(TICK_NS).saturating_add(RETRY_NS))),
+            // A buffer that comes free, or a fence that ends elsewhere, is no event here.
+            (false, false) => self.next_tick.min(self.last_turn.plus_ns(RETRY_NS)),
         }
     }
 

@@ -38,7 +38,10 @@ enum Posted {
     /// Behind the unread bytes of the staging buffer.
     Staging,
     /// Into a command's buffer, of which these are the ends.
-    Direct { front: Buf, back: Buf },
+    Direct {
+        front: Buf,
+        back: Buf,
+    },
 }
 
 /// The incoming side of one connection.
@@ -88,7 +91,13 @@ impl Input {
 
     /// Posts the next receive. `inflow` is the data expected now, if any. `false` if there is no staging buffer to be had now.
     #[must_use]
-    pub(super) fn post(&mut self, io: &mut impl Io, socket: SocketId, token: Token, inflow: Option<&mut Inflow>) -> bool {
+    pub(super) fn post(
+        &mut self,
+        io: &mut impl Io,
+        socket: SocketId,
+        token: Token,
+        inflow: Option<&mut Inflow>,
+    ) -> bool {
         assert!(!self.is_posted(), "one receive at a time");
         if let Some(inflow) = inflow
             && self.begin == self.end

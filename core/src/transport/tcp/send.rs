@@ -22,11 +22,21 @@ pub(super) struct Output {
     /// Where the next header goes; `None` when it has to be taken from the pool.
     headers: Option<Buf>,
     in_flight: bool,
+    /// Bytes of `ready` and of the send in flight.
+    held: usize,
     /// Bytes handed to the socket so far.
     pub(super) bytes_sent: u64,
 }
 
 impl Output {
+    /// Whether two headers are certain to find room.
+    pub(super) fn has_room(&mut self, io: &impl Io) -> bool {
+        if self.headers.as_ref().is_none_or(|buf| buf.len() < 512) {
+            self.headers = io.buffers().get(HEADERS);
+        }
+        self.headers.is_some()
+    }
+
     /// Appends a header of at most 256 bytes, written by `write`, which returns its length. `false` if there is no buffer for
     /// it now: try again in a later turn.
     #[must_use]
@@ -36,6 +46,7 @@ impl Output {
         }
         let Some(mut piece) = self.headers.take() else { return false };
         let len = write(&mut piece[..256]);
+        self.held += len;
         self.headers = Some(piece.split_off(len));
         match self.ready.last_mut() {
             Some(last) if last.is_followed_by(&piece) => last.join(piece),
@@ -46,6 +57,7 @@ impl Output {
 
     /// Appends data.
     pub(super) fn data(&mut self, buf: Buf) {
+        self.held += buf.len();
         self.ready.push(buf);
     }
 
@@ -59,6 +71,11 @@ impl Output {
         self.ready.is_empty() && !self.in_flight
     }
 
+    /// Bytes of buffers that wait to be sent or are being sent.
+    pub(super) fn bytes_held(&self) -> usize {
+        self.held
+    }
+
     /// Whether a send is in flight.
     pub(super) fn is_in_flight(&self) -> bool {
         self.in_flight
@@ -69,7 +86,11 @@ impl Output {
         if self.in_flight || self.ready.is_empty() {
             return;
         }
-        let rest = if self.ready.len() > PIECES_MAX { self.ready.split_off(PIECES_MAX) } else { std::mem::take(&mut self.spare) };
+        let rest = if self.ready.len() > PIECES_MAX {
+            self.ready.split_off(PIECES_MAX)
+        } else {
+            std::mem::take(&mut self.spare)
+        };
         let bufs = std::mem::replace(&mut self.ready, rest);
         self.in_flight = true;
         io.submit(token, Op::Send { socket, bufs });
@@ -80,13 +101,14 @@ impl Output {
         assert!(self.in_flight, "a send completes once");
         self.in_flight = false;
         self.bytes_sent += result as u64;
+        self.held -= bufs.iter().map(|buf| buf.len()).sum::<usize>();
         bufs.clear();
         self.spare = bufs;
     }
 
     /// Drops what will never be sent.
     pub(super) fn clear(&mut self) {
-        self.ready.clear();
+        self.held -= self.ready.drain(..).map(|buf| buf.len()).sum::<usize>();
         self.headers = None;
     }
 }

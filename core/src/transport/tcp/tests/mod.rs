@@ -1,0 +1,152 @@
+//! The transport on the simulated network, before a volume that is a vector of bytes.
+
+mod hostile;
+mod served;
+
+use std::sync::Arc;
+
+use ringway_reactor::io::{Io, Wait};
+use ringway_reactor::sim::{SimIo, World, WorldConfig};
+use uuid::Uuid;
+
+use super::*;
+use crate::directory::{DirectoryParts, SpaceLevel, VolumeEntry};
+use crate::ids::{ShardId, VolumeId};
+use crate::request::{Command, Status};
+use crate::volume::VolumeRecord;
+
+pub(super) const VOLUME_BYTES: usize = 8 << 20;
+
+/// A target whose volume is memory: requests end in the order in which they came, a few a turn.
+pub(super) struct Target {
+    pub(super) io: SimIo,
+    pub(super) transport: TcpTransport,
+    pub(super) events: Vec<TransportEvent>,
+    pub(super) store: Vec<u8>,
+    pub(super) registry: Arc<Registry>,
+    pub(super) addr: SocketAddr,
+    /// Requests that are held back until told otherwise.
+    pub(super) held: Vec<(RequestId, Request)>,
+    pub(super) hold: bool,
+    pub(super) fences: Vec<AssociationId>,
+    pub(super) fence_at_once: bool,
+}
+
+pub(super) fn record() -> VolumeRecord {
+    VolumeRecord {
+        id: VolumeId(7),
+        name: "vm1".into(),
+        uuid: Uuid::from_u128(7),
+        size: VOLUME_BYTES as u64,
+        lba_bytes: 512,
+        shards: vec![ShardId(0)],
+        created_unix_s: 0,
+        exclusive: false,
+        allowed_hosts: Vec::new(),
+        cuts: Vec::new(),
+        dead: Vec::new(),
+    }
+}
+
+pub(super) fn directory(version: u64, record: VolumeRecord) -> Arc<Directory> {
+    Arc::new(Directory::new(DirectoryParts {
+        version,
+        volumes: vec![VolumeEntry { record: Arc::new(record), fault: None }],
+        erasing: Vec::new(),
+        space: SpaceLevel::Below80,
+        read_only: false,
+        insecure: true,
+    }))
+}
+
+impl Target {
+    pub(super) fn new(world: &World, change: impl FnOnce(&mut TransportConfig)) -> Target {
+        let mut io = world.outside();
+        let registry = Arc::new(Registry::default());
+        let mut config = TransportConfig::new(0, 1, io.buffers().bytes());
+        change(&mut config);
+        let mut transport = TcpTransport::new(config, Arc::clone(&registry), directory(1, record()));
+        let (listener, addr) = io.listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        transport.listen(&mut io, listener, addr);
+        Target {
+            io,
+            transport,
+            events: Vec::new(),
+            store: vec![0; VOLUME_BYTES],
+            registry,
+            addr,
+            held: Vec::new(),
+            hold: false,
+            fences: Vec::new(),
+            fence_at_once: true,
+        }
+    }
+
+    /// One turn of the reactor that this stands for.
+    pub(super) fn turn(&mut self) {
+        let mut completions = Vec::new();
+        let until = self.transport.next_deadline().min(self.io.now().plus_ns(10_000_000));
+        let wait = if self.transport.busy() { Wait::No } else { Wait::Until(until) };
+        self.io.poll(wait, &mut completions);
+        for completion in completions {
+            self.transport.on_completion(&mut self.io, completion, &mut self.events);
+        }
+        self.transport.tick(&mut self.io, &mut self.events);
+        let mut events = std::mem::take(&mut self.events);
+        for event in events.drain(..) {
+            match event {
+                TransportEvent::Request { id, request } => self.held.push((id, request)),
+                TransportEvent::AssociationDead(association) => self.fences.push(association),
+                TransportEvent::Attached { .. } | TransportEvent::Handover { .. } => {}
+            }
+        }
+        self.events = events;
+        if self.fence_at_once {
+            self.fence_all();
+        }
+        if !self.hold {
+            for (id, request) in std::mem::take(&mut self.held) {
+                let done = self.execute(id, request);
+                self.transport.on_done(&mut self.io, done, &mut self.events);
+            }
+        }
+        self.transport.flush(&mut self.io);
+    }
+
+    pub(super) fn fence_all(&mut self) {
+        for association in std::mem::take(&mut self.fences) {
+            self.transport.kill_association(&mut self.io, association, &mut self.events);
+            self.registry.fenced(association);
+        }
+    }
+
+    fn execute(&mut self, id: RequestId, mut request: Request) -> Done {
+        let (offset, len) = (request.offset as usize, request.len as usize);
+        let mut status = Status::Success;
+        let range = offset..offset + len;
+        match request.command {
+            Command::Read => request.buf.as_mut().unwrap().copy_from_slice(&self.store[range]),
+            Command::Write { .. } => self.store[range].copy_from_slice(request.buf.as_ref().unwrap()),
+            Command::WriteZeroes { .. } | Command::Deallocate => self.store[range].fill(0),
+            Command::Flush => {}
+            Command::Compare => {
+                if self.store[range] != **request.buf.as_ref().unwrap() {
+                    status = Status::CompareFailure;
+                }
+            }
+            Command::CompareAndWrite { .. } => {
+                let (compare, write) = request.buf.as_ref().unwrap().split_at(len);
+                if self.store[range.clone()] == *compare {
+                    self.store[range].copy_from_slice(write);
+                } else {
+                    status = Status::CompareFailure;
+                }
+            }
+        }
+        Done { id, status, buf: request.buf }
+    }
+}
+
+pub(super) fn world(seed: u64) -> World {
+    World::new(seed, WorldConfig::default())
+}
