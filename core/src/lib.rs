@@ -12,6 +12,7 @@ pub mod controller;
 pub mod directory;
 pub mod host;
 pub mod ids;
+pub mod inspect;
 pub mod journal;
 pub mod limits;
 pub mod map;
