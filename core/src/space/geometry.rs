@@ -80,6 +80,12 @@ impl Geometry {
         self.slab_bytes
     }
 
+    /// The slab area of each device, by number.
+    #[must_use]
+    pub fn areas(&self) -> &[SlabArea] {
+        &self.areas
+    }
+
     /// Clusters of a slab.
     #[must_use]
     pub fn clusters_per_slab(&self) -> u32 {
