@@ -1,1 +1,0 @@
-//! Controllers as a host meets them.
