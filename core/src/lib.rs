@@ -17,6 +17,7 @@ pub mod journal;
 pub mod limits;
 pub mod map;
 pub mod metrics;
+pub mod node;
 pub mod pool;
 pub mod request;
 pub mod shard;

@@ -7,11 +7,11 @@ use ringway_reactor::io::{FileId, Instant, Io, IoError, Op, Token};
 use super::barrier::{Asked, Coalescer, Waiter};
 use super::message::Message;
 use super::{Node, Stopping};
-use crate::tokens;
 use crate::directory::Directory;
 use crate::ids::{AssociationId, ShardId};
 use crate::request::{Done, Status};
 use crate::shard::{Event, RecordLog};
+use crate::tokens;
 
 /// The catalog's reactor.
 const OWNER: usize = 0;
@@ -86,6 +86,14 @@ impl<L: RecordLog> Node<L> {
 
     // ---- fences
 
+    /// An association has ended here, or its volume has.
+    pub(super) fn begin_fence(&mut self, association: AssociationId) {
+        if self.fences.begin(association, self.reactors) {
+            let origin = self.index;
+            self.send_all(|| Message::Fence { association, origin });
+        }
+    }
+
     /// An association is dead: stop sending its parts, and tell everybody.
     pub(super) fn fence<I: Io>(&mut self, io: &mut I, association: AssociationId, origin: usize) {
         self.transport.kill_association(io, association, &mut self.transport_events);
@@ -144,7 +152,9 @@ impl<L: RecordLog> Node<L> {
 
     fn forget_volume(&mut self, shard: ShardId, volume: crate::ids::VolumeId) {
         self.serving.forget(shard, volume);
-        self.shard(shard).on_volume_removed(volume);
+        let gone = self.shards[usize::from(shard.0)].as_mut().expect("it lives here");
+        gone.on_volume_removed(volume, &mut self.scratch);
+        self.shard_events.extend(self.scratch.drain(..).map(|event| (shard, event)));
     }
 
     fn shard_drained(&mut self) {

@@ -37,8 +37,7 @@ impl Fences {
 
     /// A reactor will send no more parts. `true` once that was the last: fence the shards now.
     pub fn passed(&mut self, association: AssociationId, origin: usize, reactors: usize, shards: usize) -> bool {
-        let passing =
-            self.passing.entry(association).or_insert(Passing { origin, senders: reactors, shards });
+        let passing = self.passing.entry(association).or_insert(Passing { origin, senders: reactors, shards });
         passing.senders -= 1;
         passing.senders == 0
     }

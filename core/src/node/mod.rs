@@ -9,12 +9,13 @@
 //! ```
 
 pub mod barrier;
+mod counting;
+mod events;
 pub mod fence;
 pub mod message;
 pub mod owner;
-pub mod route;
-mod events;
 mod parts;
+pub mod route;
 mod serving;
 mod stop;
 
@@ -31,13 +32,13 @@ use crate::directory::Directory;
 use crate::ids::{Epoch, RequestId, ShardId};
 use crate::metrics::Metrics;
 use crate::request::{Done, Request};
-use crate::tokens;
 use crate::shard::{Event, Part, PartDone, RecordLog, Shard, TokenBase};
+use crate::tokens;
 use crate::transport::{TcpTransport, TransportEvent};
 use barrier::{Coalescer, OpenBarriers, Waiter};
 use fence::Fences;
 use message::Message;
-use owner::Owner;
+use owner::{FirstFlush, Owner};
 use route::Router;
 use serving::Serving;
 
@@ -50,7 +51,9 @@ enum Stopping {
     /// Nothing is in flight here.
     Quiet,
     /// Nothing is in flight on any reactor: the shards make everything durable.
-    Draining { shards_left: usize },
+    Draining {
+        shards_left: usize,
+    },
     Drained,
     /// Leave the loop.
     Stopped,
@@ -69,6 +72,8 @@ pub struct NodeParts<L> {
     pub directory: Arc<Directory>,
     pub epoch: Arc<AtomicU64>,
     pub metrics: Arc<Metrics>,
+    /// Volumes whose hosts are to learn that the machine has failed.
+    pub first_flush: Arc<FirstFlush>,
     /// On reactor 0.
     pub owner: Option<Owner>,
 }
@@ -88,7 +93,11 @@ pub struct Node<L> {
     directory: Arc<Directory>,
     epoch: Arc<AtomicU64>,
     metrics: Arc<Metrics>,
+    first_flush: Arc<FirstFlush>,
     owner: Option<Owner>,
+    next_count: Instant,
+    /// Something has happened since the counters were copied.
+    uncounted: bool,
     coalescers: BTreeMap<FileId, Coalescer>,
     barriers: OpenBarriers,
     fences: Fences,
@@ -129,7 +138,10 @@ impl<L: RecordLog> Node<L> {
             directory: parts.directory,
             epoch: parts.epoch,
             metrics: parts.metrics,
+            first_flush: parts.first_flush,
             owner: parts.owner,
+            next_count: Instant(0),
+            uncounted: true,
             coalescers: BTreeMap::new(),
             barriers: OpenBarriers::default(),
             fences: Fences::default(),
@@ -167,12 +179,33 @@ impl<L: RecordLog> Node<L> {
         &mut self.transport
     }
 
+    /// The catalog's owner, on its reactor.
+    pub fn owner(&mut self) -> Option<&mut Owner> {
+        self.owner.as_mut()
+    }
+
+    /// The shards that live here.
+    pub fn shards(&self) -> impl Iterator<Item = &Shard<L>> {
+        self.shards.iter().flatten()
+    }
+
     fn shard(&mut self, shard: ShardId) -> &mut Shard<L> {
         self.shards[usize::from(shard.0)].as_mut().expect("mail for a shard goes where it lives")
     }
 
     fn send(&mut self, to: usize, message: Message) {
         self.outbox.push((to, message));
+    }
+
+    /// The catalog's owner goes on; what it wants of the reactors is mail, what it wants of volumes is requests.
+    fn execute_owner<I: Io>(&mut self, io: &mut I) {
+        let Some(owner) = &mut self.owner else { return };
+        owner.execute(io, &mut self.outbox);
+        self.requests.extend(owner.take_requests());
+        let ended: Vec<_> = owner.take_ended().collect();
+        for association in ended {
+            self.begin_fence(association);
+        }
     }
 
     fn send_all(&mut self, message: impl Fn() -> Message) {
@@ -188,31 +221,32 @@ impl<I: Io, L: RecordLog> Application<I, Message> for Node<L> {
         match (token.0 >> 56) as u8 {
             tokens::SHARD => {
                 let shard = TokenBase::shard_of(token);
+                self.uncounted = true;
                 let events = &mut self.scratch;
-                self.shards[usize::from(shard.0)].as_mut().expect("a shard's operation ends where it began").on_completion(
-                    io,
-                    TokenBase::slot_of(token),
-                    completion,
-                    events,
-                );
+                self.shards[usize::from(shard.0)]
+                    .as_mut()
+                    .expect("a shard's operation ends where it began")
+                    .on_completion(io, TokenBase::slot_of(token), completion, events);
                 self.shard_events.extend(self.scratch.drain(..).map(|event| (shard, event)));
             }
             tokens::TCP => self.transport.on_completion(io, completion, &mut self.transport_events),
             tokens::BARRIER => self.barrier_completed(io, FileId(token.0 as u16), completion.result.map(drop)),
             tokens::CATALOG => {
                 let owner = self.owner.as_mut().expect("catalog operations end where the catalog lives");
-                owner.on_completion(io, completion);
+                owner.on_completion(&completion);
             }
             kind => unreachable!("nobody submits operations of kind {kind}"),
         }
     }
 
-    fn on_message(&mut self, io: &mut I, from: usize, message: Message) {
+    fn on_message(&mut self, io: &mut I, _from: usize, message: Message) {
         match message {
             Message::Part { shard, part } => self.take_part(io.now(), shard, part, true),
             Message::PartDone(done) => self.returned.push(done),
             Message::AskBarrier { file, shard, ticket } => self.ask_barrier(io, file, Waiter { shard, ticket }),
-            Message::BarrierDone { shard, ticket, result } => self.barrier_answered(io, Waiter { shard, ticket }, result),
+            Message::BarrierDone { shard, ticket, result } => {
+                self.barrier_answered(io, Waiter { shard, ticket }, result)
+            }
             Message::Adopt(adopted) => self.transport.adopt(io, adopted, &mut self.transport_events),
             Message::Publish { directory, seq } => self.publish(io, directory, seq),
             Message::Fence { association, origin } => self.fence(io, association, origin),
@@ -224,19 +258,19 @@ impl<I: Io, L: RecordLog> Application<I, Message> for Node<L> {
             }
             Message::SlabGranted { shard, slab } => self.shard(shard).on_slab(slab),
             Message::NoSlab { shard } => self.shard(shard).on_no_slab(),
-            Message::Quiet => self.quiet(),
+            Message::Quiet => self.quiet(io),
             Message::Drain => self.drain(),
             Message::Stop => self.stopping = Stopping::Stopped,
             other => {
                 let owner = self.owner.as_mut().expect("mail for the catalog goes to reactor 0");
-                owner.on_message(from, other);
+                owner.on_message(other);
             }
         }
     }
 
     fn on_control(&mut self, _io: &mut I, message: Message) {
         let owner = self.owner.as_mut().expect("control threads talk to reactor 0");
-        owner.on_message(self.index, message);
+        owner.on_message(message);
     }
 
     fn execute(&mut self, io: &mut I, mail: &mut Endpoint<Message>) {
@@ -254,9 +288,8 @@ impl<I: Io, L: RecordLog> Application<I, Message> for Node<L> {
             self.shard_events.extend(self.scratch.drain(..).map(|event| (id, event)));
         }
         self.take_shard_events(io, now);
-        if let Some(owner) = &mut self.owner {
-            owner.execute(io, &mut self.outbox);
-        }
+        self.count(now);
+        self.execute_owner(io);
         self.stop_step();
         self.transport.flush(io);
         for (to, message) in self.outbox.drain(..) {
@@ -266,7 +299,10 @@ impl<I: Io, L: RecordLog> Application<I, Message> for Node<L> {
 
     fn next_deadline(&self) -> Instant {
         let shards = self.local.iter().filter_map(|id| self.shards[usize::from(id.0)].as_ref());
-        shards.map(Shard::next_deadline).chain([self.transport.next_deadline()]).min().unwrap_or(Instant::NEVER)
+        let owner = self.owner.as_ref().map_or(Instant::NEVER, Owner::next_deadline);
+        let count = if self.uncounted { self.next_count } else { Instant::NEVER };
+        let rest = [self.transport.next_deadline(), owner, count];
+        shards.map(Shard::next_deadline).chain(rest).min().unwrap_or(Instant::NEVER)
     }
 
     fn busy(&self) -> bool {

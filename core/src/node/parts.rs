@@ -2,13 +2,14 @@
 
 use ringway_reactor::io::{Instant, Io};
 
-use super::Node;
 use super::message::Message;
+use super::owner::FROM_OWNER;
 use super::route::PartId;
+use super::{Node, Stopping};
 use crate::ids::ShardId;
-use crate::request::Done;
-use crate::tokens::FROM_TRANSPORT;
+use crate::request::{Command, Done, Status};
 use crate::shard::{Part, PartDone, RecordLog};
+use crate::tokens::FROM_TRANSPORT;
 use crate::transport::TransportEvent;
 
 impl<L: RecordLog> Node<L> {
@@ -18,12 +19,7 @@ impl<L: RecordLog> Node<L> {
         for event in events.drain(..) {
             match event {
                 TransportEvent::Request { id, request } => self.requests.push((id, request)),
-                TransportEvent::AssociationDead(association) => {
-                    if self.fences.begin(association, self.reactors) {
-                        let origin = self.index;
-                        self.send_all(|| Message::Fence { association, origin });
-                    }
-                }
+                TransportEvent::AssociationDead(association) => self.begin_fence(association),
                 TransportEvent::Attached { volume } => self.send(0, Message::Attached { volume }),
                 TransportEvent::Handover { to, adopted } => self.send(to, Message::Adopt(adopted)),
             }
@@ -35,6 +31,22 @@ impl<L: RecordLog> Node<L> {
     pub(super) fn start_requests<I: Io>(&mut self, io: &mut I, now: Instant) {
         let mut requests = std::mem::take(&mut self.requests);
         for (id, request) in requests.drain(..) {
+            if self.stopping != Stopping::No {
+                self.answer(io, Done { id, status: Status::Aborted, buf: request.buf });
+                continue;
+            }
+            let promises = matches!(
+                request.command,
+                Command::Flush
+                    | Command::Write { fua: true }
+                    | Command::WriteZeroes { fua: true, .. }
+                    | Command::CompareAndWrite { fua: true }
+            );
+            if promises && id.0 & FROM_OWNER == 0 && self.first_flush.fails(request.volume) {
+                tracing::warn!(volume = %request.volume, "its host is told that writes before the failure of this machine may be lost");
+                self.answer(io, Done { id, status: Status::WriteFault, buf: request.buf });
+                continue;
+            }
             let volume = self.directory.volume(request.volume);
             if let Some(done) = self.router.start(id, request, volume, now, &mut self.parts) {
                 self.answer(io, done);
@@ -93,6 +105,8 @@ impl<L: RecordLog> Node<L> {
     pub(super) fn answer<I: Io>(&mut self, io: &mut I, done: Done) {
         if done.id.0 & FROM_TRANSPORT != 0 {
             self.transport.on_done(io, done, &mut self.transport_events);
+        } else if done.id.0 & FROM_OWNER != 0 {
+            self.owner.as_mut().expect("it made the request").on_done(&done);
         } else {
             self.done.push(done);
         }

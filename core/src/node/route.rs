@@ -112,7 +112,10 @@ impl Router {
         }
         if let Some(buf) = &request.buf {
             let wanted = if matches!(request.command, Command::CompareAndWrite { .. }) { 2 * len } else { len };
-            assert!(buf.len() as u64 == wanted && request.len <= REQUEST_BYTES_MAX, "the transport checked {request:?}");
+            assert!(
+                buf.len() as u64 == wanted && request.len <= REQUEST_BYTES_MAX,
+                "the transport checked {request:?}"
+            );
         }
         let buf = request.buf.take();
         let slot = self.running.insert(Running {

@@ -1,13 +1,15 @@
 //! Stopping: quiet everywhere, then drained everywhere, then the catalog is closed cleanly.
 
+use ringway_reactor::io::Io;
+
 use super::message::Message;
 use super::{Node, Stopping};
 use crate::shard::RecordLog;
 
 impl<L: RecordLog> Node<L> {
     /// Takes nothing new; connections close when what they have in flight has ended.
-    pub(super) fn quiet(&mut self) {
-        self.transport.drain();
+    pub(super) fn quiet<I: Io>(&mut self, io: &mut I) {
+        self.transport.drain(io);
         self.stopping = Stopping::Quieting;
     }
 

@@ -16,4 +16,4 @@ pub use error::{BadSuperblock, PoolError};
 pub use format::{FormatOptions, Progress, format};
 pub use layout::{DEVICE_BYTES_MIN, Layout, LayoutOptions, SUPERBLOCK_AREA};
 pub use open::{Notice, OpenOptions, OpenPool, inspect, open};
-pub use superblock::{Flags, Superblock};
+pub use superblock::{FORMAT as FORMAT_VERSION, Flags, Superblock};

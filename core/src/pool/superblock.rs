@@ -24,7 +24,8 @@ use crate::limits::{BLOCK, CLUSTER, DEVICES_MAX, SHARDS_MAX};
 use crate::space::{SLABS_PER_DEVICE_MAX, SlabArea};
 
 const MAGIC: [u8; 8] = *b"RINGWAY\0";
-const FORMAT: u32 = 1;
+/// Version of the format that is written, and the only one that is read.
+pub const FORMAT: u32 = 1;
 const UNCHECKED: usize = 12;
 const ASSUMED: u32 = 1;
 

@@ -12,8 +12,10 @@
 //!     .join(self)  -> Result<(), StopError>  waits until all threads have ended, after shutdown or on their own
 //! ```
 
+pub mod assembly;
 mod config;
 mod error;
+pub mod log;
 
 pub use config::{Allocation, FormatOptions, PoolSpec, TargetConfig};
 pub use error::StartError;

@@ -1,0 +1,357 @@
+//! The catalog's owner, on reactor 0: decides what exists, one durable change after the other.
+//!
+//! ```text
+//! task (control call, slab wanted, volume erased, host attached) -> plan: records, or a refusal
+//!   -> frame to both copies of the catalog, durable -> apply -> act: publish the directory, grant the slab, answer
+//! ```
+//! A change is acted upon only after it is durable in both copies (history H2); one is on its way at a time. A call that
+//! changes the directory is answered once every reactor works with the new one. A failed write is final for this run: no
+//! further change is taken, since nobody knows which of the copies has it; what needs no change goes on.
+
+mod attach;
+mod calls;
+mod publish;
+mod show;
+mod slabs;
+mod stopping;
+mod store;
+mod thresholds;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use ringway_reactor::io::{Completion, FileInfo, Instant, Io};
+use uuid::Uuid;
+
+pub use attach::FirstFlush;
+pub use publish::{Surroundings, directory_of};
+pub use store::{CatalogPlace, Store};
+
+use super::message::Message;
+use crate::catalog::CatalogRecord;
+use crate::control::{ControlError, ControlErrorKind, ControlRequest, Reply, TargetInfo};
+use crate::controller::registry::Registry;
+use crate::directory::Directory;
+use crate::ids::{AssociationId, RequestId, ShardId, VolumeId};
+use crate::metrics::Metrics;
+use crate::request::{Request, Status};
+use crate::space::{Geometry, SlabId};
+use publish::Publishing;
+use slabs::Slabs;
+use stopping::Stage;
+use thresholds::Thresholds;
+
+/// Set in the ids of requests that the owner makes.
+pub(crate) const FROM_OWNER: u64 = 1 << 62;
+
+/// What of the pool does not change while it is open.
+#[derive(Clone, Debug)]
+pub struct PoolFacts {
+    /// Given at format.
+    pub uuid: Uuid,
+    /// Version of the format.
+    pub format_version: u32,
+    /// This boot.
+    pub generation: u32,
+    /// How its devices are cut.
+    pub geometry: Arc<Geometry>,
+    /// Paths of its devices, by number.
+    pub paths: Vec<String>,
+    /// What is known of them.
+    pub files: Vec<FileInfo>,
+    /// Bytes that every device keeps whole over power loss.
+    pub atomic_unit: u32,
+}
+
+/// What an owner is made of.
+pub struct OwnerParts {
+    pub reactors: usize,
+    /// The reactor of each shard.
+    pub placement: Arc<[u16]>,
+    pub store: Store,
+    pub pool: PoolFacts,
+    pub target: TargetInfo,
+    pub registry: Arc<Registry>,
+    /// As the reactors were started with it.
+    pub directory: Arc<Directory>,
+    pub metrics: Arc<Metrics>,
+    /// Volumes of which recovery said that records are lost, by shard.
+    pub damaged: Vec<(ShardId, VolumeId, String)>,
+    /// Seconds since 1970.
+    pub unix_s: Box<dyn Fn() -> u64 + Send>,
+    /// An identity that nothing else has.
+    pub new_uuid: Box<dyn FnMut() -> Uuid + Send>,
+}
+
+/// One change that somebody wants.
+enum Task {
+    /// A control call that changes something.
+    Call(ControlRequest, Reply),
+    /// A slab for a shard.
+    Grant { shard: ShardId },
+    /// No shard holds anything of it any more.
+    Erased(VolumeId),
+    /// Hosts attached for writing.
+    Attached(VolumeId),
+    /// A volume has lost something.
+    Faulted { volume: VolumeId, shard: Option<ShardId>, why: String },
+    /// The pool is closed in good order.
+    Close,
+}
+
+/// What is done once a change is durable.
+enum Then {
+    /// Publish; then answer with this volume, or that it is done.
+    Publish(Option<(Reply, Option<VolumeId>)>),
+    /// Tell the shard.
+    Grant { shard: ShardId, slab: SlabId },
+    /// Leave the loops.
+    Stop,
+    /// Nothing.
+    Rest,
+}
+
+/// What a task comes to.
+enum Plan {
+    /// These records, then that.
+    Change(Vec<CatalogRecord>, Then),
+    /// Nothing is to be written.
+    Nothing,
+}
+
+/// A flush of every volume, for [`ControlRequest::Sync`].
+struct Syncing {
+    left: usize,
+    worst: Status,
+    reply: Reply,
+}
+
+/// See the module's description.
+pub struct Owner {
+    reactors: usize,
+    placement: Arc<[u16]>,
+    store: Store,
+    pool: PoolFacts,
+    target: TargetInfo,
+    registry: Arc<Registry>,
+    metrics: Arc<Metrics>,
+    tasks: VecDeque<Task>,
+    /// The change on its way to the disk.
+    then: Option<Then>,
+    publishing: Publishing,
+    slabs: Slabs,
+    /// Shards that still hold something of a removed volume.
+    erasing: BTreeMap<VolumeId, BTreeSet<ShardId>>,
+    /// Shards that take no more writes, and why.
+    faulted_shards: BTreeMap<ShardId, String>,
+    syncs: BTreeMap<u64, Syncing>,
+    next_sync: u64,
+    /// For the node to start.
+    requests: Vec<(RequestId, Request)>,
+    thresholds: Thresholds,
+    stage: Stage,
+    outbox: Vec<(usize, Message)>,
+    /// Associations that a removal has ended, to be fenced.
+    ended: Vec<AssociationId>,
+    unix_s: Box<dyn Fn() -> u64 + Send>,
+    new_uuid: Box<dyn FnMut() -> Uuid + Send>,
+}
+
+impl Owner {
+    /// The owner of an open catalog. Volumes whose removal was not finished are erased on.
+    #[must_use]
+    pub fn new(parts: OwnerParts) -> Self {
+        let state = parts.store.state();
+        let erasing = state.removed().map(|(volume, shards)| (volume, shards.iter().copied().collect())).collect();
+        let slabs = Slabs::new(parts.pool.geometry.slabs(), |slab| state.owner(slab).is_some());
+        let tasks = parts
+            .damaged
+            .into_iter()
+            .map(|(shard, volume, why)| Task::Faulted { volume, shard: Some(shard), why })
+            .collect();
+        let size = parts.pool.geometry.slab_count() * parts.pool.geometry.slab_bytes();
+        parts.metrics.pool.size_bytes.set(size);
+        for entry in state.volumes() {
+            parts.metrics.name_volume(entry.record.id, &entry.record.name);
+        }
+        Self {
+            reactors: parts.reactors,
+            placement: parts.placement,
+            publishing: Publishing::new(parts.directory, parts.pool.generation),
+            store: parts.store,
+            pool: parts.pool,
+            target: parts.target,
+            registry: parts.registry,
+            metrics: parts.metrics,
+            tasks,
+            then: None,
+            slabs,
+            erasing,
+            faulted_shards: BTreeMap::new(),
+            syncs: BTreeMap::new(),
+            next_sync: 0,
+            requests: Vec::new(),
+            thresholds: Thresholds::new(size),
+            stage: Stage::Running,
+            outbox: Vec::new(),
+            ended: Vec::new(),
+            unix_s: parts.unix_s,
+            new_uuid: parts.new_uuid,
+        }
+    }
+
+    /// Where the target listens, once that is known.
+    pub fn set_listeners(&mut self, listeners: Vec<std::net::SocketAddr>) {
+        self.target.listeners = listeners;
+    }
+
+    /// Mail. Nothing is done before [`Owner::execute`].
+    pub(super) fn on_message(&mut self, message: Message) {
+        match message {
+            Message::Control(call) => self.on_call(call),
+            Message::Published { seq } => self.published(seq),
+            Message::AskSlab { shard, .. } => self.tasks.push_back(Task::Grant { shard }),
+            Message::Erased { shard, volume } => self.shard_erased(shard, volume),
+            Message::Attached { volume } => self.tasks.push_back(Task::Attached(volume)),
+            Message::Fault { shard, volume, why } => self.shard_fault(shard, volume, why),
+            Message::Quiet => self.begin_stop(),
+            Message::IsQuiet => self.reactor_quiet(),
+            Message::Drained => self.reactor_drained(),
+            other => unreachable!("the catalog's owner gets {other:?}"),
+        }
+    }
+
+    /// A write of the catalog ended.
+    pub(super) fn on_completion(&mut self, completion: &Completion) {
+        self.store.on_completion(completion);
+    }
+
+    /// Goes on with whatever can go on.
+    pub(super) fn execute<I: Io>(&mut self, io: &mut I, outbox: &mut Vec<(usize, Message)>) {
+        loop {
+            if let Some(result) = self.store.take_result() {
+                let then = self.then.take().expect("a write has its consequence");
+                match result {
+                    Ok(()) => self.act(then),
+                    Err(why) => self.refuse(then, &why),
+                }
+            }
+            if !self.store.is_idle() || !self.next_task() {
+                break;
+            }
+        }
+        self.store.advance(io);
+        self.check_thresholds(io.now());
+        outbox.append(&mut self.outbox);
+    }
+
+    /// Plans tasks until one needs a write. Whether it came to an end at once.
+    fn next_task(&mut self) -> bool {
+        let Some(task) = self.tasks.pop_front() else { return false };
+        match self.plan(task) {
+            Plan::Change(records, then) => {
+                self.then = Some(then);
+                self.store.write(records);
+                false
+            }
+            Plan::Nothing => true,
+        }
+    }
+
+    fn plan(&mut self, task: Task) -> Plan {
+        if let Some(why) = self.store.fault() {
+            let why = why.to_owned();
+            self.refuse_task(task, &why);
+            return Plan::Nothing;
+        }
+        match task {
+            Task::Call(request, reply) => match self.plan_call(&request) {
+                Ok((records, volume)) if records.is_empty() => {
+                    reply(Ok(self.answer_about(volume)));
+                    Plan::Nothing
+                }
+                Ok((records, volume)) => Plan::Change(records, Then::Publish(Some((reply, volume)))),
+                Err(error) => {
+                    reply(Err(error));
+                    Plan::Nothing
+                }
+            },
+            Task::Grant { shard } => self.plan_grant(shard),
+            Task::Erased(volume) => Plan::Change(vec![CatalogRecord::VolumeErased(volume)], Then::Publish(None)),
+            Task::Attached(volume) => self.plan_attached(volume),
+            Task::Faulted { volume, shard, why } => self.plan_fault(volume, shard, why),
+            Task::Close => Plan::Change(vec![CatalogRecord::Closed(self.pool.generation)], Then::Stop),
+        }
+    }
+
+    fn act(&mut self, then: Then) {
+        match then {
+            Then::Publish(answer) => self.publish(answer),
+            Then::Grant { shard, slab } => self.grant(shard, slab),
+            Then::Stop => self.stop_all(),
+            Then::Rest => {}
+        }
+    }
+
+    /// The change could not be written.
+    fn refuse(&mut self, then: Then, why: &str) {
+        tracing::error!(why, "the catalog takes no more changes until the pool is opened again");
+        self.metrics.pool.read_only.set(1);
+        match then {
+            Then::Publish(Some((reply, _))) => reply(Err(catalog_failed(why))),
+            Then::Grant { shard, .. } => self.send_to_shard(shard, Message::NoSlab { shard }),
+            Then::Stop => self.stop_all(),
+            Then::Publish(None) | Then::Rest => {}
+        }
+    }
+
+    fn refuse_task(&mut self, task: Task, why: &str) {
+        match task {
+            Task::Call(_, reply) => reply(Err(catalog_failed(why))),
+            Task::Grant { shard } => self.send_to_shard(shard, Message::NoSlab { shard }),
+            Task::Close => self.stop_all(),
+            Task::Erased(_) | Task::Attached(_) | Task::Faulted { .. } => {}
+        }
+    }
+
+    fn send_to_shard(&mut self, shard: ShardId, message: Message) {
+        self.outbox.push((usize::from(self.placement[usize::from(shard.0)]), message));
+    }
+
+    fn send_all(&mut self, message: impl Fn() -> Message) {
+        for to in 0..self.reactors {
+            self.outbox.push((to, message()));
+        }
+    }
+
+    /// Requests for the node to start.
+    pub(super) fn take_requests(&mut self) -> std::vec::Drain<'_, (RequestId, Request)> {
+        self.requests.drain(..)
+    }
+
+    /// Associations that have ended, for the node to fence.
+    pub(super) fn take_ended(&mut self) -> std::vec::Drain<'_, AssociationId> {
+        self.ended.drain(..)
+    }
+
+    /// Whether [`Owner::execute`] has something to do at once.
+    pub(super) fn busy(&self) -> bool {
+        !self.outbox.is_empty()
+            || !self.requests.is_empty()
+            || !self.ended.is_empty()
+            || self.store.busy()
+            || (self.store.is_idle() && !self.tasks.is_empty())
+    }
+
+    /// When it has to run although nothing arrives.
+    pub(super) fn next_deadline(&self) -> Instant {
+        self.store.next_deadline().min(self.thresholds.next_look())
+    }
+}
+
+fn catalog_failed(why: &str) -> ControlError {
+    ControlError::new(
+        ControlErrorKind::Internal,
+        format!("the pool's catalog could not be written ({why}); it takes changes again after a restart"),
+    )
+}

@@ -1,0 +1,156 @@
+//! A new directory on every reactor: answers wait until all work with it.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::{Owner, Task};
+use crate::catalog::CatalogState;
+use crate::control::{ControlAnswer, Reply};
+use crate::directory::{Directory, DirectoryParts, SpaceLevel, VolumeEntry};
+use crate::ids::{ShardId, VolumeId};
+use crate::node::message::Message;
+use crate::volume::VolumeRecord;
+
+/// What of a directory does not come from the catalog.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Surroundings {
+    /// Hosts on no list may attach from beyond loopback.
+    pub insecure: bool,
+    /// How full the pool is.
+    pub space: SpaceLevel,
+    /// The pool takes no writes.
+    pub read_only: bool,
+}
+
+/// What a catalog says is there to serve. Records that are as in `before` are shared with it, so that reactors see at a glance
+/// what has changed.
+#[must_use]
+pub fn directory_of(
+    state: &CatalogState,
+    version: u64,
+    surroundings: Surroundings,
+    before: Option<&Directory>,
+) -> Directory {
+    let shared = |record: &VolumeRecord| {
+        let same = before.and_then(|before| before.volume(record.id)).filter(|known| ***known == *record);
+        same.map_or_else(|| Arc::new(record.clone()), Arc::clone)
+    };
+    let volumes = state.volumes().map(|entry| VolumeEntry {
+        record: shared(&entry.record),
+        fault: state.faults_of(entry.record.id).next().map(|fault| fault.why.clone()),
+    });
+    let erasing = state.removed().map(|(id, shards)| Arc::new(removed_record(id, shards)));
+    Directory::new(DirectoryParts {
+        version,
+        volumes: volumes.collect(),
+        erasing: erasing.collect(),
+        insecure: surroundings.insecure,
+        space: surroundings.space,
+        read_only: surroundings.read_only,
+    })
+}
+
+/// All that is still known of a removed volume: where it may live.
+fn removed_record(id: VolumeId, shards: &[ShardId]) -> VolumeRecord {
+    VolumeRecord {
+        id,
+        name: String::new(),
+        uuid: Uuid::nil(),
+        size: 0,
+        lba_bytes: 512,
+        shards: shards.to_vec(),
+        created_unix_s: 0,
+        exclusive: false,
+        allowed_hosts: Vec::new(),
+        cuts: Vec::new(),
+        dead: Vec::new(),
+    }
+}
+
+/// Directories on their way.
+pub(super) struct Publishing {
+    current: Arc<Directory>,
+    generation: u32,
+    seq: u64,
+    /// In order; reactors answer in order too.
+    waiting: VecDeque<Waiting>,
+}
+
+struct Waiting {
+    seq: u64,
+    reactors_left: usize,
+    answer: Option<(Reply, Option<VolumeId>)>,
+}
+
+impl Publishing {
+    pub(super) fn new(current: Arc<Directory>, generation: u32) -> Self {
+        Self { current, generation, seq: 0, waiting: VecDeque::new() }
+    }
+}
+
+impl Owner {
+    /// Sends what the catalog now says to every reactor.
+    pub(super) fn publish(&mut self, answer: Option<(Reply, Option<VolumeId>)>) {
+        self.follow_removals();
+        self.publishing.seq += 1;
+        let seq = self.publishing.seq;
+        let surroundings = Surroundings {
+            insecure: self.target.insecure,
+            space: self.thresholds.level(),
+            read_only: self.read_only().is_some(),
+        };
+        let version = u64::from(self.publishing.generation) << 32 | seq;
+        let before = &self.publishing.current;
+        let directory = Arc::new(directory_of(self.store.state(), version, surroundings, Some(before)));
+        self.publishing.current = Arc::clone(&directory);
+        self.publishing.waiting.push_back(Waiting { seq, reactors_left: self.reactors, answer });
+        self.send_all(|| Message::Publish { directory: Arc::clone(&directory), seq });
+        for entry in self.store.state().volumes() {
+            self.metrics.name_volume(entry.record.id, &entry.record.name);
+        }
+    }
+
+    /// A reactor works with directory `seq`.
+    pub(super) fn published(&mut self, seq: u64) {
+        let waiting = self.publishing.waiting.iter_mut().find(|waiting| waiting.seq == seq);
+        waiting.expect("reactors answer what they were sent").reactors_left -= 1;
+        while self.publishing.waiting.front().is_some_and(|first| first.reactors_left == 0) {
+            let done = self.publishing.waiting.pop_front().expect("just seen");
+            if let Some((reply, volume)) = done.answer {
+                reply(Ok(self.answer_about(volume)));
+            }
+        }
+    }
+
+    /// The answer of a call: the volume as it is now, or that it is done.
+    pub(super) fn answer_about(&self, volume: Option<VolumeId>) -> ControlAnswer {
+        // It may have been removed by the next call already.
+        let entry = volume.and_then(|volume| self.store.state().volume(volume));
+        entry.map_or(ControlAnswer::Done, |entry| ControlAnswer::Volume(self.volume_info(entry)))
+    }
+
+    /// Volumes that have just been removed lose their hosts, and every shard that may hold something of them has to say when it
+    /// does not any more. Those that are erased are forgotten.
+    fn follow_removals(&mut self) {
+        let removed: BTreeMap<VolumeId, BTreeSet<ShardId>> =
+            self.store.state().removed().map(|(volume, shards)| (volume, shards.iter().copied().collect())).collect();
+        self.erasing.retain(|volume, _| removed.contains_key(volume));
+        for (volume, shards) in removed {
+            if let std::collections::btree_map::Entry::Vacant(place) = self.erasing.entry(volume) {
+                place.insert(shards);
+                self.metrics.forget_volume(volume);
+                self.ended.extend(self.registry.end_all(volume));
+            }
+        }
+    }
+
+    /// A shard holds nothing of a removed volume any more. It may say so more than once.
+    pub(super) fn shard_erased(&mut self, shard: ShardId, volume: VolumeId) {
+        let Some(left) = self.erasing.get_mut(&volume) else { return };
+        if left.remove(&shard) && left.is_empty() {
+            self.tasks.push_back(Task::Erased(volume));
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! How full the pool is: an event and a metric at 80, 90 and 95 percent, and a level that the transports tell their hosts.
+
+use ringway_reactor::io::Instant;
+
+use super::Owner;
+use crate::directory::SpaceLevel;
+
+/// A threshold is left only this far below it, or a pool at its edge would tell everybody again and again.
+const HYSTERESIS: u64 = 2;
+/// How often use is looked at.
+const LOOK_NS: u64 = 500_000_000;
+
+/// The highest threshold reached.
+#[derive(Debug)]
+pub(super) struct Thresholds {
+    size: u64,
+    level: SpaceLevel,
+    next_look: Instant,
+}
+
+impl Thresholds {
+    pub(super) fn new(size: u64) -> Self {
+        Self { size, level: SpaceLevel::Below80, next_look: Instant(0) }
+    }
+
+    pub(super) fn level(&self) -> SpaceLevel {
+        self.level
+    }
+
+    pub(super) fn next_look(&self) -> Instant {
+        self.next_look
+    }
+
+    /// The level at this use, if it is another one than before.
+    fn changed(&mut self, used: u64) -> Option<SpaceLevel> {
+        let percent = (u128::from(used) * 100).checked_div(u128::from(self.size)).unwrap_or(0) as u64;
+        let (up, down) = (SpaceLevel::of_percent(percent), SpaceLevel::of_percent(percent + HYSTERESIS));
+        // Up at the threshold itself, down only well below it.
+        let level = if up > self.level { up } else { self.level.min(down) };
+        (level != self.level).then(|| {
+            self.level = level;
+            level
+        })
+    }
+}
+
+/// The threshold that a level begins at, percent.
+fn threshold(level: SpaceLevel) -> u64 {
+    match level {
+        SpaceLevel::Below80 => 0,
+        SpaceLevel::Above80 => 80,
+        SpaceLevel::Above90 => 90,
+        SpaceLevel::Above95 => 95,
+    }
+}
+
+impl Owner {
+    /// Looks at the pool's use now and then.
+    pub(super) fn check_thresholds(&mut self, now: Instant) {
+        if now < self.thresholds.next_look {
+            return;
+        }
+        self.thresholds.next_look = now.plus_ns(LOOK_NS);
+        let used = self.metrics.used_bytes();
+        let before = self.thresholds.level;
+        let Some(level) = self.thresholds.changed(used) else { return };
+        let percent = threshold(level);
+        self.metrics.pool.threshold_percent.set(percent);
+        let size = self.thresholds.size;
+        if level > before {
+            tracing::warn!(used, size, "the pool is more than {percent} % full");
+        } else {
+            tracing::info!(
+                used,
+                size,
+                "the pool has space again: less than the next threshold above {percent} % is in use"
+            );
+        }
+        self.publish(None);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_threshold_is_told_once_on_the_way_up_and_once_on_the_way_down() {
+        let mut thresholds = Thresholds::new(1000);
+        let told: Vec<_> = [0, 799, 800, 810, 799, 800, 960, 949, 940, 929, 879, 779, 780, 0]
+            .into_iter()
+            .filter_map(|used| thresholds.changed(used).map(|level| (used, threshold(level))))
+            .collect();
+        assert_eq!(told, [(800, 80), (960, 95), (929, 90), (879, 80), (779, 0)]);
+    }
+
+    #[test]
+    fn a_pool_without_space_is_not_full() {
+        assert_eq!(Thresholds::new(0).changed(0), None);
+    }
+}

@@ -1,0 +1,251 @@
+//! From an open pool to the reactors' nodes: the same steps on the machine and in the simulator.
+//!
+//! ```text
+//! open pool -> Plan (shared) -> Plan::recover (each reactor its own shards, in parallel) -> Plan::node (each reactor)
+//! ```
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use ringway_reactor::io::{FileId, FileInfo, Instant, Io, Wait};
+use uuid::Uuid;
+
+use crate::catalog::{CatalogLog, CatalogState};
+use crate::checkpoint::RING_BYTES;
+use crate::control::TargetInfo;
+use crate::controller::registry::Registry;
+use crate::directory::Directory;
+use crate::ids::{Epoch, ShardId, VolumeId};
+use crate::metrics::Metrics;
+use crate::node::owner::{CatalogPlace, FirstFlush, Owner, OwnerParts, PoolFacts, Store, Surroundings, directory_of};
+use crate::node::{Node, NodeParts};
+use crate::pool::{Layout, OpenPool};
+use crate::shard::{OpenError, Opened, Progress, RecordLog, Recovery, RecoverySpec, Region, ShardConfig, TokenBase};
+use crate::tokens;
+use crate::transport::{TcpTransport, TransportConfig};
+
+/// The device with everything but data.
+const META: FileId = FileId(0);
+
+/// What the surroundings give a target, beside its pool.
+pub struct Surrounds {
+    /// Reactors.
+    pub reactors: usize,
+    /// Bounds and times of each shard.
+    pub shard: ShardConfig,
+    /// What the target says of itself.
+    pub target: TargetInfo,
+    /// Paths of the devices.
+    pub paths: Vec<String>,
+    /// What is known of the devices.
+    pub files: Vec<FileInfo>,
+    /// Hosts are told by a failing flush when the machine has failed under them.
+    pub fail_first_flush: bool,
+    /// The memory of the last boot is gone: not only the process has ended.
+    pub machine_restarted: bool,
+}
+
+/// What reactor 0 alone needs.
+pub struct Sources {
+    /// Seconds since 1970.
+    pub unix_s: Box<dyn Fn() -> u64 + Send>,
+    /// An identity that nothing else has.
+    pub new_uuid: Box<dyn FnMut() -> Uuid + Send>,
+}
+
+/// What all reactors of a target share. Sent to each of their threads.
+pub struct Plan {
+    reactors: usize,
+    placement: Arc<[u16]>,
+    shard: ShardConfig,
+    layout: Layout,
+    /// As it was opened; the owner goes on from there.
+    state: CatalogState,
+    log: CatalogLog,
+    registry: Arc<Registry>,
+    directory: Arc<Directory>,
+    epoch: Arc<AtomicU64>,
+    metrics: Arc<Metrics>,
+    first_flush: Arc<FirstFlush>,
+    facts: PoolFacts,
+    target: TargetInfo,
+}
+
+/// The shards of one reactor, open.
+pub struct Recovered<L> {
+    /// Ready for parts.
+    pub opened: Vec<Opened<L>>,
+}
+
+impl<L> Recovered<L> {
+    /// Volumes that lost records, and to which shard.
+    #[must_use]
+    pub fn damaged(&self) -> Vec<(ShardId, VolumeId, String)>
+    where
+        L: RecordLog,
+    {
+        let of = |opened: &Opened<L>| {
+            let shard = opened.shard.id();
+            let why = format!("shard {shard}: records of its map are lost");
+            opened.faulted.iter().map(|&volume| (shard, volume, why.clone())).collect::<Vec<_>>()
+        };
+        self.opened.iter().flat_map(of).collect()
+    }
+}
+
+impl Plan {
+    /// Decides who does what.
+    #[must_use]
+    pub fn new(pool: OpenPool, surrounds: Surrounds) -> Plan {
+        let Surrounds { reactors, shard, target, paths, files, fail_first_flush, machine_restarted } = surrounds;
+        let shards = usize::from(pool.layout.shards);
+        let version = u64::from(pool.generation) << 32;
+        let now = Surroundings { insecure: target.insecure, ..Surroundings::default() };
+        let lost = !pool.clean && machine_restarted && fail_first_flush;
+        let attached = pool.catalog.volumes().filter(|entry| lost && !entry.attached.is_empty());
+        let first_flush = FirstFlush::new(attached.map(|entry| entry.record.id));
+        Plan {
+            reactors,
+            placement: (0..shards).map(|shard| (shard % reactors) as u16).collect(),
+            shard,
+            registry: Arc::new(Registry::default()),
+            directory: Arc::new(directory_of(&pool.catalog, version, now, None)),
+            epoch: Arc::new(AtomicU64::new(Epoch::first_of(pool.generation).0)),
+            metrics: Metrics::new(reactors, shards),
+            first_flush,
+            facts: PoolFacts {
+                uuid: pool.uuid,
+                format_version: crate::pool::FORMAT_VERSION,
+                generation: pool.generation,
+                geometry: Arc::clone(&pool.layout.geometry),
+                paths,
+                files,
+                atomic_unit: pool.atomic_unit,
+            },
+            layout: pool.layout,
+            state: pool.catalog,
+            log: pool.log,
+            target,
+        }
+    }
+
+    /// The counters.
+    #[must_use]
+    pub fn metrics(&self) -> Arc<Metrics> {
+        Arc::clone(&self.metrics)
+    }
+
+    /// Who is attached.
+    #[must_use]
+    pub fn registry(&self) -> Arc<Registry> {
+        Arc::clone(&self.registry)
+    }
+
+    /// The shards that live on a reactor.
+    pub fn shards_of(&self, reactor: usize) -> impl Iterator<Item = ShardId> {
+        let placed = self.placement.iter().enumerate();
+        placed.filter(move |&(_, &at)| usize::from(at) == reactor).map(|(shard, _)| ShardId(shard as u16))
+    }
+
+    fn spec<L>(&self, id: ShardId, log: L) -> RecoverySpec<L> {
+        let layout = &self.layout;
+        RecoverySpec {
+            id,
+            tokens: TokenBase::new(tokens::SHARD, id),
+            config: self.shard.clone(),
+            pool: self.facts.uuid,
+            generation: self.facts.generation,
+            geometry: Arc::clone(&layout.geometry),
+            reserve: u64::from(layout.reserve_clusters),
+            headers: Region { file: META, offset: layout.checkpoint_ring(id), len: RING_BYTES as u64 },
+            journal: Region { file: META, offset: layout.journal(id), len: layout.journal_bytes },
+            slabs: self.state.slabs_of(id).collect(),
+            volumes: self.directory.volumes_of(id).cloned().collect(),
+            removed: self.directory.erasing_of(id).collect(),
+            log,
+        }
+    }
+
+    /// Opens the shards of a reactor, all at once. `log` gives each its log.
+    pub fn recover<I: Io, L: RecordLog>(
+        &self,
+        io: &mut I,
+        reactor: usize,
+        mut log: impl FnMut(ShardId) -> L,
+    ) -> Result<Recovered<L>, OpenError> {
+        let mut running = BTreeMap::new();
+        let mut opened = Vec::new();
+        for id in self.shards_of(reactor) {
+            running.insert(id, Recovery::start(io, self.spec(id, log(id)))?);
+        }
+        let mut completions = Vec::new();
+        while !running.is_empty() {
+            io.poll(Wait::Until(Instant::NEVER), &mut completions);
+            for completion in completions.drain(..) {
+                let id = TokenBase::shard_of(completion.token);
+                let recovery = running.remove(&id).expect("only shards that are being opened have reads in flight");
+                match recovery.on_completion(io, completion)? {
+                    Progress::Reading(recovery) => {
+                        running.insert(id, *recovery);
+                    }
+                    Progress::Opened(shard) => opened.push(*shard),
+                }
+            }
+        }
+        for shard in &opened {
+            for note in &shard.notes {
+                tracing::warn!("{note}");
+            }
+        }
+        Ok(Recovered { opened })
+    }
+
+    /// A reactor's node. Reactor 0 gets `sources`, and what was damaged on all reactors.
+    #[must_use]
+    pub fn node<L: RecordLog>(
+        &self,
+        reactor: usize,
+        recovered: Recovered<L>,
+        buffer_bytes: usize,
+        first: Option<(Sources, Vec<(ShardId, VolumeId, String)>)>,
+    ) -> Node<L> {
+        assert_eq!(first.is_some(), reactor == 0, "the catalog lives on reactor 0");
+        let owner = first.map(|(sources, damaged)| self.owner(sources, damaged));
+        let transport = TcpTransport::new(
+            TransportConfig::new(reactor, self.reactors, buffer_bytes),
+            Arc::clone(&self.registry),
+            Arc::clone(&self.directory),
+        );
+        Node::new(NodeParts {
+            index: reactor,
+            reactors: self.reactors,
+            placement: Arc::clone(&self.placement),
+            shards: recovered.opened.into_iter().map(|opened| opened.shard).collect(),
+            transport,
+            registry: Arc::clone(&self.registry),
+            directory: Arc::clone(&self.directory),
+            epoch: Arc::clone(&self.epoch),
+            metrics: Arc::clone(&self.metrics),
+            first_flush: Arc::clone(&self.first_flush),
+            owner,
+        })
+    }
+
+    fn owner(&self, sources: Sources, damaged: Vec<(ShardId, VolumeId, String)>) -> Owner {
+        let place = CatalogPlace { file: META, copies: self.layout.catalog };
+        Owner::new(OwnerParts {
+            reactors: self.reactors,
+            placement: Arc::clone(&self.placement),
+            store: Store::new(self.state.clone(), self.log.clone(), place),
+            pool: self.facts.clone(),
+            target: self.target.clone(),
+            registry: Arc::clone(&self.registry),
+            directory: Arc::clone(&self.directory),
+            metrics: Arc::clone(&self.metrics),
+            damaged,
+            unix_s: sources.unix_s,
+            new_uuid: sources.new_uuid,
+        })
+    }
+}

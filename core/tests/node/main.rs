@@ -1,0 +1,10 @@
+//! A whole target on simulated disks: several reactors, several shards, the catalog, stopping and crashing.
+
+mod rig;
+
+mod catalog;
+mod crashes;
+mod fences;
+mod load;
+mod requests;
+mod space;

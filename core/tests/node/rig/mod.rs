@@ -1,0 +1,338 @@
+//! A target in a simulated world: the product's own steps from disks to reactors, and the turns that the threads would give.
+
+pub mod model;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use ringway_core::control::{
+    ControlAnswer, ControlCall, ControlError, ControlRequest, PoolInfo, TargetInfo, VolumeCreate, VolumeInfo,
+};
+use ringway_core::ids::{AssociationId, RequestId, VolumeId};
+use ringway_core::metrics::Metrics;
+use ringway_core::node::Node;
+use ringway_core::node::message::Message;
+use ringway_core::pool::{self, FormatOptions, LayoutOptions, OpenOptions};
+use ringway_core::request::{Command, Done, Request, Status};
+use ringway_core::shard::ShardConfig;
+use ringway_core::target::assembly::{Plan, Sources, Surrounds};
+use ringway_core::target::log::Kept;
+use ringway_reactor::buf::Buf;
+use ringway_reactor::io::Io;
+use ringway_reactor::mailbox::{Injector, Mesh};
+use ringway_reactor::sim::{DiskConfig, Ended, SimIo, SimLog, World, WorldConfig};
+use ringway_reactor::turn::Reactor;
+use uuid::Uuid;
+
+pub const MIB: u64 = 1 << 20;
+pub const BLOCK: u64 = 4096;
+
+pub type SimNode = Node<Kept<SimLog>>;
+pub type SimReactor = Reactor<SimIo, Message, SimNode>;
+
+/// What a target is made of.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    pub disks: Vec<DiskConfig>,
+    pub reactors: usize,
+    pub shards: u16,
+    pub slab_bytes: u64,
+    pub mailbox: usize,
+    pub shard: ShardConfig,
+    pub log_bytes: usize,
+    pub machine_restarted: bool,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Setup {
+            disks: vec![DiskConfig { size: 96 * MIB, ..DiskConfig::default() }],
+            reactors: 2,
+            shards: 3,
+            slab_bytes: 4 * MIB,
+            mailbox: 256,
+            shard: ShardConfig { commit_interval_ns: 20_000_000, ..ShardConfig::default() },
+            log_bytes: 64 << 10,
+            machine_restarted: false,
+        }
+    }
+}
+
+/// A target that runs.
+pub struct Target {
+    pub world: World,
+    pub setup: Setup,
+    pub reactors: Vec<SimReactor>,
+    pub injector: Injector<Message>,
+    pub metrics: Arc<Metrics>,
+    pub done: BTreeMap<RequestId, Done>,
+    pub generation: u32,
+    next: u64,
+}
+
+/// An answer that may not be there yet.
+pub type Pending = Arc<Mutex<Option<Result<ControlAnswer, ControlError>>>>;
+
+impl Target {
+    /// A new world with a new pool, opened.
+    pub fn new(seed: u64, setup: Setup) -> Target {
+        let world = World::new(seed, WorldConfig::default());
+        for disk in &setup.disks {
+            world.add_disk(disk.clone());
+        }
+        let mut io = world.io();
+        let options = FormatOptions {
+            shards: setup.shards,
+            layout: LayoutOptions {
+                journal_bytes: Some(MIB),
+                slab_bytes: Some(setup.slab_bytes),
+                ..LayoutOptions::default()
+            },
+            uuid: Uuid::from_u128(0x77),
+            device_uuids: (0..setup.disks.len()).map(|n| Uuid::from_u128(0x7700 + n as u128)).collect(),
+            assume_atomic_4k: false,
+            force: false,
+            created_unix_s: 1_790_000_000,
+        };
+        pool::format(&mut io, &options, &mut |_| {}).expect("a pool can be made");
+        drop(io);
+        Target::open(world, setup)
+    }
+
+    /// The next process, on whatever is on the disks.
+    pub fn open(world: World, setup: Setup) -> Target {
+        Target::try_open(world, setup).unwrap_or_else(|why| panic!("{why}"))
+    }
+
+    pub fn try_open(world: World, setup: Setup) -> Result<Target, String> {
+        let mut ios: Vec<SimIo> = (0..setup.reactors).map(|_| world.io()).collect();
+        let pool = pool::open(&mut ios[0], &OpenOptions::default()).map_err(|error| error.to_string())?;
+        let generation = pool.generation;
+        let target = TargetInfo {
+            version: "test".into(),
+            pid: 1,
+            listeners: Vec::new(),
+            cores: (0..setup.reactors).collect(),
+            connections: 0,
+            insecure: false,
+        };
+        let plan = Plan::new(
+            pool,
+            Surrounds {
+                reactors: setup.reactors,
+                shard: setup.shard.clone(),
+                target,
+                paths: setup.disks.iter().enumerate().map(|(n, _)| format!("disk {n}")).collect(),
+                files: ios[0].files().to_vec(),
+                fail_first_flush: true,
+                machine_restarted: setup.machine_restarted,
+            },
+        );
+        let mut recovered = Vec::new();
+        for (reactor, io) in ios.iter_mut().enumerate() {
+            let log = |shard: ringway_core::ids::ShardId| Kept(world.log(u32::from(shard.0), setup.log_bytes));
+            recovered.push(plan.recover(io, reactor, log).map_err(|error| error.to_string())?);
+        }
+        let damaged: Vec<_> = recovered.iter().flat_map(|recovered| recovered.damaged()).collect();
+        let mesh = Mesh::new(setup.reactors, setup.mailbox);
+        let injector = mesh[0].injector();
+        let reactors = ios.into_iter().zip(mesh).zip(recovered).enumerate().map(|(n, ((io, mail), recovered))| {
+            let mut uuids = u128::from(generation) << 64;
+            let sources = Sources {
+                unix_s: Box::new(|| 1_790_000_000),
+                new_uuid: Box::new(move || {
+                    uuids += 1;
+                    Uuid::from_u128(uuids)
+                }),
+            };
+            let first = (n == 0).then(|| (sources, damaged.clone()));
+            let buffers = io.buffers().bytes();
+            Reactor::new(io, mail, plan.node(n, recovered, buffers, first))
+        });
+        let reactors = reactors.collect();
+        let metrics = plan.metrics();
+        Ok(Target { world, setup, reactors, injector, metrics, done: BTreeMap::new(), generation, next: 0 })
+    }
+
+    /// Gives turns until `until` or a crash.
+    pub fn run(&mut self, turns: u64, mut until: impl FnMut(&BTreeMap<RequestId, Done>) -> bool) -> Ended {
+        let done = &mut self.done;
+        let world = self.world.clone();
+        world.run(
+            &mut self.reactors,
+            turns,
+            |reactor| {
+                reactor.turn(true);
+            },
+            |reactors| {
+                for reactor in reactors {
+                    done.extend(reactor.application().take_done().map(|ended| (ended.id, ended)));
+                }
+                until(done)
+            },
+        )
+    }
+
+    /// Gives turns until `until`, in which nothing may crash or hang.
+    pub fn run_until(&mut self, until: impl FnMut(&BTreeMap<RequestId, Done>) -> bool) {
+        assert_eq!(self.run(2_000_000, until), Ended::Done);
+    }
+
+    /// Lets so much time pass.
+    pub fn pass_ns(&mut self, ns: u64) {
+        let (world, until) = (self.world.clone(), self.world.now().plus_ns(ns));
+        self.run_until(|_| world.now() >= until);
+    }
+
+    // ---- requests
+
+    pub fn buf(&mut self, bytes: &[u8]) -> Buf {
+        let mut buf = self.reactors[0].io().buffers().get(bytes.len()).expect("a buffer for the test");
+        buf.copy_from_slice(bytes);
+        buf
+    }
+
+    pub fn submit(&mut self, reactor: usize, request: Request) -> RequestId {
+        self.next += 1;
+        let id = RequestId(self.next);
+        self.reactors[reactor].application().submit(id, request);
+        self.world.stir();
+        id
+    }
+
+    /// A request of association 1, by any reactor.
+    pub fn request(
+        &mut self,
+        volume: VolumeId,
+        command: Command,
+        offset: u64,
+        len: u32,
+        bytes: Option<&[u8]>,
+    ) -> RequestId {
+        let reactor = self.world.pick(self.reactors.len());
+        let buf = bytes.map(|bytes| self.buf(bytes));
+        let association = AssociationId(1);
+        self.submit(reactor, Request { association, volume, command, offset, len, buf })
+    }
+
+    pub fn wait(&mut self, id: RequestId) -> Done {
+        self.run_until(|done| done.contains_key(&id));
+        self.done.remove(&id).expect("just seen")
+    }
+
+    pub fn write(&mut self, volume: VolumeId, offset: u64, bytes: &[u8]) -> Status {
+        let id = self.request(volume, Command::Write { fua: false }, offset, bytes.len() as u32, Some(bytes));
+        self.wait(id).status
+    }
+
+    pub fn read(&mut self, volume: VolumeId, offset: u64, len: usize) -> Result<Vec<u8>, Status> {
+        let id = self.request(volume, Command::Read, offset, len as u32, Some(&vec![0xEE; len]));
+        let done = self.wait(id);
+        if done.status == Status::Success { Ok(done.buf.expect("its buffer").to_vec()) } else { Err(done.status) }
+    }
+
+    pub fn flush(&mut self, volume: VolumeId) -> Status {
+        let id = self.request(volume, Command::Flush, 0, 0, None);
+        self.wait(id).status
+    }
+
+    // ---- control
+
+    pub fn ask(&mut self, request: ControlRequest) -> Pending {
+        let pending = Pending::default();
+        let place = Arc::clone(&pending);
+        let call = ControlCall::new(request, move |answer| *place.lock().unwrap() = Some(answer));
+        self.injector.send(Message::Control(call));
+        self.world.stir();
+        pending
+    }
+
+    pub fn call(&mut self, request: ControlRequest) -> Result<ControlAnswer, ControlError> {
+        let pending = self.ask(request);
+        self.run_until(|_| pending.lock().unwrap().is_some());
+        pending.lock().unwrap().take().expect("just seen")
+    }
+
+    pub fn create(&mut self, name: &str, size: u64) -> VolumeInfo {
+        self.create_on(name, size, None)
+    }
+
+    pub fn create_on(&mut self, name: &str, size: u64, shards: Option<Vec<u16>>) -> VolumeInfo {
+        volume(self.call(ControlRequest::VolumeCreate(creation(name, size, shards))).expect("it can be made"))
+    }
+
+    pub fn pool(&mut self) -> PoolInfo {
+        match self.call(ControlRequest::PoolShow) {
+            Ok(ControlAnswer::Pool(pool)) => pool,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub fn volumes(&mut self) -> Vec<VolumeInfo> {
+        match self.call(ControlRequest::VolumeList) {
+            Ok(ControlAnswer::Volumes(volumes)) => volumes,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    // ---- ends
+
+    /// Stops in good order and opens again.
+    pub fn restart(mut self) -> Target {
+        self.stop();
+        let Target { world, setup, reactors, .. } = self;
+        drop(reactors);
+        Target::open(world, setup)
+    }
+
+    pub fn stop(&mut self) {
+        self.injector.send(Message::Quiet);
+        self.world.stir();
+        let stopped = |reactor: &mut SimReactor| reactor.application().is_stopped();
+        let world = self.world.clone();
+        let ended = world.run(
+            &mut self.reactors,
+            2_000_000,
+            |reactor| {
+                reactor.turn(true);
+            },
+            |reactors| reactors.iter_mut().all(stopped),
+        );
+        assert_eq!(ended, Ended::Done);
+    }
+
+    /// The process dies; the next one opens the pool.
+    pub fn kill(self) -> Target {
+        let Target { world, setup, reactors, .. } = self;
+        world.kill();
+        drop(reactors);
+        world.quiesce();
+        Target::open(world, Setup { machine_restarted: false, ..setup })
+    }
+
+    /// The machine dies; the next process opens the pool.
+    pub fn power_loss(self) -> Target {
+        let Target { world, setup, reactors, .. } = self;
+        world.power_loss();
+        drop(reactors);
+        Target::open(world, Setup { machine_restarted: true, ..setup })
+    }
+}
+
+pub fn creation(name: &str, size: u64, shards: Option<Vec<u16>>) -> VolumeCreate {
+    VolumeCreate {
+        name: name.into(),
+        size,
+        lba_bytes: 512,
+        shards: shards.map(|shards| shards.into_iter().map(ringway_core::ids::ShardId).collect()),
+        exclusive: false,
+        allowed_hosts: Vec::new(),
+    }
+}
+
+pub fn volume(answer: ControlAnswer) -> VolumeInfo {
+    match answer {
+        ControlAnswer::Volume(volume) => volume,
+        other => panic!("not a volume: {other:?}"),
+    }
+}
