@@ -95,7 +95,9 @@ mod tests {
 
     #[test]
     fn work_shows_in_this_threads_and_this_processs_time() {
-        let (thread, process) = (of_thread(), of_this_process());
+        // In this order: the process is read first and last, so that its time covers the thread's.
+        let process = of_this_process();
+        let thread = of_thread();
         let mut x = 1_u64;
         while of_thread() - thread < Duration::from_millis(20) {
             x = std::hint::black_box(x.wrapping_mul(3));

@@ -175,7 +175,10 @@ pub fn decode_node(
         }
         for raw in &older[..usize::from(header.older.get())] {
             let version = raw.check(geometry).ok_or(bad("older version"))?;
-            let above = node.newest(u32::from(raw.cluster)).filter(|_| usize::from(raw.cluster) < CLUSTERS);
+            if usize::from(raw.cluster) >= CLUSTERS {
+                return Err(bad("cluster of an older version"));
+            }
+            let above = node.newest(u32::from(raw.cluster));
             if above.is_none_or(|above| above.birth <= version.birth) {
                 return Err(bad("order of versions"));
             }
