@@ -11,7 +11,8 @@ target_format() {
 }
 
 target_start() {
-  ringway serve --pool "$DISK" --listen "tcp://$ADDRESS:$PORT" --control $CONTROL --runtime /run/ringway --cores 0 \
+  # not by the function: $! would be a shell's, and killing that leaves the target alive
+  /tmp/ringway serve --pool "$DISK" --listen "tcp://$ADDRESS:$PORT" --control $CONTROL --runtime /run/ringway --cores 0 \
     >>"$TARGET_LOG" 2>&1 &
   TARGET=$!
   wait_until 60 "an answer on $CONTROL" target_answers
@@ -29,13 +30,14 @@ target_kill() {
 target_stop() {
   kill -TERM "$TARGET"
   wait "$TARGET" || fail "the target did not end in order after SIGTERM: status $?"
+  ringway inspect "$DISK" >/tmp/inspected || { cat /tmp/inspected; fail "the pool is not sound"; }
 }
 
-volume_create() { ringway volume create "$1" --size "$2" ${3:+--lba "$3"} --control $CONTROL; }
-volume_resize() { ringway volume resize "$1" --size "$2" --control $CONTROL; }
+volume_create() { ringway volume create "$1" "$2" ${3:+--lba "$3"} --control $CONTROL; }
+volume_resize() { ringway volume resize "$1" "$2" --control $CONTROL; }
 volume_shrink_refused() {
-  if ringway volume resize "$1" --size "$2" --control $CONTROL 2>/tmp/refusal; then fail "a volume was made smaller"; fi
+  if ringway volume resize "$1" "$2" --control $CONTROL 2>/tmp/refusal; then fail "a volume was made smaller"; fi
   step "refused as it should be: $(cat /tmp/refusal)"
 }
 
-space_allocated() { ringway volume show "$1" --json --control $CONTROL | jq -e '.allocated_bytes'; }
+space_allocated() { ringway volume show "$1" --json --control $CONTROL | jq -e '.allocated'; }
