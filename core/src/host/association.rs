@@ -140,7 +140,7 @@ impl Host {
         let digests = (config.header_digest, config.data_digest);
         let mut queues = vec![Queue::new(config.token_space, 0, ADMIN_DEPTH, digests)];
         if let ControllerKind::Io { queues: count, depth } = config.controller {
-            assert!((1..=128).contains(&count) && depth >= 2, "{count} queues of {depth} commands");
+            assert!((1..=128).contains(&count) && depth >= 1, "{count} queues of {depth} commands");
             queues.extend((1..=count).map(|index| Queue::new(config.token_space, index as u8, depth, digests)));
         }
         Self {
