@@ -45,20 +45,10 @@ pub(super) fn run(options: &Options) -> Result<Vec<Bar>, Failed> {
         turn(&mut io, &mut hosts, Duration::from_millis(100));
     }
     target.stop()?;
-    let bar = |name: &str, unit, ours, goal| Bar {
-        name: name.into(),
-        unit,
-        ours,
-        peer: None,
-        ratio: None,
-        goal: Some(Goal::AtMost(goal)),
-        client_cpu_ns: None,
-        target_cpu_ns: None,
-        peer_cpu_ns: None,
-        samples: vec![(ours, None)],
-        steal_percent,
-    };
     let percent = used.as_secs_f64() * 100.0 / IDLE_TIME.as_secs_f64();
+    let bar = |name: &str, unit, figure, most| {
+        Bar::alone(name.to_owned(), unit, vec![figure], Goal::AtMost(most), steal_percent)
+    };
     Ok(vec![
         bar("memory of an idle connection", "KiB", bytes_each / 1024.0, 32.0),
         bar("CPU with 64 idle connections", "% of a core", percent, 1.0),

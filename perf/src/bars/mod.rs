@@ -3,6 +3,7 @@
 mod file_pool;
 mod idle;
 mod null_volume;
+mod open;
 mod target;
 
 use std::path::PathBuf;
@@ -27,6 +28,8 @@ pub struct Options {
     pub dir: PathBuf,
     /// Bytes of the file and of the volume that are compared.
     pub file_bytes: u64,
+    /// Bytes that are mapped before the pool is killed and opened; one block of each cluster is written.
+    pub mapped_bytes: u64,
     /// The target's, or the echo server's, core.
     pub target_core: usize,
     /// The client's core.
@@ -71,6 +74,23 @@ pub enum Goal {
 }
 
 impl Bar {
+    /// A figure of ours alone, held to a bound.
+    fn alone(name: String, unit: &'static str, samples: Vec<f64>, goal: Goal, steal_percent: Option<f64>) -> Bar {
+        Bar {
+            name,
+            unit,
+            ours: median(samples.clone()),
+            peer: None,
+            ratio: None,
+            goal: Some(goal),
+            client_cpu_ns: None,
+            target_cpu_ns: None,
+            peer_cpu_ns: None,
+            samples: samples.into_iter().map(|sample| (sample, None)).collect(),
+            steal_percent,
+        }
+    }
+
     /// Whether the goal is met; `None` where there is none.
     #[must_use]
     pub fn met(&self) -> Option<bool> {
@@ -176,8 +196,13 @@ fn echo_side(options: &Options, depth: u32) -> Result<Side, Failed> {
 type Group = (&'static str, fn(&Options) -> Result<Vec<Bar>, Failed>);
 
 /// All groups, in the order in which they run.
-pub const GROUPS: [Group; 4] =
-    [("host", null_volume::host_alone), ("null", null_volume::run), ("file", file_pool::run), ("idle", idle::run)];
+pub const GROUPS: [Group; 5] = [
+    ("host", null_volume::host_alone),
+    ("null", null_volume::run),
+    ("file", file_pool::run),
+    ("open", open::run),
+    ("idle", idle::run),
+];
 
 /// The table.
 #[must_use]

@@ -71,6 +71,13 @@ impl TargetProcess {
         self.child.id()
     }
 
+    /// SIGKILL: no drain, no checkpoint.
+    pub(super) fn kill(mut self) -> Result<(), Failed> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
     /// A command of the same binary about this target.
     fn command(&self, arguments: &[&str]) -> Result<Output, Failed> {
         let output = Command::new(&self.binary).args(arguments).arg("--runtime").arg(self.runtime.path()).output()?;

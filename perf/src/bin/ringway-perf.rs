@@ -12,7 +12,7 @@ use ringway_perf::cpu;
 #[derive(Parser, Debug)]
 #[command(name = "ringway-perf")]
 struct Arguments {
-    /// Groups of bars: host, null, file, idle [default: all]
+    /// Groups of bars: host, null, file, open, idle [default: all]
     #[arg(value_name = "GROUP")]
     groups: Vec<String>,
     /// Seconds of each side of each pair
@@ -33,6 +33,9 @@ struct Arguments {
     /// GiB of the file and of the volume that are compared
     #[arg(long, default_value_t = 4)]
     file_gib: u64,
+    /// GiB that the opened pool maps; takes a sixteenth of it on disk
+    #[arg(long, default_value_t = 64)]
+    mapped_gib: u64,
     /// Core of the target [default: the first allowed one]
     #[arg(long)]
     target_core: Option<usize>,
@@ -68,6 +71,7 @@ fn measure(arguments: &Arguments) -> Result<Vec<Bar>, Failed> {
         target: arguments.target.clone().map_or_else(build_target, Ok)?,
         dir: arguments.dir.clone().map_or_else(build_folder, Ok)?,
         file_bytes: arguments.file_gib << 30,
+        mapped_bytes: arguments.mapped_gib << 30,
         target_core: arguments.target_core.unwrap_or(cores[0]),
         client_core: arguments.client_core.unwrap_or(cores[cores.len() - 1]),
     };

@@ -17,6 +17,8 @@ use super::oracle::Promise;
 pub enum Pattern {
     /// Ascending, wrapping at the end of the region.
     Sequential,
+    /// Ascending, every so many blocks: one small write in each cluster, say.
+    Stride(u64),
     /// Uniform.
     Random,
     /// Zipf with this exponent (0.5 to 2 are usual); the hot blocks are scattered over the region.
@@ -31,9 +33,13 @@ impl std::str::FromStr for Pattern {
             "seq" | "sequential" => Ok(Pattern::Sequential),
             "rand" | "random" => Ok(Pattern::Random),
             "zipf" => Ok(Pattern::Zipf(1.1)),
+            _ if text.starts_with("stride:") => match text["stride:".len()..].parse() {
+                Ok(blocks) if blocks > 0 => Ok(Pattern::Stride(blocks)),
+                _ => Err(format!("stride in {text:?} is not a number of blocks")),
+            },
             _ => match text.strip_prefix("zipf:").map(str::parse::<f64>) {
                 Some(Ok(theta)) if theta > 0.0 && theta.is_finite() => Ok(Pattern::Zipf(theta)),
-                _ => Err(format!("pattern {text:?} is not one of seq, rand, zipf, zipf:EXPONENT")),
+                _ => Err(format!("pattern {text:?} is not one of seq, stride:BLOCKS, rand, zipf, zipf:EXPONENT")),
             },
         }
     }
@@ -257,6 +263,8 @@ mod tests {
         assert!("read=x".parse::<Mix>().unwrap_err().contains("not a number"));
         assert!("read=0".parse::<Mix>().unwrap_err().contains("no operation"));
         assert_eq!("zipf:0.9".parse(), Ok(Pattern::Zipf(0.9)));
+        assert_eq!("stride:16".parse(), Ok(Pattern::Stride(16)));
+        assert!("stride:0".parse::<Pattern>().unwrap_err().contains("not a number of blocks"));
         assert!("zipf:-1".parse::<Pattern>().unwrap_err().contains("one of seq"));
     }
 

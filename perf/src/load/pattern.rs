@@ -42,7 +42,7 @@ impl Source {
         assert!(blocks > 0, "a region has a block");
         let zipf = match pattern {
             Pattern::Zipf(theta) => Some(Zipf::new(blocks as f64, theta).expect("the exponent was checked")),
-            Pattern::Sequential | Pattern::Random => None,
+            Pattern::Sequential | Pattern::Stride(_) | Pattern::Random => None,
         };
         Self { rng: SmallRng::seed_from_u64(seed), pattern, zipf, mix, blocks, next: 0 }
     }
@@ -69,17 +69,22 @@ impl Source {
     /// Where it happens.
     pub fn block(&mut self) -> u64 {
         match (self.pattern, &self.zipf) {
-            (Pattern::Sequential, _) => {
-                let block = self.next;
-                self.next = (self.next + 1) % self.blocks;
-                block
-            }
+            (Pattern::Sequential, _) => self.advance(1),
+            (Pattern::Stride(stride), _) => self.advance(stride),
             (_, Some(zipf)) => {
                 let rank = (zipf.sample(&mut self.rng) as u64 - 1).min(self.blocks - 1);
                 scatter(rank, self.blocks)
             }
             (_, None) => self.rng.random_range(0..self.blocks),
         }
+    }
+}
+
+impl Source {
+    fn advance(&mut self, blocks: u64) -> u64 {
+        let block = self.next;
+        self.next = (self.next + blocks) % self.blocks;
+        block
     }
 }
 
@@ -109,13 +114,13 @@ mod tests {
 
     #[test]
     fn every_pattern_stays_inside_the_region_and_zipf_has_hot_blocks() {
-        for pattern in [Pattern::Sequential, Pattern::Random, Pattern::Zipf(1.2)] {
+        for pattern in [Pattern::Sequential, Pattern::Stride(3), Pattern::Random, Pattern::Zipf(1.2)] {
             let mut source = Source::new(3, pattern, Mix::READ, 1000);
             let mut hits = vec![0_u32; 1000];
             (0..20_000).for_each(|_| hits[source.block() as usize] += 1);
             let hottest = *hits.iter().max().unwrap();
             match pattern {
-                Pattern::Sequential => assert!(hits.iter().all(|&n| n == 20)),
+                Pattern::Sequential | Pattern::Stride(_) => assert!(hits.iter().all(|&n| n == 20)),
                 Pattern::Random => assert!(hottest < 60),
                 Pattern::Zipf(_) => assert!(hottest > 2000),
             }
