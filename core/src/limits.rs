@@ -39,7 +39,7 @@ pub const WRITE_ZEROES_BYTES_MAX: u32 = 32 << 20;
 pub const DEALLOCATE_BYTES_MAX: u32 = 1 << 30;
 
 const _: () = assert!(WRITE_ZEROES_BYTES_MAX.is_power_of_two() && WRITE_ZEROES_BYTES_MAX as u64 >= BLOCK);
-const _: () = assert!(DEALLOCATE_BYTES_MAX as u64 % STRIPE == 0);
+const _: () = assert!((DEALLOCATE_BYTES_MAX as u64).is_multiple_of(STRIPE));
 const _: () = assert!(BLOCKS_PER_CLUSTER * 2 == u32::BITS);
-const _: () = assert!(STRIPE % CLUSTER == 0 && REQUEST_BYTES_MAX as u64 <= STRIPE);
-const _: () = assert!(CLUSTERS_PER_RANGE % CLUSTERS_PER_STRIPE == 0);
+const _: () = assert!(STRIPE.is_multiple_of(CLUSTER) && REQUEST_BYTES_MAX as u64 <= STRIPE);
+const _: () = assert!(CLUSTERS_PER_RANGE.is_multiple_of(CLUSTERS_PER_STRIPE));

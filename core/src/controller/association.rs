@@ -3,8 +3,10 @@
 //! ```text
 //! connected --CC.EN--> enabled --CC.EN cleared, shutdown--> ended      (any of these) --a connection lost, silence--> dead
 //! ```
-//! "Ended" and "dead" are final. An association lives and dies whole: queues are not deleted one by one, so whichever
-//! connection is lost, the others are closed too, and a host that comes back does so under a new number (history C11).
+//! "Ended" and "dead" are final. An association lives and dies whole: a connection that is lost with commands outstanding
+//! takes the others with it, and a host that comes back does so under a new number (history C11). An I/O queue that closes
+//! with nothing outstanding leaves the rest alone, since a host that shuts down closes these first; queues are not deleted
+//! one by one, so its number is not given out again.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};

@@ -71,7 +71,7 @@ pub(super) fn check(sqe: &Sqe, association: &Association) -> Result<u32, NvmeSta
     if !known.contains(&fields.page) {
         return Err(NvmeStatus::INVALID_LOG_PAGE.dnr());
     }
-    if fields.by_index || fields.offset % 4 != 0 || fields.len > u64::from(REQUEST_BYTES_MAX) {
+    if fields.by_index || !fields.offset.is_multiple_of(4) || fields.len > u64::from(REQUEST_BYTES_MAX) {
         return Err(NvmeStatus::INVALID_FIELD.dnr());
     }
     if fields.page == page::SMART && !matches!(sqe.nsid.get(), 0 | NSID_ALL) {

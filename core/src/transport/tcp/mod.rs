@@ -13,7 +13,7 @@ mod send;
 mod tests;
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 
 use ringway_reactor::io::{Completion, Instant, Io, ListenerId, Op, Payload, Socket};
@@ -69,7 +69,7 @@ pub struct Adopted {
     pub socket: Socket,
     /// The host's end.
     pub peer: SocketAddr,
-    /// The listener's address.
+    /// The address by which it was reached.
     pub local: SocketAddr,
 }
 
@@ -152,6 +152,18 @@ pub(super) mod token {
 struct Listener {
     id: ListenerId,
     local: SocketAddr,
+}
+
+/// The address by which the host reached us: discovery tells it to connect there, which it could not to a wildcard.
+fn with_local(socket: Socket, listener: SocketAddr) -> (Socket, SocketAddr) {
+    match socket {
+        Socket::Os(fd) if listener.ip().is_unspecified() => {
+            let stream = TcpStream::from(fd);
+            let local = stream.local_addr().unwrap_or(listener);
+            (Socket::Os(stream.into()), local)
+        }
+        socket => (socket, listener),
+    }
 }
 
 /// The NVMe/TCP connections of one reactor.
@@ -270,7 +282,8 @@ impl TcpTransport {
 
     fn accepted<I: Io>(&mut self, io: &mut I, listener: usize, payload: Payload, out: &mut Vec<TransportEvent>) {
         if let Payload::Socket(socket, peer) = payload {
-            let adopted = Adopted { socket, peer, local: self.listeners[listener].local };
+            let (socket, local) = with_local(socket, self.listeners[listener].local);
+            let adopted = Adopted { socket, peer, local };
             let to = self.next_reactor;
             self.next_reactor = (to + 1) % self.config.reactors;
             if to == self.config.reactor {
