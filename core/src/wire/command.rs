@@ -72,33 +72,33 @@ pub enum Direction {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct Sqe {
-    /// [0] See [`admin`], [`nvm`] and [`FABRICS`].
+    /// `0` See [`admin`], [`nvm`] and [`FABRICS`].
     pub opcode: u8,
-    /// [1] FUSE in bits 1:0, PSDT in bits 7:6.
+    /// `1` FUSE in bits 1:0, PSDT in bits 7:6.
     pub flags: u8,
-    /// [2-3] Command identifier, unique among those outstanding on the queue.
+    /// `2-3` Command identifier, unique among those outstanding on the queue.
     pub cid: U16,
-    /// [4-7] Namespace; byte 4 is the type of a fabrics command.
+    /// `4-7` Namespace; byte 4 is the type of a fabrics command.
     pub nsid: U32,
-    /// [8-11]
+    /// `8-11`
     pub cdw2: U32,
-    /// [12-15]
+    /// `12-15`
     pub cdw3: U32,
-    /// [16-23] Metadata pointer.
+    /// `16-23` Metadata pointer.
     pub metadata: U64,
-    /// [24-39] Data pointer.
+    /// `24-39` Data pointer.
     pub sgl: Sgl,
-    /// [40-43]
+    /// `40-43`
     pub cdw10: U32,
-    /// [44-47]
+    /// `44-47`
     pub cdw11: U32,
-    /// [48-51]
+    /// `48-51`
     pub cdw12: U32,
-    /// [52-55]
+    /// `52-55`
     pub cdw13: U32,
-    /// [56-59]
+    /// `56-59`
     pub cdw14: U32,
-    /// [60-63]
+    /// `60-63`
     pub cdw15: U32,
 }
 
@@ -154,7 +154,7 @@ impl Sqe {
         self.flags >> 2 & 0xF
     }
 
-    /// The type of a fabrics command [4].
+    /// The type of a fabrics command `4`.
     #[must_use]
     pub fn fabrics_type(&self) -> u8 {
         self.nsid.get() as u8

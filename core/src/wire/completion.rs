@@ -9,15 +9,15 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct Cqe {
-    /// [0-7] Depends on the command (dwords 0 and 1).
+    /// `0-7` Depends on the command (dwords 0 and 1).
     pub result: U64,
-    /// [8-9] Submission queue head pointer; 0xFFFF where flow control is off.
+    /// `8-9` Submission queue head pointer; 0xFFFF where flow control is off.
     pub sq_head: U16,
-    /// [10-11] Submission queue identifier; reserved over fabrics.
+    /// `10-11` Submission queue identifier; reserved over fabrics.
     pub sq_id: U16,
-    /// [12-13] The command that ended.
+    /// `12-13` The command that ended.
     pub cid: U16,
-    /// [14-15] Status in bits 15:1; bit 0 is the phase tag, which fabrics do not use.
+    /// `14-15` Status in bits 15:1; bit 0 is the phase tag, which fabrics do not use.
     pub status: U16,
 }
 

@@ -12,11 +12,11 @@ pub const RANGES_MAX: usize = 256;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct DsmRange {
-    /// [0-3] Context attributes: hints, ignored.
+    /// `0-3` Context attributes: hints, ignored.
     pub attributes: U32,
-    /// [4-7] Logical blocks; not "minus one".
+    /// `4-7` Logical blocks; not "minus one".
     pub blocks: U32,
-    /// [8-15] Starting LBA.
+    /// `8-15` Starting LBA.
     pub slba: U64,
 }
 

@@ -34,31 +34,31 @@ pub const CATTR_QUEUE_DELETION: u8 = 1 << 3;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct Connect {
-    /// [0] [`FABRICS`].
+    /// `0` [`FABRICS`].
     pub opcode: u8,
-    /// [1] As in any command.
+    /// `1` As in any command.
     pub flags: u8,
-    /// [2-3] Command identifier.
+    /// `2-3` Command identifier.
     pub cid: U16,
-    /// [4] [`kind::CONNECT`].
+    /// `4` [`kind::CONNECT`].
     pub fabrics_type: u8,
-    /// [5-23] Reserved.
+    /// `5-23` Reserved.
     pub reserved5: [u8; 19],
-    /// [24-39] The data: [`ConnectData`].
+    /// `24-39` The data: [`ConnectData`].
     pub sgl: Sgl,
-    /// [40-41] Record format: 0.
+    /// `40-41` Record format: 0.
     pub record_format: U16,
-    /// [42-43] Queue: 0 is the admin queue.
+    /// `42-43` Queue: 0 is the admin queue.
     pub queue_id: U16,
-    /// [44-45] Entries of the queue minus one.
+    /// `44-45` Entries of the queue minus one.
     pub sq_size: U16,
-    /// [46] Attributes.
+    /// `46` Attributes.
     pub attributes: u8,
-    /// [47] Reserved.
+    /// `47` Reserved.
     pub reserved47: u8,
-    /// [48-51] Keep alive timeout, milliseconds; 0 is off.
+    /// `48-51` Keep alive timeout, milliseconds; 0 is off.
     pub keep_alive_ms: U32,
-    /// [52-63] Reserved.
+    /// `52-63` Reserved.
     pub reserved52: [u8; 12],
 }
 
@@ -84,17 +84,17 @@ pub mod parameter {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct ConnectData {
-    /// [0-15] Host identifier.
+    /// `0-15` Host identifier.
     pub host_id: [u8; 16],
-    /// [16-17] Controller to join, or [`CNTLID_DYNAMIC`].
+    /// `16-17` Controller to join, or [`CNTLID_DYNAMIC`].
     pub controller_id: U16,
-    /// [18-255] Reserved.
+    /// `18-255` Reserved.
     pub reserved18: [u8; 238],
-    /// [256-511] Subsystem.
+    /// `256-511` Subsystem.
     pub subsystem_nqn: [u8; 256],
-    /// [512-767] Host.
+    /// `512-767` Host.
     pub host_nqn: [u8; 256],
-    /// [768-1023] Reserved.
+    /// `768-1023` Reserved.
     pub reserved768: [u8; 256],
 }
 
@@ -209,7 +209,7 @@ impl Property {
 pub struct PropertyFields {
     /// Which; `None` for one that is not there or not of that size.
     pub property: Option<Property>,
-    /// Set: the value [48-55].
+    /// Set: the value `48-55`.
     pub value: u64,
 }
 

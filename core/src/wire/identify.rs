@@ -39,131 +39,131 @@ pub type PowerState = [u8; 32];
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct IdentifyController {
-    /// [0-1] PCI vendor.
+    /// `0-1` PCI vendor.
     pub vid: U16,
-    /// [2-3] PCI subsystem vendor.
+    /// `2-3` PCI subsystem vendor.
     pub ssvid: U16,
-    /// [4-23] Serial number.
+    /// `4-23` Serial number.
     pub serial: [u8; 20],
-    /// [24-63] Model number.
+    /// `24-63` Model number.
     pub model: [u8; 40],
-    /// [64-71] Firmware revision.
+    /// `64-71` Firmware revision.
     pub firmware: [u8; 8],
-    /// [72] Recommended arbitration burst.
+    /// `72` Recommended arbitration burst.
     pub rab: u8,
-    /// [73-75] IEEE OUI.
+    /// `73-75` IEEE OUI.
     pub ieee: [u8; 3],
-    /// [76] Multi-path capabilities: several ports (bit 0), several controllers (bit 1).
+    /// `76` Multi-path capabilities: several ports (bit 0), several controllers (bit 1).
     pub cmic: u8,
-    /// [77] Maximum data transfer size, log2 of pages; 0 is no limit.
+    /// `77` Maximum data transfer size, log2 of pages; 0 is no limit.
     pub mdts: u8,
-    /// [78-79] Controller identifier.
+    /// `78-79` Controller identifier.
     pub cntlid: U16,
-    /// [80-83] Version.
+    /// `80-83` Version.
     pub version: U32,
-    /// [84-87]
+    /// `84-87`
     pub rtd3r: U32,
-    /// [88-91]
+    /// `88-91`
     pub rtd3e: U32,
-    /// [92-95] Asynchronous events supported, bits as in the event configuration.
+    /// `92-95` Asynchronous events supported, bits as in the event configuration.
     pub oaes: U32,
-    /// [96-99] Attributes: 128-bit host identifier (bit 0), traffic-based keep alive (bit 6).
+    /// `96-99` Attributes: 128-bit host identifier (bit 0), traffic-based keep alive (bit 6).
     pub ctratt: U32,
-    /// [100-101]
+    /// `100-101`
     pub rrls: U16,
-    /// [102-110] Reserved.
+    /// `102-110` Reserved.
     pub reserved102: [u8; 9],
-    /// [111] Type: 1 I/O, 2 discovery.
+    /// `111` Type: 1 I/O, 2 discovery.
     pub cntrltype: u8,
-    /// [112-127] FRU GUID.
+    /// `112-127` FRU GUID.
     pub fguid: [u8; 16],
-    /// [128-133] Command retry delay times, 100 ms.
+    /// `128-133` Command retry delay times, 100 ms.
     pub crdt: [U16; 3],
-    /// [134-255] Reserved.
+    /// `134-255` Reserved.
     pub reserved134: [u8; 122],
-    /// [256-257] Optional admin commands.
+    /// `256-257` Optional admin commands.
     pub oacs: U16,
-    /// [258] Abort command limit, minus one.
+    /// `258` Abort command limit, minus one.
     pub acl: u8,
-    /// [259] Asynchronous event request limit, minus one.
+    /// `259` Asynchronous event request limit, minus one.
     pub aerl: u8,
-    /// [260] Firmware updates: slots in bits 3:1.
+    /// `260` Firmware updates: slots in bits 3:1.
     pub frmw: u8,
-    /// [261] Log page attributes.
+    /// `261` Log page attributes.
     pub lpa: u8,
-    /// [262] Error log entries, minus one.
+    /// `262` Error log entries, minus one.
     pub elpe: u8,
-    /// [263] Power states, minus one.
+    /// `263` Power states, minus one.
     pub npss: u8,
-    /// [264]
+    /// `264`
     pub avscc: u8,
-    /// [265]
+    /// `265`
     pub apsta: u8,
-    /// [266-267] Warning temperature.
+    /// `266-267` Warning temperature.
     pub wctemp: U16,
-    /// [268-269] Critical temperature.
+    /// `268-269` Critical temperature.
     pub cctemp: U16,
-    /// [270-319] Firmware activation, buffers, capacities, self-test: none.
+    /// `270-319` Firmware activation, buffers, capacities, self-test: none.
     pub reserved270: [u8; 50],
-    /// [320-321] Keep alive granularity, 100 ms.
+    /// `320-321` Keep alive granularity, 100 ms.
     pub kas: U16,
-    /// [322-511] Thermal management, sanitize, reservations, ANA, domains: none.
+    /// `322-511` Thermal management, sanitize, reservations, ANA, domains: none.
     pub reserved322: [u8; 190],
-    /// [512] Submission queue entry sizes: required (3:0) and most (7:4), log2.
+    /// `512` Submission queue entry sizes: required (3:0) and most (7:4), log2.
     pub sqes: u8,
-    /// [513] Completion queue entry sizes.
+    /// `513` Completion queue entry sizes.
     pub cqes: u8,
-    /// [514-515] Most commands outstanding on a queue.
+    /// `514-515` Most commands outstanding on a queue.
     pub maxcmd: U16,
-    /// [516-519] Highest namespace identifier.
+    /// `516-519` Highest namespace identifier.
     pub nn: U32,
-    /// [520-521] Optional NVM commands.
+    /// `520-521` Optional NVM commands.
     pub oncs: U16,
-    /// [522-523] Fused operations: compare and write (bit 0).
+    /// `522-523` Fused operations: compare and write (bit 0).
     pub fuses: U16,
-    /// [524]
+    /// `524`
     pub fna: u8,
-    /// [525] Volatile write cache: present (bit 0), flush of all namespaces (bits 2:1).
+    /// `525` Volatile write cache: present (bit 0), flush of all namespaces (bits 2:1).
     pub vwc: u8,
-    /// [526-527] Atomic write unit, blocks minus one.
+    /// `526-527` Atomic write unit, blocks minus one.
     pub awun: U16,
-    /// [528-529] The same across power failures.
+    /// `528-529` The same across power failures.
     pub awupf: U16,
-    /// [530]
+    /// `530`
     pub icsvscc: u8,
-    /// [531]
+    /// `531`
     pub nwpc: u8,
-    /// [532-533] Atomic compare and write unit.
+    /// `532-533` Atomic compare and write unit.
     pub acwu: U16,
-    /// [534-535] Copy formats.
+    /// `534-535` Copy formats.
     pub cdfs: U16,
-    /// [536-539] SGL support.
+    /// `536-539` SGL support.
     pub sgls: U32,
-    /// [540-543] Most namespaces allowed; 0 is NN.
+    /// `540-543` Most namespaces allowed; 0 is NN.
     pub mnan: U32,
-    /// [544-767] Reserved.
+    /// `544-767` Reserved.
     pub reserved544: [u8; 224],
-    /// [768-1023] Subsystem NQN.
+    /// `768-1023` Subsystem NQN.
     pub subnqn: [u8; 256],
-    /// [1024-1791] Reserved.
+    /// `1024-1791` Reserved.
     pub reserved1024: [u8; 768],
-    /// [1792-1795] I/O queue command capsule, 16 bytes.
+    /// `1792-1795` I/O queue command capsule, 16 bytes.
     pub ioccsz: U32,
-    /// [1796-1799] I/O queue response capsule, 16 bytes.
+    /// `1796-1799` I/O queue response capsule, 16 bytes.
     pub iorcsz: U32,
-    /// [1800-1801] In-capsule data offset, 16 bytes.
+    /// `1800-1801` In-capsule data offset, 16 bytes.
     pub icdoff: U16,
-    /// [1802] Fabrics controller attributes: static model (bit 0).
+    /// `1802` Fabrics controller attributes: static model (bit 0).
     pub fcatt: u8,
-    /// [1803] Most SGL data block descriptors.
+    /// `1803` Most SGL data block descriptors.
     pub msdbd: u8,
-    /// [1804-1805] Optional fabrics commands: Disconnect (bit 0).
+    /// `1804-1805` Optional fabrics commands: Disconnect (bit 0).
     pub ofcs: U16,
-    /// [1806-2047] Reserved.
+    /// `1806-2047` Reserved.
     pub reserved1806: [u8; 242],
-    /// [2048-3071] Power states.
+    /// `2048-3071` Power states.
     pub psd: [PowerState; 32],
-    /// [3072-4095] Vendor specific.
+    /// `3072-4095` Vendor specific.
     pub vendor: [u8; 1024],
 }
 
@@ -184,11 +184,11 @@ pub const SGLS_TCP: u32 = 0b01 | 1 << 20 | 1 << 21;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct LbaFormat {
-    /// [0-1] Metadata bytes.
+    /// `0-1` Metadata bytes.
     pub metadata: U16,
-    /// [2] log2 of the bytes of a block.
+    /// `2` log2 of the bytes of a block.
     pub data_log2: u8,
-    /// [3] Relative performance.
+    /// `3` Relative performance.
     pub performance: u8,
 }
 
@@ -196,79 +196,79 @@ pub struct LbaFormat {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct IdentifyNamespace {
-    /// [0-7] Size, blocks.
+    /// `0-7` Size, blocks.
     pub nsze: U64,
-    /// [8-15] Capacity, blocks.
+    /// `8-15` Capacity, blocks.
     pub ncap: U64,
-    /// [16-23] Utilisation, blocks.
+    /// `16-23` Utilisation, blocks.
     pub nuse: U64,
-    /// [24] Features: thin (bit 0), own atomics (1), deallocated error (2), identifiers never reused (3), hints (4).
+    /// `24` Features: thin (bit 0), own atomics (1), deallocated error (2), identifiers never reused (3), hints (4).
     pub nsfeat: u8,
-    /// [25] LBA formats minus one.
+    /// `25` LBA formats minus one.
     pub nlbaf: u8,
-    /// [26] Format in use.
+    /// `26` Format in use.
     pub flbas: u8,
-    /// [27-29] Metadata and protection capabilities.
+    /// `27-29` Metadata and protection capabilities.
     pub mc_dpc_dps: [u8; 3],
-    /// [30] Shared (bit 0).
+    /// `30` Shared (bit 0).
     pub nmic: u8,
-    /// [31] Reservations.
+    /// `31` Reservations.
     pub rescap: u8,
-    /// [32]
+    /// `32`
     pub fpi: u8,
-    /// [33] Deallocated blocks read zeros (bits 2:0 = 1), Write Zeroes may deallocate (bit 3).
+    /// `33` Deallocated blocks read zeros (bits 2:0 = 1), Write Zeroes may deallocate (bit 3).
     pub dlfeat: u8,
-    /// [34-35]
+    /// `34-35`
     pub nawun: U16,
-    /// [36-37]
+    /// `36-37`
     pub nawupf: U16,
-    /// [38-39]
+    /// `38-39`
     pub nacwu: U16,
-    /// [40-41]
+    /// `40-41`
     pub nabsn: U16,
-    /// [42-43]
+    /// `42-43`
     pub nabo: U16,
-    /// [44-45]
+    /// `44-45`
     pub nabspf: U16,
-    /// [46-47] Optimal I/O boundary, blocks.
+    /// `46-47` Optimal I/O boundary, blocks.
     pub noiob: U16,
-    /// [48-63] NVM capacity, bytes.
+    /// `48-63` NVM capacity, bytes.
     pub nvmcap: [u8; 16],
-    /// [64-65] Preferred write granularity, blocks minus one.
+    /// `64-65` Preferred write granularity, blocks minus one.
     pub npwg: U16,
-    /// [66-67] Preferred write alignment.
+    /// `66-67` Preferred write alignment.
     pub npwa: U16,
-    /// [68-69] Preferred deallocate granularity.
+    /// `68-69` Preferred deallocate granularity.
     pub npdg: U16,
-    /// [70-71] Preferred deallocate alignment.
+    /// `70-71` Preferred deallocate alignment.
     pub npda: U16,
-    /// [72-73] Optimal write size.
+    /// `72-73` Optimal write size.
     pub nows: U16,
-    /// [74-75] Most blocks of one copy source.
+    /// `74-75` Most blocks of one copy source.
     pub mssrl: U16,
-    /// [76-79] Most blocks of one copy.
+    /// `76-79` Most blocks of one copy.
     pub mcl: U32,
-    /// [80] Most sources of one copy.
+    /// `80` Most sources of one copy.
     pub msrc: u8,
-    /// [81-91] Reserved.
+    /// `81-91` Reserved.
     pub reserved81: [u8; 11],
-    /// [92-95] ANA group.
+    /// `92-95` ANA group.
     pub anagrpid: U32,
-    /// [96-98] Reserved.
+    /// `96-98` Reserved.
     pub reserved96: [u8; 3],
-    /// [99] Attributes: write protected (bit 0).
+    /// `99` Attributes: write protected (bit 0).
     pub nsattr: u8,
-    /// [100-101]
+    /// `100-101`
     pub nvmsetid: U16,
-    /// [102-103]
+    /// `102-103`
     pub endgid: U16,
-    /// [104-119] Namespace GUID, big-endian.
+    /// `104-119` Namespace GUID, big-endian.
     pub nguid: [u8; 16],
-    /// [120-127] EUI-64.
+    /// `120-127` EUI-64.
     pub eui64: [u8; 8],
-    /// [128-383] LBA formats.
+    /// `128-383` LBA formats.
     pub lbaf: [LbaFormat; 64],
-    /// [384-4095] Vendor specific.
+    /// `384-4095` Vendor specific.
     pub vendor: [u8; 3712],
 }
 
@@ -276,19 +276,19 @@ pub struct IdentifyNamespace {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct IdentifyControllerNvm {
-    /// [0] Verify size limit.
+    /// `0` Verify size limit.
     pub vsl: u8,
-    /// [1] Write Zeroes size limit, log2 of pages.
+    /// `1` Write Zeroes size limit, log2 of pages.
     pub wzsl: u8,
-    /// [2] Write Uncorrectable size limit.
+    /// `2` Write Uncorrectable size limit.
     pub wusl: u8,
-    /// [3] Most ranges of a Dataset Management.
+    /// `3` Most ranges of a Dataset Management.
     pub dmrl: u8,
-    /// [4-7] Most blocks of a range.
+    /// `4-7` Most blocks of a range.
     pub dmrsl: U32,
-    /// [8-15] Most blocks in all.
+    /// `8-15` Most blocks in all.
     pub dmsl: U64,
-    /// [16-4095] Reserved.
+    /// `16-4095` Reserved.
     pub reserved16: [u8; 4080],
 }
 
@@ -296,27 +296,27 @@ pub struct IdentifyControllerNvm {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct IdentifyNamespaceIndependent {
-    /// [0] Identifiers never reused (bit 3).
+    /// `0` Identifiers never reused (bit 3).
     pub nsfeat: u8,
-    /// [1] Shared (bit 0).
+    /// `1` Shared (bit 0).
     pub nmic: u8,
-    /// [2]
+    /// `2`
     pub rescap: u8,
-    /// [3]
+    /// `3`
     pub fpi: u8,
-    /// [4-7] ANA group.
+    /// `4-7` ANA group.
     pub anagrpid: U32,
-    /// [8] Write protected (bit 0).
+    /// `8` Write protected (bit 0).
     pub nsattr: u8,
-    /// [9] Reserved.
+    /// `9` Reserved.
     pub reserved9: u8,
-    /// [10-11]
+    /// `10-11`
     pub nvmsetid: U16,
-    /// [12-13]
+    /// `12-13`
     pub endgid: U16,
-    /// [14] Ready (bit 0).
+    /// `14` Ready (bit 0).
     pub nstat: u8,
-    /// [15-4095] Reserved.
+    /// `15-4095` Reserved.
     pub reserved15: [u8; 4081],
 }
 

@@ -31,31 +31,31 @@ pub mod page {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct ErrorEntry {
-    /// [0-7] Running number; 0 is no entry.
+    /// `0-7` Running number; 0 is no entry.
     pub count: U64,
-    /// [8-9] Queue.
+    /// `8-9` Queue.
     pub sq_id: U16,
-    /// [10-11] Command.
+    /// `10-11` Command.
     pub cid: U16,
-    /// [12-13] Status field as in the completion (bits 15:1).
+    /// `12-13` Status field as in the completion (bits 15:1).
     pub status: U16,
-    /// [14-15] Byte (7:0) and bit (10:8) of the parameter at fault; 0xFFFF is none in particular.
+    /// `14-15` Byte (7:0) and bit (10:8) of the parameter at fault; 0xFFFF is none in particular.
     pub parameter: U16,
-    /// [16-23]
+    /// `16-23`
     pub lba: U64,
-    /// [24-27]
+    /// `24-27`
     pub nsid: U32,
-    /// [28]
+    /// `28`
     pub vendor: u8,
-    /// [29] Transport: 3 is TCP.
+    /// `29` Transport: 3 is TCP.
     pub transport: u8,
-    /// [30-31] Reserved.
+    /// `30-31` Reserved.
     pub reserved30: [u8; 2],
-    /// [32-39]
+    /// `32-39`
     pub command_specific: U64,
-    /// [40-41]
+    /// `40-41`
     pub transport_specific: U16,
-    /// [42-63] Reserved.
+    /// `42-63` Reserved.
     pub reserved42: [u8; 22],
 }
 
@@ -63,41 +63,41 @@ pub struct ErrorEntry {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct SmartLog {
-    /// [0] Spare below threshold (bit 0), reliability degraded (2), read-only (3).
+    /// `0` Spare below threshold (bit 0), reliability degraded (2), read-only (3).
     pub critical_warning: u8,
-    /// [1-2] Kelvin.
+    /// `1-2` Kelvin.
     pub temperature: U16,
-    /// [3] Percent of spare left: here, of the pool's space.
+    /// `3` Percent of spare left: here, of the pool's space.
     pub available_spare: u8,
-    /// [4] Percent below which bit 0 is set.
+    /// `4` Percent below which bit 0 is set.
     pub spare_threshold: u8,
-    /// [5]
+    /// `5`
     pub percentage_used: u8,
-    /// [6]
+    /// `6`
     pub endurance_warning: u8,
-    /// [7-31] Reserved.
+    /// `7-31` Reserved.
     pub reserved7: [u8; 25],
-    /// [32-47] Thousands of 512-byte units.
+    /// `32-47` Thousands of 512-byte units.
     pub data_units_read: [u8; 16],
-    /// [48-63]
+    /// `48-63`
     pub data_units_written: [u8; 16],
-    /// [64-79]
+    /// `64-79`
     pub host_reads: [u8; 16],
-    /// [80-95]
+    /// `80-95`
     pub host_writes: [u8; 16],
-    /// [96-111]
+    /// `96-111`
     pub busy_minutes: [u8; 16],
-    /// [112-127]
+    /// `112-127`
     pub power_cycles: [u8; 16],
-    /// [128-143]
+    /// `128-143`
     pub power_on_hours: [u8; 16],
-    /// [144-159]
+    /// `144-159`
     pub unsafe_shutdowns: [u8; 16],
-    /// [160-175]
+    /// `160-175`
     pub media_errors: [u8; 16],
-    /// [176-191] Entries ever made in the error log.
+    /// `176-191` Entries ever made in the error log.
     pub error_log_entries: [u8; 16],
-    /// [192-511] Temperatures: none.
+    /// `192-511` Temperatures: none.
     pub reserved192: [u8; 320],
 }
 
@@ -110,13 +110,13 @@ pub const WARNING_READ_ONLY: u8 = 1 << 3;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct FirmwareLog {
-    /// [0] Active slot (bits 2:0).
+    /// `0` Active slot (bits 2:0).
     pub active: u8,
-    /// [1-7] Reserved.
+    /// `1-7` Reserved.
     pub reserved1: [u8; 7],
-    /// [8-63] Revisions by slot.
+    /// `8-63` Revisions by slot.
     pub revisions: [[u8; 8]; 7],
-    /// [64-511] Reserved.
+    /// `64-511` Reserved.
     pub reserved64: [u8; 448],
 }
 
@@ -125,11 +125,11 @@ pub struct FirmwareLog {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct CommandEffects {
-    /// [0-1023] By admin opcode.
+    /// `0-1023` By admin opcode.
     pub admin: [U32; 256],
-    /// [1024-2047] By I/O opcode.
+    /// `1024-2047` By I/O opcode.
     pub io: [U32; 256],
-    /// [2048-4095] Reserved.
+    /// `2048-4095` Reserved.
     pub reserved2048: [u8; 2048],
 }
 
@@ -142,13 +142,13 @@ pub const EFFECT_CONTENT: u32 = 1 << 1;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct DiscoveryHeader {
-    /// [0-7] Changes whenever the log does.
+    /// `0-7` Changes whenever the log does.
     pub generation: U64,
-    /// [8-15] Entries.
+    /// `8-15` Entries.
     pub records: U64,
-    /// [16-17] 0.
+    /// `16-17` 0.
     pub record_format: U16,
-    /// [18-1023] Reserved.
+    /// `18-1023` Reserved.
     pub reserved18: [u8; 1006],
 }
 
@@ -156,33 +156,33 @@ pub struct DiscoveryHeader {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct DiscoveryEntry {
-    /// [0] Transport: 3 is TCP.
+    /// `0` Transport: 3 is TCP.
     pub trtype: u8,
-    /// [1] Address family: 1 IPv4, 2 IPv6.
+    /// `1` Address family: 1 IPv4, 2 IPv6.
     pub adrfam: u8,
-    /// [2] 1 referral, 2 NVM subsystem, 3 this discovery subsystem.
+    /// `2` 1 referral, 2 NVM subsystem, 3 this discovery subsystem.
     pub subtype: u8,
-    /// [3] Secure channel: 0 not specified, 1 required, 2 not required.
+    /// `3` Secure channel: 0 not specified, 1 required, 2 not required.
     pub treq: u8,
-    /// [4-5] Port.
+    /// `4-5` Port.
     pub portid: U16,
-    /// [6-7] Controller, 0xFFFF for the dynamic model.
+    /// `6-7` Controller, 0xFFFF for the dynamic model.
     pub cntlid: U16,
-    /// [8-9] Most entries of an admin queue.
+    /// `8-9` Most entries of an admin queue.
     pub asqsz: U16,
-    /// [10-11] Flags.
+    /// `10-11` Flags.
     pub eflags: U16,
-    /// [12-31] Reserved.
+    /// `12-31` Reserved.
     pub reserved12: [u8; 20],
-    /// [32-63] Service: the TCP port in decimal, padded with NULs or spaces.
+    /// `32-63` Service: the TCP port in decimal, padded with NULs or spaces.
     pub trsvcid: [u8; 32],
-    /// [64-255] Reserved.
+    /// `64-255` Reserved.
     pub reserved64: [u8; 192],
-    /// [256-511] Subsystem.
+    /// `256-511` Subsystem.
     pub subnqn: [u8; 256],
-    /// [512-767] Address in text.
+    /// `512-767` Address in text.
     pub traddr: [u8; 256],
-    /// [768-1023] Byte 0: security of TCP, 0 none.
+    /// `768-1023` Byte 0: security of TCP, 0 none.
     pub tsas: [u8; 256],
 }
 

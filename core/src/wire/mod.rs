@@ -1,6 +1,6 @@
 //! NVMe as it is on the wire, whatever carries it: commands, completions and the data structures that they move.
 //!
-//! Each structure is a little-endian `repr(C)` layout whose size is asserted; figures in brackets are byte offsets of the
+//! Each structure is a little-endian `repr(C)` layout whose size is asserted; figures such as `24-39` are byte offsets of the
 //! NVM Express base specification 2.0 ("base"), the NVM command set specification 1.0 ("nvm") and the NVMe/TCP transport
 //! specification 1.0 ("tcp"). Nothing here panics on any bytes: what a peer sent is either read as a layout that every bit
 //! pattern fits, or refused with the status that the specification names.

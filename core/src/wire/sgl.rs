@@ -12,17 +12,17 @@ pub const SGL_IN_CAPSULE: u8 = 0x01;
 /// Transport SGL data block descriptor, subtype transport-specific: the data is moved by PDUs.
 pub const SGL_TRANSPORT: u8 = 0x5A;
 
-/// SGL descriptor 1 of a submission queue entry [24-39].
+/// SGL descriptor 1 of a submission queue entry `24-39`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct Sgl {
-    /// [0-7] Address, or offset into the capsule's data.
+    /// `0-7` Address, or offset into the capsule's data.
     pub address: U64,
-    /// [8-11] Bytes.
+    /// `8-11` Bytes.
     pub length: U32,
-    /// [12-14] Reserved.
+    /// `12-14` Reserved.
     pub reserved: [u8; 3],
-    /// [15] Type (bits 7:4) and subtype (bits 3:0).
+    /// `15` Type (bits 7:4) and subtype (bits 3:0).
     pub kind: u8,
 }
 
