@@ -32,7 +32,7 @@ const META: FileId = FileId(0);
 pub struct Surrounds {
     /// Reactors.
     pub reactors: usize,
-    /// Bounds and times of each shard.
+    /// Bounds and times of the shards; the map cache is for all of them.
     pub shard: ShardConfig,
     /// What the target says of itself.
     pub target: TargetInfo,
@@ -42,6 +42,8 @@ pub struct Surrounds {
     pub files: Vec<FileInfo>,
     /// Hosts are told by a failing flush when the machine has failed under them.
     pub fail_first_flush: bool,
+    /// How long a stopping target waits for what is in flight.
+    pub drain_timeout_ns: u64,
     /// The memory of the last boot is gone: not only the process has ended.
     pub machine_restarted: bool,
 }
@@ -70,6 +72,7 @@ pub struct Plan {
     first_flush: Arc<FirstFlush>,
     facts: PoolFacts,
     target: TargetInfo,
+    drain_timeout_ns: u64,
 }
 
 /// The shards of one reactor, open.
@@ -98,7 +101,18 @@ impl Plan {
     /// Decides who does what.
     #[must_use]
     pub fn new(pool: OpenPool, surrounds: Surrounds) -> Plan {
-        let Surrounds { reactors, shard, target, paths, files, fail_first_flush, machine_restarted } = surrounds;
+        let Surrounds {
+            reactors,
+            mut shard,
+            target,
+            paths,
+            files,
+            fail_first_flush,
+            drain_timeout_ns,
+            machine_restarted,
+        } = surrounds;
+        // Given for all shards together.
+        shard.map_cache_bytes /= usize::from(pool.layout.shards);
         let shards = usize::from(pool.layout.shards);
         let version = u64::from(pool.generation) << 32;
         let now = Surroundings { insecure: target.insecure, ..Surroundings::default() };
@@ -127,6 +141,7 @@ impl Plan {
             state: pool.catalog,
             log: pool.log,
             target,
+            drain_timeout_ns,
         }
     }
 
@@ -244,6 +259,7 @@ impl Plan {
             directory: Arc::clone(&self.directory),
             metrics: Arc::clone(&self.metrics),
             damaged,
+            drain_timeout_ns: self.drain_timeout_ns,
             unix_s: sources.unix_s,
             new_uuid: sources.new_uuid,
         })

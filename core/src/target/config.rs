@@ -47,6 +47,8 @@ pub struct FormatOptions {
     pub slab_bytes: Option<u64>,
     /// Bytes of each shard's journal.
     pub journal_bytes: Option<u64>,
+    /// The devices keep 4 KiB whole over power loss, whatever they say.
+    pub assume_atomic_4k: bool,
     /// Whether a pool, or something else, that is there already is overwritten.
     pub force: bool,
 }
@@ -59,6 +61,7 @@ impl Default for FormatOptions {
             shards: None,
             slab_bytes: None,
             journal_bytes: None,
+            assume_atomic_4k: false,
             force: false,
         }
     }

@@ -3,12 +3,16 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use ringway_reactor::crash_log::CrashLogError;
 use ringway_reactor::files::FileError;
 use ringway_reactor::io::IoError;
 use ringway_reactor::pin::PinError;
+use ringway_reactor::uring::UringError;
 use thiserror::Error;
 
 use crate::control::{ControlError, ControlErrorKind};
+use crate::pool::PoolError;
+use crate::shard::OpenError;
 
 /// Why a target does not start, or a pool is not formatted.
 #[derive(Debug, Error)]
@@ -25,12 +29,18 @@ pub enum StartError {
     /// A request that cannot be right.
     #[error("{0}")]
     Invalid(String),
-    /// The pool is damaged, of another program, or of a future version.
-    #[error("{0}")]
-    Damaged(String),
-    /// No room, in the pool or in memory.
-    #[error("{0}")]
-    NoSpace(String),
+    /// The pool cannot be opened or made.
+    #[error(transparent)]
+    Pool(#[from] PoolError),
+    /// A shard cannot be opened.
+    #[error(transparent)]
+    Shard(#[from] OpenError),
+    /// The ring cannot be set up.
+    #[error(transparent)]
+    Ring(#[from] UringError),
+    /// The log that survives the process cannot be used.
+    #[error(transparent)]
+    CrashLog(#[from] CrashLogError),
     /// A core is not to be had.
     #[error(transparent)]
     Core(#[from] PinError),
@@ -43,14 +53,6 @@ pub enum StartError {
         why: String,
         /// Its number.
         errno: i32,
-    },
-    /// The device failed while the pool was opened.
-    #[error("{what}: {source}")]
-    Io {
-        /// What was tried.
-        what: String,
-        /// The device's error.
-        source: IoError,
     },
     /// A system facility that the engine needs.
     #[error("{what}: {source}")]
@@ -90,15 +92,19 @@ impl StartError {
             StartError::NoPool(_) => ControlErrorKind::NotFound,
             StartError::PoolExists(_) => ControlErrorKind::Exists,
             StartError::Invalid(_) => ControlErrorKind::Invalid,
-            StartError::Damaged(_) => ControlErrorKind::Corrupt,
-            StartError::NoSpace(_) => ControlErrorKind::NoSpace,
             StartError::Core(_) => ControlErrorKind::Denied,
             StartError::Listen { errno, .. } => match *errno {
                 errno::EADDRINUSE => ControlErrorKind::Busy,
                 errno::EACCES => ControlErrorKind::Denied,
                 _ => ControlErrorKind::Invalid,
             },
-            StartError::Io { .. } | StartError::System { .. } => ControlErrorKind::Internal,
+            StartError::Pool(error) => pool_kind(error),
+            StartError::Shard(OpenError::Buffers(..)) => ControlErrorKind::NoSpace,
+            StartError::Shard(OpenError::Read { .. }) => ControlErrorKind::Internal,
+            StartError::Shard(_) => ControlErrorKind::Corrupt,
+            StartError::CrashLog(CrashLogError::InUse(_)) => ControlErrorKind::Busy,
+            StartError::CrashLog(CrashLogError::Foreign { .. }) => ControlErrorKind::Denied,
+            StartError::Ring(_) | StartError::CrashLog(_) | StartError::System { .. } => ControlErrorKind::Internal,
         }
     }
 }
@@ -123,6 +129,21 @@ fn file_kind(error: &FileError) -> ControlErrorKind {
         | FileError::WrongType { .. }
         | FileError::LargeBlocks { .. }
         | FileError::BadSize { .. } => ControlErrorKind::Invalid,
+    }
+}
+
+fn pool_kind(error: &PoolError) -> ControlErrorKind {
+    match error {
+        PoolError::Io { .. } | PoolError::Buffers(_) => ControlErrorKind::Internal,
+        PoolError::InUse { .. } => ControlErrorKind::Exists,
+        PoolError::Devices(_)
+        | PoolError::Shards(_)
+        | PoolError::TooSmall { .. }
+        | PoolError::Option { .. }
+        | PoolError::LogicalBlock { .. }
+        | PoolError::Tears { .. }
+        | PoolError::Lba { .. } => ControlErrorKind::Invalid,
+        _ => ControlErrorKind::Corrupt,
     }
 }
 

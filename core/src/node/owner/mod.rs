@@ -77,6 +77,8 @@ pub struct OwnerParts {
     pub metrics: Arc<Metrics>,
     /// Volumes of which recovery said that records are lost, by shard.
     pub damaged: Vec<(ShardId, VolumeId, String)>,
+    /// How long stopping waits for what is in flight.
+    pub drain_timeout_ns: u64,
     /// Seconds since 1970.
     pub unix_s: Box<dyn Fn() -> u64 + Send>,
     /// An identity that nothing else has.
@@ -150,6 +152,9 @@ pub struct Owner {
     requests: Vec<(RequestId, Request)>,
     thresholds: Thresholds,
     stage: Stage,
+    /// When stopping no longer waits.
+    give_up: Instant,
+    drain_timeout_ns: u64,
     outbox: Vec<(usize, Message)>,
     /// Associations that a removal has ended, to be fenced.
     ended: Vec<AssociationId>,
@@ -193,6 +198,8 @@ impl Owner {
             requests: Vec::new(),
             thresholds: Thresholds::new(size),
             stage: Stage::Running,
+            give_up: Instant::NEVER,
+            drain_timeout_ns: parts.drain_timeout_ns,
             outbox: Vec::new(),
             ended: Vec::new(),
             unix_s: parts.unix_s,
@@ -242,6 +249,7 @@ impl Owner {
         }
         self.store.advance(io);
         self.check_thresholds(io.now());
+        self.check_patience(io.now());
         outbox.append(&mut self.outbox);
     }
 
@@ -288,7 +296,10 @@ impl Owner {
         match then {
             Then::Publish(answer) => self.publish(answer),
             Then::Grant { shard, slab } => self.grant(shard, slab),
-            Then::Stop => self.stop_all(),
+            Then::Stop => {
+                self.stage = Stage::Closed;
+                self.stop_all();
+            }
             Then::Rest => {}
         }
     }
@@ -345,7 +356,7 @@ impl Owner {
 
     /// When it has to run although nothing arrives.
     pub(super) fn next_deadline(&self) -> Instant {
-        self.store.next_deadline().min(self.thresholds.next_look())
+        self.store.next_deadline().min(self.thresholds.next_look()).min(self.give_up)
     }
 }
 

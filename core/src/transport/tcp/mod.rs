@@ -404,7 +404,8 @@ impl TcpTransport {
     /// Takes no new connection and no new command; connections close once what they have in flight is answered.
     pub fn drain<I: Io>(&mut self, io: &mut I) {
         self.draining = true;
-        for listener in self.listeners.drain(..) {
+        // They stay in the table: an accept may still come back with a connection.
+        for listener in &self.listeners {
             io.close_listener(listener.id);
         }
     }

@@ -125,6 +125,7 @@ impl Target {
                 paths: setup.disks.iter().enumerate().map(|(n, _)| format!("disk {n}")).collect(),
                 files: ios[0].files().to_vec(),
                 fail_first_flush: true,
+                drain_timeout_ns: 10_000_000_000,
                 machine_restarted: setup.machine_restarted,
             },
         );

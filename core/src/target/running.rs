@@ -1,0 +1,74 @@
+//! A target that serves.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use ringway_reactor::mailbox::Injector;
+use thiserror::Error;
+
+use crate::control::{ControlCall, ControlPort};
+use crate::metrics::Metrics;
+use crate::node::message::Message;
+
+/// A target that did not end in good order. Nothing that was promised is lost: the next start recovers it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("the target stopped without closing its pool in good order (the log says why); the next start recovers it")]
+pub struct StopError;
+
+/// A target that serves. Dropped without [`RunningTarget::join`], it goes on serving.
+pub struct RunningTarget {
+    injector: Injector<Message>,
+    metrics: Arc<Metrics>,
+    listeners: Vec<SocketAddr>,
+    threads: Vec<JoinHandle<bool>>,
+}
+
+struct Port(Injector<Message>);
+
+impl ControlPort for Port {
+    fn control(&self, call: ControlCall) {
+        self.0.send(Message::Control(call));
+    }
+}
+
+impl RunningTarget {
+    pub(super) fn new(
+        injector: Injector<Message>,
+        metrics: Arc<Metrics>,
+        listeners: Vec<SocketAddr>,
+        threads: Vec<JoinHandle<bool>>,
+    ) -> Self {
+        Self { injector, metrics, listeners, threads }
+    }
+
+    /// Where it listens; port 0 is resolved.
+    #[must_use]
+    pub fn listeners(&self) -> Vec<SocketAddr> {
+        self.listeners.clone()
+    }
+
+    /// Takes control calls.
+    #[must_use]
+    pub fn control(&self) -> Arc<dyn ControlPort> {
+        Arc::new(Port(self.injector.clone()))
+    }
+
+    /// Its counters.
+    #[must_use]
+    pub fn metrics(&self) -> Arc<Metrics> {
+        Arc::clone(&self.metrics)
+    }
+
+    /// Begins to stop: nothing new is taken, what is in flight is answered, everything is made durable. More than once does no harm.
+    pub fn shutdown(&self) {
+        self.injector.send(Message::Quiet);
+    }
+
+    /// Waits until it has stopped.
+    pub fn join(self) -> Result<(), StopError> {
+        // A reactor that panics ends the process, so every thread returns.
+        let clean = self.threads.into_iter().all(|thread| thread.join().unwrap_or(false));
+        if clean { Ok(()) } else { Err(StopError) }
+    }
+}

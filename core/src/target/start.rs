@@ -1,0 +1,326 @@
+//! Starting: devices, superblocks, logs, generation, catalog, one thread a core, shards, listeners.
+//!
+//! ```text
+//! this thread                                   each reactor's thread
+//! open and lock the devices (C4)
+//! open the logs for the next generation, then make it durable (C3, C15)
+//! start the threads ----------------------->    pin, ring, recover its shards
+//! all have: go on    <-----------------------   recovered, or why not
+//!                    ----------------------->   reactor 0: node, listens, turns until stopped
+//! listeners          <-----------------------
+//!                    ----------------------->   the others: node, turns until stopped
+//! ```
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+
+use ringway_reactor::buf::BufPool;
+use ringway_reactor::crash_log::{CrashLog, CrashLogConfig, Found};
+use ringway_reactor::files::{OpenFile, Progress};
+use ringway_reactor::io::{Io, IoError, ListenerId, Wait};
+use ringway_reactor::mailbox::{Endpoint, Mesh};
+use ringway_reactor::pin::{allowed_cores, check_cores, pin_current};
+use ringway_reactor::turn::Reactor;
+use ringway_reactor::uring::{UringConfig, UringIo};
+use uuid::Uuid;
+
+use super::assembly::{Plan, Sources, Surrounds};
+use super::buffers;
+use super::config::{PoolSpec, TargetConfig};
+use super::devices::Devices;
+use super::error::StartError;
+use super::log::{Kept, ProcessLog};
+use super::running::RunningTarget;
+use crate::control::TargetInfo;
+use crate::ids::{ShardId, VolumeId};
+use crate::node::Node;
+use crate::node::message::Message;
+use crate::pool::{self, OpenOptions, OpenPool};
+use crate::shard::ShardConfig;
+
+/// Messages of one reactor to another that fit its ring; more wait with the sender.
+const MAILBOX: usize = 256;
+/// Bytes of each shard's log: some ten thousand map changes within a commit interval.
+const LOG_BYTES: u64 = 4 << 20;
+/// How long a port may still belong to the ring of a killed target (C4), nanoseconds, and how often to look.
+const LISTEN_WAIT_NS: u64 = 3_000_000_000;
+const LISTEN_RETRY_NS: u64 = 20_000_000;
+const EADDRINUSE: i32 = 98;
+
+/// What a thread needs to become a reactor.
+struct Seat {
+    index: usize,
+    core: usize,
+    config: Arc<TargetConfig>,
+    plan: Arc<Plan>,
+    files: Arc<[OpenFile]>,
+    pools: Arc<[&'static BufPool]>,
+    worker_cores: Vec<usize>,
+    mail: Endpoint<Message>,
+    logs: Vec<(ShardId, ProcessLog)>,
+    reports: Sender<Report>,
+    go: Receiver<Damaged>,
+}
+
+type Damaged = Vec<(ShardId, VolumeId, String)>;
+
+/// What a reactor's thread says while it starts.
+enum Report {
+    Recovered(Damaged),
+    Listening(Vec<SocketAddr>),
+    Failed(StartError),
+}
+
+/// Starts a target. Returns when it serves.
+pub fn start(config: TargetConfig, progress: &mut dyn FnMut(&Progress)) -> Result<RunningTarget, StartError> {
+    check_cores(&config.cores)?;
+    if config.cores.is_empty() {
+        return Err(StartError::Invalid("a target needs a core to run on".to_owned()));
+    }
+    let devices = open_devices(&config, progress)?;
+    let (pool, mut logs, machine_restarted) = open_pool(&config, &devices)?;
+    let reactors = config.cores.len();
+    let plan = Arc::new(Plan::new(pool, surrounds(&config, &devices, machine_restarted)));
+    let config = Arc::new(config);
+    let pools: Arc<[_]> = (0..reactors).map(|index| buffers::take(index, config.buffer_bytes)).collect();
+    let files: Arc<[OpenFile]> = devices.files.into();
+    let mesh = Mesh::new(reactors, MAILBOX);
+    let injector = mesh[0].injector();
+    let free_cores: Vec<usize> = allowed_cores()?.into_iter().filter(|core| !config.cores.contains(core)).collect();
+    let (reports, reported) = channel();
+    let (mut threads, mut gos) = (Vec::new(), Vec::new());
+    for (index, mail) in mesh.into_iter().enumerate() {
+        let (go, wait) = channel();
+        gos.push(go);
+        let mine: Vec<ShardId> = plan.shards_of(index).collect();
+        let seat = Seat {
+            index,
+            core: config.cores[index],
+            config: Arc::clone(&config),
+            plan: Arc::clone(&plan),
+            files: Arc::clone(&files),
+            pools: Arc::clone(&pools),
+            worker_cores: free_cores.clone(),
+            mail,
+            logs: logs.extract_if(.., |(shard, _)| mine.contains(shard)).collect(),
+            reports: reports.clone(),
+            go: wait,
+        };
+        let thread = thread::Builder::new().name(format!("ringway-{index}")).spawn(move || seat.run());
+        threads.push(thread.map_err(|source| StartError::System { what: "cannot start a thread".to_owned(), source })?);
+    }
+    drop(reports);
+    let metrics = plan.metrics();
+    match begin(&reported, &gos, reactors) {
+        Ok(listeners) => Ok(RunningTarget::new(injector, metrics, listeners, threads)),
+        Err(error) => {
+            // Those that wait see that nobody will tell them to go on.
+            drop(gos);
+            threads.into_iter().for_each(|thread| drop(thread.join()));
+            Err(error)
+        }
+    }
+}
+
+/// All have recovered, then all go on, then reactor 0 listens.
+fn begin(reported: &Receiver<Report>, gos: &[Sender<Damaged>], reactors: usize) -> Result<Vec<SocketAddr>, StartError> {
+    let gone = || StartError::Invalid("a reactor's thread has ended before it began; the log says why".to_owned());
+    let mut damaged = Vec::new();
+    for _ in 0..reactors {
+        match reported.recv().map_err(|_| gone())? {
+            Report::Recovered(more) => damaged.extend(more),
+            Report::Failed(error) => return Err(error),
+            Report::Listening(_) => unreachable!("nobody was told to go on"),
+        }
+    }
+    // Reactor 0 first: if it cannot listen, the others must not have begun.
+    gos[0].send(damaged).map_err(|_| gone())?;
+    let listeners = match reported.recv().map_err(|_| gone())? {
+        Report::Listening(listeners) => listeners,
+        Report::Failed(error) => return Err(error),
+        Report::Recovered(_) => unreachable!("each recovers once"),
+    };
+    for go in &gos[1..] {
+        go.send(Vec::new()).map_err(|_| gone())?;
+    }
+    Ok(listeners)
+}
+
+fn open_devices(config: &TargetConfig, progress: &mut dyn FnMut(&Progress)) -> Result<Devices, StartError> {
+    if matches!(config.pool, PoolSpec::Memory(_) | PoolSpec::Null(_)) {
+        let options = config.format.clone().unwrap_or_default();
+        return Devices::format(&config.pool, &options, progress);
+    }
+    match (Devices::open(&config.pool, progress), &config.format) {
+        (Err(StartError::NoPool(_)), Some(options)) => Devices::format(&config.pool, options, progress),
+        (opened, _) => opened,
+    }
+}
+
+/// Superblocks and catalog; and the logs, opened for the next generation before that is durable, so that a crash between the
+/// two leaves logs that the next process still takes for the last one's.
+fn open_pool(
+    config: &TargetConfig,
+    devices: &Devices,
+) -> Result<(OpenPool, Vec<(ShardId, ProcessLog)>, bool), StartError> {
+    let mut io = devices.setup_ring()?;
+    let options = OpenOptions::default();
+    let found = pool::inspect(&mut io)?;
+    let mut logs = Vec::new();
+    let mut machine_restarted = false;
+    for shard in (0..found.layout.shards).map(ShardId) {
+        if devices.volatile {
+            logs.push((shard, ProcessLog::Nothing));
+            continue;
+        }
+        let log = open_log(&config.runtime, found.uuid, shard, found.generation + 1)?;
+        machine_restarted |= !matches!(log.found(), Found::Records(_));
+        logs.push((shard, ProcessLog::Shared(Kept(log))));
+    }
+    let mut pool = pool::open(&mut io, &options)?;
+    for notice in &pool.notices {
+        tracing::warn!("{notice}");
+    }
+    if let Some(geometry) = devices.geometry(&pool.layout.geometry) {
+        pool.layout.geometry = Arc::new(geometry);
+    }
+    Ok((pool, logs, machine_restarted))
+}
+
+fn open_log(folder: &Path, pool: Uuid, shard: ShardId, generation: u32) -> Result<CrashLog, StartError> {
+    let log = CrashLog::open(&CrashLogConfig {
+        folder: folder.to_owned(),
+        pool: pool.into_bytes(),
+        shard: u32::from(shard.0),
+        generation: u64::from(generation),
+        capacity: LOG_BYTES,
+    })?;
+    match log.found() {
+        Found::Records(0) | Found::Nothing => {}
+        Found::Records(count) => tracing::info!(%shard, count, "records of a process that died are replayed"),
+        Found::Stale(why) => tracing::warn!(%shard, why, "an old crash log is not replayed"),
+    }
+    Ok(log)
+}
+
+fn surrounds(config: &TargetConfig, devices: &Devices, machine_restarted: bool) -> Surrounds {
+    Surrounds {
+        reactors: config.cores.len(),
+        shard: ShardConfig {
+            // What a null device has forgotten cannot be read again.
+            map_cache_bytes: if devices.null_bytes.is_some() { usize::MAX } else { config.map_cache_bytes },
+            commit_interval_ns: config.commit_interval.as_nanos() as u64,
+            punch_holes: config.punch_holes,
+        },
+        target: TargetInfo {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            listeners: Vec::new(),
+            cores: config.cores.clone(),
+            connections: 0,
+            insecure: config.insecure,
+        },
+        paths: devices.paths.clone(),
+        files: devices.files.iter().map(OpenFile::info).collect(),
+        fail_first_flush: config.fail_first_flush,
+        drain_timeout_ns: config.drain_timeout.as_nanos() as u64,
+        machine_restarted,
+    }
+}
+
+/// A reactor that panics has lost the state that acknowledged data depends on: the process ends, as it would by a kill, and the
+/// next one recovers.
+struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            std::process::abort();
+        }
+    }
+}
+
+impl Seat {
+    /// The thread. Whether its node ended in good order.
+    fn run(self) -> bool {
+        let _guard = AbortOnPanic;
+        let (reports, pool) = (self.reports.clone(), self.pools[self.index]);
+        let ended = self.serve();
+        buffers::give_back(pool);
+        match ended {
+            Ok(clean) => clean,
+            Err(error) => {
+                // Nobody listens any more if another thread has failed before.
+                let _ = reports.send(Report::Failed(error));
+                false
+            }
+        }
+    }
+
+    fn serve(mut self) -> Result<bool, StartError> {
+        pin_current(self.core)?;
+        let mut io = UringIo::new(&UringConfig {
+            worker_cores: self.worker_cores.clone(),
+            ..UringConfig::new(self.pools.to_vec(), self.index)
+        })?;
+        for file in self.files.iter() {
+            io.add_file(file)?;
+        }
+        io.enable();
+        let mut logs = std::mem::take(&mut self.logs);
+        let recovered = self.plan.recover(&mut io, self.index, |shard| {
+            let at = logs.iter().position(|(of, _)| *of == shard).expect("a log for each of its shards");
+            logs.swap_remove(at).1
+        })?;
+        let _ = self.reports.send(Report::Recovered(recovered.damaged()));
+        let Ok(damaged) = self.go.recv() else { return Ok(false) };
+        let first = (self.index == 0).then(|| (sources(), damaged));
+        let mut node = self.plan.node(self.index, recovered, self.config.buffer_bytes, first);
+        if self.index == 0 {
+            let listeners = listen(&mut io, &self.config.listeners)?;
+            let addresses: Vec<_> = listeners.iter().map(|&(_, addr)| addr).collect();
+            for (id, addr) in listeners {
+                node.transport().listen(&mut io, id, addr);
+            }
+            node.owner().expect("the catalog lives here").set_listeners(addresses.clone());
+            let _ = self.reports.send(Report::Listening(addresses));
+        }
+        drop(self.reports);
+        let mut reactor = Reactor::new(io, self.mail, node);
+        reactor.set_polling_ns(self.config.polling.as_nanos() as u64);
+        reactor.run(|node: &mut Node<ProcessLog>| node.is_stopped());
+        let (mut node, io, mut mail) = reactor.into_parts();
+        // Calls that came too late: dropped, they say that the target is gone.
+        mail.receive_control(&mut Vec::new());
+        let clean = node.owner().is_none_or(|owner| owner.is_closed());
+        drop(node);
+        drop(io);
+        Ok(clean)
+    }
+}
+
+fn sources() -> Sources {
+    Sources { unix_s: Box::new(super::unix_s), new_uuid: Box::new(Uuid::new_v4) }
+}
+
+fn listen(io: &mut UringIo, addresses: &[SocketAddr]) -> Result<Vec<(ListenerId, SocketAddr)>, StartError> {
+    addresses.iter().map(|&addr| listen_one(io, addr).map_err(|error| StartError::listen(addr, error))).collect()
+}
+
+/// A killed target's ring holds its ports a moment longer than its process lives.
+fn listen_one(io: &mut UringIo, addr: SocketAddr) -> Result<(ListenerId, SocketAddr), IoError> {
+    let give_up = io.now_precise().plus_ns(LISTEN_WAIT_NS);
+    loop {
+        match io.listen(addr) {
+            Err(error) if error.errno == EADDRINUSE && io.now_precise() < give_up => {
+                let mut nothing = Vec::new();
+                io.poll(Wait::Until(io.now_precise().plus_ns(LISTEN_RETRY_NS)), &mut nothing);
+                assert!(nothing.is_empty(), "nothing is in flight before the node runs");
+            }
+            outcome => return outcome,
+        }
+    }
+}
