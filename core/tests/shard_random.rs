@@ -179,3 +179,20 @@ fn clients_that_hold_every_buffer_do_not_stop_the_shard() {
         check_and_drain(seed, driver);
     }
 }
+
+#[test]
+fn holes_are_punched_only_where_nothing_is() {
+    for seed in 1100..1115 {
+        let mut setup = wide();
+        setup.config.punch_holes = true;
+        setup.slabs_per_disk = 5;
+        let mut driver = Driver::new(seed, setup, Load { errors: true, cuts: 1, ..Load::default() });
+        for life in 0..4 {
+            for _ in 0..200 {
+                driver.step().unwrap_or_else(|why| panic!("seed {seed} life {life}: {why}"));
+            }
+            driver = driver.crash(life % 2 == 0).unwrap_or_else(|why| panic!("seed {seed} life {life}: {why}"));
+        }
+        check_and_drain(seed, driver);
+    }
+}

@@ -6,7 +6,6 @@ use super::api::{Event, RecordLog};
 use super::parts::{PartKey, Stage};
 use super::{Shard, SlabRequest};
 use crate::request::Status;
-use crate::space::Ticket;
 
 /// A shard asks for another slab when it has fewer free clusters than this part of a slab left.
 const LOW_SPACE_PART: u64 = 8;
@@ -17,6 +16,7 @@ impl<L: RecordLog> Shard<L> {
     /// Everything that can go on without a part.
     pub(super) fn advance<I: Io>(&mut self, io: &mut I, out: &mut Vec<Event>) {
         self.reclaim();
+        self.punch(io);
         self.resume_loads(io);
         self.advance_erasure(io, out);
         self.advance_commit(io, out);
@@ -26,15 +26,6 @@ impl<L: RecordLog> Shard<L> {
         self.ask_for_slab(false, out);
         self.unpark();
         self.advance_drain(out);
-    }
-
-    /// Lets go of what is neither mapped durably nor looked at by anybody any more (C7).
-    pub(super) fn reclaim(&mut self) {
-        let mut released = std::mem::take(&mut self.released);
-        self.space.reclaim(self.commit.durable(), Ticket(self.ops.oldest_ticket()), &mut released);
-        self.space_changed |= !released.is_empty();
-        released.clear();
-        self.released = released;
     }
 
     /// Queues again who waited for something of which there is more now.
@@ -52,16 +43,16 @@ impl<L: RecordLog> Shard<L> {
 
     /// The part needs more clusters than there are: it waits as long as some may come, and fails only in a full pool (H7).
     pub(super) fn park_for_space(&mut self, key: PartKey, out: &mut Vec<Event>) {
-        let quarantined = self.space.quarantine_lsn();
-        if quarantined.is_some_and(|lsn| lsn > self.commit.durable()) {
+        if self.space.quarantine_lsn().is_some_and(|lsn| lsn > self.commit.durable()) {
             self.commit.force();
         }
-        if quarantined.is_none() {
+        let quarantined = self.space.counts().quarantined > 0;
+        if !quarantined {
             self.ask_for_slab(true, out);
         }
         let asked = matches!(self.slab_request, SlabRequest::Asked { .. });
         let in_hand = !self.openings.is_empty() || !self.erasing.is_empty();
-        if quarantined.is_none() && !asked && !in_hand {
+        if !quarantined && !asked && !in_hand {
             return self.finish(key, Status::CapacityExceeded, out);
         }
         self.parts.at(key).stage = Stage::Parked;

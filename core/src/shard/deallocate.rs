@@ -87,7 +87,10 @@ impl<L: RecordLog> Shard<L> {
                 version.states = version.states.with(block..block + 1, state);
             }
         }
-        (version != before).then(|| self.store(volume, cluster, version))
+        let idle_place = version.place.is_some()
+            && !version.states.any_data()
+            && self.openings.find(volume, cluster, birth).is_none();
+        (version != before || idle_place).then(|| self.store(volume, cluster, version))
     }
 
     /// Gives up the place of a version in which the last write on its way left no data.

@@ -27,7 +27,8 @@ pub(crate) fn classify(owner: Owner, kind: Kind, error: IoError) -> Verdict {
             ErrorKind::NoSpace => Status::CapacityExceeded,
             _ => Status::WriteFault,
         }),
-        (Owner::NodePage { .. } | Owner::Checkpoint { .. }, _) => Verdict::Attempt(error),
+        // A hole that could not be punched costs the file below some space.
+        (Owner::NodePage { .. } | Owner::Checkpoint { .. } | Owner::Punch { .. }, _) => Verdict::Attempt(error),
         (Owner::Group, _) => Verdict::Shard(format!("a journal group could not be written: {error}")),
     }
 }
@@ -58,6 +59,7 @@ mod tests {
         let page = Owner::NodePage(NodeKey { volume: VolumeId(1), range: 0 });
         assert_eq!(classify(page, Kind::Read, error), Verdict::Attempt(error));
         assert_eq!(classify(Owner::Checkpoint { nth: 0 }, Kind::Write, error), Verdict::Attempt(error));
+        assert_eq!(classify(Owner::Punch { hole: 0 }, Kind::Deallocate, error), Verdict::Attempt(error));
         assert!(matches!(classify(Owner::Group, Kind::DurableWrite, error), Verdict::Shard(_)));
     }
 }

@@ -26,6 +26,7 @@ mod ops;
 mod overlap;
 mod parts;
 mod read;
+mod reclaim;
 mod recover;
 mod scratch;
 mod sector;
@@ -119,8 +120,9 @@ pub struct Shard<L> {
     space: Space,
     space_changed: bool,
     slab_request: SlabRequest,
-    /// Empty between uses.
+    /// Clusters let go that still need a hole.
     released: Vec<Place>,
+    holes: slab::Slab<reclaim::Hole>,
     journal_changed: bool,
     nodes_changed: bool,
     scratch: Scratch,
@@ -172,6 +174,7 @@ impl<L: RecordLog> Shard<L> {
             nodes,
             space,
             released: Vec::new(),
+            holes: slab::Slab::new(),
             journal_changed: false,
             nodes_changed: false,
             space_changed: false,

@@ -19,6 +19,8 @@ pub(crate) enum Owner {
     NodePage(NodeKey),
     /// The journal group under way.
     Group,
+    /// A hole where clusters were that have been let go.
+    Punch { hole: u32 },
     /// Operation `nth` of the checkpoint's current step.
     Checkpoint { nth: u32 },
 }
@@ -29,6 +31,7 @@ pub(crate) enum Kind {
     Read,
     Write,
     DurableWrite,
+    Deallocate,
 }
 
 #[derive(Clone, Copy, Debug)]

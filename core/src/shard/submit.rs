@@ -24,6 +24,11 @@ impl<L: RecordLog> Shard<L> {
         io.submit(self.tokens.token(slot), Op::Write { file: FileId(run.file), offset: run.offset, buf, durable });
     }
 
+    pub(super) fn submit_punch<I: Io>(&mut self, io: &mut I, hole: u32, run: Run, len: u64) {
+        let slot = self.ops.insert(Owner::Punch { hole }, Kind::Deallocate, run.file);
+        io.submit(self.tokens.token(slot), Op::Deallocate { file: FileId(run.file), offset: run.offset, len });
+    }
+
     /// Sends the part's segments that have a place, then goes on with its steps.
     pub(super) fn submit_segments<I: Io>(&mut self, io: &mut I, key: PartKey, write: bool, out: &mut Vec<Event>) {
         let state = self.parts.at(key);
@@ -77,6 +82,7 @@ impl<L: RecordLog> Shard<L> {
             }
             Owner::NodePage(node) => self.on_node_page(io, node, buf.expect(given_back), failed.as_ref(), out),
             Owner::Group => self.on_group(io, buf.expect(given_back), failed.is_some(), out),
+            Owner::Punch { hole } => self.on_punched(hole),
             Owner::Checkpoint { nth } => self.on_checkpoint_op(io, nth, buf.expect(given_back), failed.is_some(), out),
         }
     }

@@ -108,6 +108,8 @@ pub struct Space {
     settled: VecDeque<(Lsn, Place)>,
     durable: Lsn,
     quarantine: Quarantine,
+    /// Let go, but not free before a hole has been punched where they are.
+    punching: BTreeSet<Place>,
     pages: PageClusters,
     chunks: BTreeSet<Place>,
 }
@@ -127,6 +129,7 @@ impl Space {
             settled: VecDeque::new(),
             durable: Lsn(0),
             quarantine: Quarantine::default(),
+            punching: BTreeSet::new(),
             pages: PageClusters::default(),
             chunks: BTreeSet::new(),
         }
@@ -240,6 +243,26 @@ impl Space {
         }
     }
 
+    /// Like [`Space::reclaim`], but what is let go stays out of use until [`Space::punched`]: a hole punched into a cluster that
+    /// has been given out again would take the new data with it.
+    pub fn reclaim_to_punch(&mut self, durable: Lsn, oldest_in_flight: Ticket, held: &mut Vec<Place>) {
+        let before = held.len();
+        self.reclaim(durable, oldest_in_flight, held);
+        for &place in &held[before..] {
+            self.set_bit(place, true).expect("a place of this shard");
+            self.punching.insert(place);
+        }
+    }
+
+    /// The hole is punched, or will not be: the cluster is free.
+    ///
+    /// # Panics
+    /// If it was not let go by [`Space::reclaim_to_punch`].
+    pub fn punched(&mut self, place: Place) {
+        assert!(self.punching.remove(&place), "{place:?} does not wait for a hole");
+        self.clear(place);
+    }
+
     /// A page for the map, from a page cluster or a new one.
     pub fn alloc_page(&mut self) -> Result<Place, AllocError> {
         if let Some(page) = self.pages.alloc() {
@@ -344,6 +367,7 @@ impl Space {
         let hidden = (self.in_hand.iter().copied())
             .chain(self.settled.iter().map(|&(_, place)| place))
             .chain(self.quarantine.durably_free(self.durable))
+            .chain(self.punching.iter().copied())
             .chain(self.pages.clusters())
             .chain(self.chunks.iter().copied());
         for place in hidden {
@@ -365,7 +389,7 @@ impl Space {
     pub fn counts(&self) -> Counts {
         let total = self.slabs.len() as u64 * u64::from(self.geometry.clusters_per_slab());
         let metadata = (self.pages.cluster_count() + self.chunks.len()) as u64;
-        let quarantined = self.quarantine.len() as u64;
+        let quarantined = (self.quarantine.len() + self.punching.len()) as u64;
         let data = total - self.free - metadata - quarantined;
         Counts { total, free: self.free, data, metadata, quarantined, reserve: self.reserve }
     }
