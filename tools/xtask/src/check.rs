@@ -27,9 +27,9 @@ fn source(report: &mut Report) {
         command::run(cargo(arguments), BUILD_LIMIT)
     });
     report.step("documentation", || {
-        // Private items too: who reads these pages works on the code.
+        // Private items too, and links to them: who reads these pages works on the code.
         let mut command = cargo(["doc", "--workspace", "--no-deps", "--all-features", "--document-private-items"]);
-        command.env("RUSTDOCFLAGS", "-D warnings");
+        command.env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private-intra-doc-links");
         command::run(command, BUILD_LIMIT)
     });
 }

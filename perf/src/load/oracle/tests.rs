@@ -1,3 +1,5 @@
+//! What the oracle remembers over the end of its process, and how it judges what a block holds.
+
 use super::*;
 
 fn identity(fresh: bool) -> Identity {
