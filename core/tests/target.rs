@@ -8,7 +8,9 @@ use std::time::Duration;
 use ringway_core::control::{
     ControlAnswer, ControlCall, ControlError, ControlErrorKind, ControlRequest, VolumeCreate, VolumeInfo,
 };
-use ringway_core::target::{Allocation, FormatOptions, PoolSpec, RunningTarget, StartError, TargetConfig, format, start};
+use ringway_core::target::{
+    Allocation, FormatOptions, PoolSpec, RunningTarget, StartError, TargetConfig, format, start,
+};
 use ringway_reactor::pin::allowed_cores;
 
 const MIB: u64 = 1 << 20;
@@ -109,7 +111,10 @@ fn cores_that_are_not_there_and_pools_that_are_none_are_refused() {
     let memory = || PoolSpec::Memory(64 * MIB);
     let error = refused(TargetConfig { cores: vec![4000], ..config(memory(), dir.path()) });
     assert_eq!(error.kind(), ControlErrorKind::Denied);
-    assert_eq!(refused(TargetConfig { cores: vec![], ..config(memory(), dir.path()) }).kind(), ControlErrorKind::Invalid);
+    assert_eq!(
+        refused(TargetConfig { cores: vec![], ..config(memory(), dir.path()) }).kind(),
+        ControlErrorKind::Invalid
+    );
     let small = refused(config(PoolSpec::Memory(MIB), dir.path()));
     assert_eq!(small.kind(), ControlErrorKind::Invalid);
     let foreign = dir.path().join("foreign");

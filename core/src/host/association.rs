@@ -9,7 +9,7 @@
 //! ```
 //! Commands in flight at a break are kept, in order, and sent again on the next connection ahead of new ones; the target
 //! sees to it that nothing of the old association runs after the new one is accepted (C11). A compare-and-write is never
-//! sent twice: it ends as [`Outcome::Unknown`].
+//! sent twice: it ends as `Outcome::Unknown`.
 
 use std::collections::VecDeque;
 use std::time::Duration;

@@ -160,7 +160,7 @@ impl Superblock {
         out
     }
 
-    /// The superblock in a block, every field of it checked on its own; how devices fit each other is for [`super::open`].
+    /// The superblock in a block, every field of it checked on its own; how devices fit each other is for [`super::open()`].
     pub fn decode(bytes: &[u8]) -> Result<Superblock, BadSuperblock> {
         let raw = Raw::ref_from_bytes(bytes).map_err(|_| BadSuperblock::Field("length"))?;
         if bytes.iter().all(|&byte| byte == 0) {
