@@ -5,11 +5,13 @@
 //! data has no checksums and is not read.
 
 mod bits;
+mod pool;
 mod shard;
 
 #[cfg(test)]
 mod tests;
 
+pub use pool::{DeviceReport, PoolReport, VolumeReport, inspect_pool};
 pub use shard::{ReadAt, ShardReport, ShardSpec, VolumeUse, inspect_shard};
 
 use serde::{Deserialize, Serialize};

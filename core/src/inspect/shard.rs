@@ -45,6 +45,8 @@ pub struct ShardSpec {
     pub volumes: BTreeMap<VolumeId, VolumeRecord>,
     /// Removed, and perhaps not yet erased here.
     pub removed: BTreeSet<VolumeId>,
+    /// Fill [`ShardReport::dump`].
+    pub dump: bool,
 }
 
 /// What one volume occupies of a shard.
@@ -77,6 +79,9 @@ pub struct ShardReport {
     pub volumes: BTreeMap<VolumeId, VolumeUse>,
     /// What is wrong or worth knowing.
     pub findings: Vec<Finding>,
+    /// Where asked for: the checkpoint, every journal record and every map node, a line each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dump: Vec<String>,
 }
 
 /// Looks at one shard.
@@ -85,7 +90,14 @@ pub fn inspect_shard(spec: &ShardSpec, read: ReadAt<'_>) -> ShardReport {
     let mut look = Look { spec, seed: spec.seed.shard(spec.id), read, report };
     let Some((header, image, chunks)) = look.checkpoint() else { return look.report };
     look.report.checkpoint = header.generation;
+    look.dump(|| {
+        let (generation, start) = (header.generation, header.start);
+        format!("checkpoint {generation} of {} chunks, {} nodes, replay from {start:?}", chunks.len(), image.table.len())
+    });
     let records = look.journal(&header);
+    for (lsn, record) in &records {
+        look.dump(|| format!("journal {lsn}: {record:?}"));
+    }
     look.map(&image, &chunks, &records);
     look.report
 }
@@ -101,6 +113,12 @@ impl Look<'_> {
     fn say(&mut self, severity: Severity, volume: Option<VolumeId>, what: impl Into<String>) {
         let shard = Some(self.spec.id);
         self.report.findings.push(Finding { severity, shard, volume, what: what.into() });
+    }
+
+    fn dump(&mut self, line: impl FnOnce() -> String) {
+        if self.spec.dump {
+            self.report.dump.push(line());
+        }
     }
 
     /// The newest checkpoint whose image is whole, with the clusters of its chunks.
@@ -317,6 +335,10 @@ impl Look<'_> {
                 self.say(Severity::Fault, volume, format!("cluster {cluster}: {place:?} {wrong}"));
             }
         }
+        self.dump(|| {
+            let versions = node.versions().map(|(index, version)| format!("{index}: {version:?}"));
+            format!("map of volume {} range {}: {}", key.volume, key.range, versions.collect::<Vec<_>>().join("; "))
+        });
         let entry = self.report.volumes.entry(key.volume).or_default();
         entry.nodes += 1;
         entry.clusters += clusters;

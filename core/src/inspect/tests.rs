@@ -111,6 +111,7 @@ fn shard(pages: &[Record], bits: u64, journal: &[Record]) -> Shard {
         slabs: [SlabId::new(0, 0)].into(),
         volumes: [(VOLUME, volume)].into(),
         removed: [].into(),
+        dump: false,
     };
     Shard { device, spec }
 }
@@ -145,6 +146,15 @@ fn a_sound_shard_has_no_findings_and_its_clusters_are_counted() {
     assert_eq!((report.checkpoint, report.replayed, report.last_lsn), (GENERATION, 3, Lsn(3)));
     assert_eq!((report.clusters_used, report.clusters_leaked), (3, 0));
     assert_eq!(report.volumes[&VOLUME], VolumeUse { nodes: 1, clusters: 3 });
+}
+
+#[test]
+fn a_dump_has_a_line_for_each_record_and_node() {
+    let mut shard = sound();
+    shard.spec.dump = true;
+    let dump = shard.inspect().dump;
+    let count = |what: &str| dump.iter().filter(|line| line.starts_with(what)).count();
+    assert_eq!((count("checkpoint 3"), count("journal"), count("map of volume 7 range 0")), (1, 3, 1), "{dump:#?}");
 }
 
 #[test]
