@@ -1,1 +1,62 @@
-fn main() {}
+//! The Ringway daemon and its command line, one binary.
+//!
+//! `cli` says what there is, each command has a module, `failure` has the exit codes.
+#![expect(dead_code, reason = "serve, demo and pool format join the build with the engine that they start")]
+
+mod api;
+mod attached;
+mod bench;
+mod cli;
+mod client;
+mod config;
+mod endpoint;
+mod failure;
+mod inspect;
+mod metrics_text;
+mod output;
+mod pool;
+mod runtime;
+mod size;
+mod volume;
+mod volume_image;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::cli::{Cli, Command};
+use crate::failure::Failure;
+use crate::output::Format;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return wrong_usage(&error),
+    };
+    let format = if cli.json { Format::Json } else { Format::Text };
+    let result = match cli.command {
+        Command::Pool(command) => pool::run(command, format),
+        Command::Volume(command) => volume::run(command, format),
+        Command::Inspect(args) => inspect::run(&args, format),
+        Command::Bench(args) => bench::run(*args, format),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            format.print_failure(&failure);
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}
+
+/// Help and version are answers; everything else is a failure like any other, in JSON where that was asked for.
+fn wrong_usage(error: &clap::Error) -> ExitCode {
+    if error.use_stderr() && std::env::args_os().any(|arg| arg == "--json") {
+        let failure = Failure::usage(error.to_string().trim().trim_start_matches("error: "));
+        Format::Json.print_failure(&failure);
+        return ExitCode::from(failure.exit_code());
+    }
+    // A closed stdout is no failure of ours.
+    let _ = error.print();
+    ExitCode::from(error.exit_code() as u8)
+}

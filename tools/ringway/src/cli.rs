@@ -1,0 +1,317 @@
+//! The command line: what there is, what it takes, and examples. Nothing is done here.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::config::Settings;
+use crate::endpoint::PoolPlace;
+use crate::failure::EXIT_CODES;
+use crate::size::Size;
+
+/// Block storage over NVMe/TCP from files, devices or memory: one reactor a core, durable by default.
+#[derive(Parser, Debug)]
+#[command(name = "ringway", version, after_help = EXIT_CODES, max_term_width = 110)]
+pub(crate) struct Cli {
+    /// Answer in JSON, failures too
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What can be done.
+#[derive(Subcommand, Debug)]
+pub(crate) enum Command {
+    /// Make, look at and grow pools
+    #[command(subcommand)]
+    Pool(PoolCommand),
+    /// Make, look at, change and remove volumes of the running target
+    #[command(subcommand)]
+    Volume(VolumeCommand),
+    /// Check a pool that nobody serves, without changing it
+    #[command(
+        after_help = "Examples:\n  ringway inspect ./ringway-data\n  ringway inspect ./ringway-data --json | jq .faults"
+    )]
+    Inspect(InspectArgs),
+    /// Load one volume of a target with verified reads and writes
+    #[command(after_help = BENCH_EXAMPLES)]
+    Bench(Box<crate::bench::BenchArgs>),
+}
+
+const SERVE_EXAMPLES: &str = "\
+Examples:
+  ringway serve                                           # ./ringway-data on loopback
+  ringway serve --pool /dev/nvme1n1 --cores 2-5 --listen tcp://10.0.0.1:4420
+  ringway serve --config /etc/ringway.toml
+  ringway serve --pool mem:1GiB --listen tcp://127.0.0.1:0  # port 0 picks one
+
+One line of JSON with the addresses is printed when the target is ready. SIGTERM and SIGINT finish what is in flight
+and stop; SIGHUP rereads the configuration file and applies its log filter.";
+
+const BENCH_EXAMPLES: &str = "\
+Examples:
+  ringway bench tcp://127.0.0.1:4420/vm1 --mix read --depth 32 --time 10
+  ringway bench tcp://127.0.0.1:4420/vm1 --mix read=70,write=29,flush=1 --verify --oracle vm1.oracle
+  ringway bench tcp://127.0.0.1:4420/vm1 --verify --oracle vm1.oracle --resume --sweep acknowledged --time 0";
+
+/// `ringway serve`.
+#[derive(Args, Debug)]
+pub(crate) struct ServeArgs {
+    /// Read settings from this TOML file; flags win over it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) settings: Settings,
+    /// End when the parent process ends (for the demo and tests)
+    #[arg(long, hide = true)]
+    pub(crate) die_with_parent: bool,
+}
+
+/// Where the daemon is found.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct DaemonArgs {
+    /// Control socket of the daemon [default: control.sock in the runtime folder]
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) control: Option<PathBuf>,
+    /// Runtime folder of the daemon [default: $RINGWAY_RUNTIME_DIR, /run/ringway as root, or $XDG_RUNTIME_DIR/ringway]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) runtime: Option<PathBuf>,
+}
+
+/// `ringway pool ...`.
+#[derive(Subcommand, Debug)]
+pub(crate) enum PoolCommand {
+    /// Show the running target's pool, or one that nobody serves
+    #[command(after_help = "Examples:\n  ringway pool show\n  ringway pool show ./ringway-data")]
+    Show(PoolShowArgs),
+    /// Add space to the running target's pool
+    #[command(after_help = "Examples:\n  ringway pool grow --size 10GiB\n  ringway pool grow --device /dev/nvme2n1")]
+    Grow(PoolGrowArgs),
+}
+
+/// `ringway pool format`.
+#[derive(Args, Debug)]
+pub(crate) struct FormatArgs {
+    /// A directory for the pool's file (made if need be), a block device, or several, separated by commas
+    #[arg(value_name = "DIR|DEVICE")]
+    pub(crate) pool: PoolPlace,
+    /// Bytes of the pool's file; a block device is taken whole
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) size: Option<Size>,
+    /// How the space of the file is obtained
+    #[arg(long, value_enum, value_name = "HOW", default_value_t = Allocate::Written)]
+    pub(crate) allocate: Allocate,
+    /// Number of shards: the most reactors that the pool can ever keep busy
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub(crate) shards: Option<u16>,
+    /// Bytes of a slab, the piece in which shards get their space: a power of two
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) slab: Option<Size>,
+    /// Bytes of each shard's journal
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) journal: Option<Size>,
+    /// Format even if a pool, or something else, is there; all of it is lost
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+/// How the space of a pool's file is obtained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Allocate {
+    /// Written once: no later write has to allocate in the file system
+    Written,
+    /// Reserved in the file system, not written
+    Reserved,
+    /// Neither: the file system may be full when a write comes
+    Sparse,
+}
+
+/// `ringway pool show`.
+#[derive(Args, Debug)]
+pub(crate) struct PoolShowArgs {
+    /// A pool that nobody serves; without it the running target is asked
+    #[arg(value_name = "DIR|DEVICE")]
+    pub(crate) pool: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) daemon: DaemonArgs,
+}
+
+/// `ringway pool grow`.
+#[derive(Args, Debug)]
+#[group(id = "space", required = true, multiple = false, args = ["size", "device"])]
+pub(crate) struct PoolGrowArgs {
+    /// Add a file of this size to the pool's directory
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) size: Option<Size>,
+    /// Add a block device
+    #[arg(long, value_name = "DEVICE")]
+    pub(crate) device: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) daemon: DaemonArgs,
+}
+
+/// `ringway volume ...`.
+#[derive(Subcommand, Debug)]
+pub(crate) enum VolumeCommand {
+    /// Make a volume; it takes space as it is written
+    #[command(
+        after_help = "Examples:\n  ringway volume create vm1 20GiB\n  ringway volume create db/log 4GiB --lba 4096 --shards 0"
+    )]
+    Create(CreateArgs),
+    /// List all volumes
+    List(DaemonArgs),
+    /// Show one volume
+    Show(NamedArgs),
+    /// Grow a volume; attached hosts see it at once
+    #[command(after_help = "Example:\n  ringway volume resize vm1 40GiB")]
+    Resize(ResizeArgs),
+    /// Give a volume another name
+    Rename(RenameArgs),
+    /// Say which hosts may attach; none: any host where the listener allows that
+    #[command(after_help = "Example:\n  ringway volume hosts vm1 \"$(cat /etc/nvme/hostnqn)\"")]
+    Hosts(HostsArgs),
+    /// Remove a volume and everything in it
+    Remove(RemoveArgs),
+    /// Make a volume from a raw image
+    #[command(after_help = "Example:\n  ringway volume import vm1 disk.img")]
+    Import(ImportArgs),
+    /// Write a volume's content to a raw image; runs of zeros become holes
+    #[command(after_help = "Example:\n  ringway volume export vm1 disk.img")]
+    Export(ExportArgs),
+}
+
+/// `ringway volume create`.
+#[derive(Args, Debug)]
+pub(crate) struct CreateArgs {
+    /// 1 to 200 bytes of A-Z a-z 0-9 . _ / -
+    pub(crate) name: String,
+    /// Such as 20GiB
+    pub(crate) size: Size,
+    #[command(flatten)]
+    pub(crate) shape: ShapeArgs,
+    #[command(flatten)]
+    pub(crate) daemon: DaemonArgs,
+}
+
+/// What is fixed when a volume is made.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct ShapeArgs {
+    /// Logical block size: 512 or 4096
+    #[arg(long, value_name = "BYTES", default_value_t = 512)]
+    pub(crate) lba: u32,
+    /// Shards that hold it, such as 0,2; one pins it whole [default: all]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub(crate) shards: Option<Vec<u16>>,
+    /// One writer at a time
+    #[arg(long)]
+    pub(crate) exclusive: bool,
+    /// A host NQN that may attach; may be repeated
+    #[arg(long = "host", value_name = "NQN")]
+    pub(crate) hosts: Vec<String>,
+}
+
+/// A volume by name.
+#[derive(Args, Debug)]
+pub(crate) struct NamedArgs {
+    /// The volume
+    pub(crate) name: String,
+    #[command(flatten)]
+    pub(crate) daemon: DaemonArgs,
+}
+
+/// `ringway volume resize`.
+#[derive(Args, Debug)]
+pub(crate) struct ResizeArgs {
+    /// The volume
+    pub(crate) name: String,
+    /// Its new size, not below the present one
+    pub(crate) size: Size,
+    #[command(flatten)]
+    pub(crate) daemon: DaemonArgs,
+}
+
+/// `ringway volume rename`.
+#[derive(Args, Debug)]
+pub(crate) struct RenameArgs {
+    /// The volume
+    pub(crate) name: String,
+    /// Its new name
+    pub(crate) to: String,
+    #[command(flatten)]
+    pub(crate) daemon: DaemonArgs,
+}
+
+/// `ringway volume hosts`.
+#[derive(Args, Debug)]
+pub(crate) struct HostsArgs {
+    /// The volume
+    pub(crate) name: String,
+    /// Host NQNs; these replace the present ones
+    #[arg(value_name = "NQN")]
+    pub(crate) hosts: Vec<String>,
+    #[command(flatten)]
+    pub(crate) daemon: DaemonArgs,
+}
+
+/// `ringway volume remove`.
+#[derive(Args, Debug)]
+pub(crate) struct RemoveArgs {
+    /// The volume
+    pub(crate) name: String,
+    /// Even if a host is attached
+    #[arg(long)]
+    pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) daemon: DaemonArgs,
+}
+
+/// `ringway volume import`.
+#[derive(Args, Debug)]
+pub(crate) struct ImportArgs {
+    /// The volume to make
+    pub(crate) name: String,
+    /// A raw image; its size is rounded up to whole logical blocks
+    pub(crate) file: PathBuf,
+    #[command(flatten)]
+    pub(crate) shape: ShapeArgs,
+    #[command(flatten)]
+    pub(crate) daemon: DaemonArgs,
+}
+
+/// `ringway volume export`.
+#[derive(Args, Debug)]
+pub(crate) struct ExportArgs {
+    /// The volume
+    pub(crate) name: String,
+    /// The image to make
+    pub(crate) file: PathBuf,
+    /// Replace a file that is there already
+    #[arg(long)]
+    pub(crate) overwrite: bool,
+    #[command(flatten)]
+    pub(crate) daemon: DaemonArgs,
+}
+
+/// `ringway inspect`.
+#[derive(Args, Debug)]
+pub(crate) struct InspectArgs {
+    /// A pool that nobody serves
+    #[arg(value_name = "DIR|DEVICE")]
+    pub(crate) pool: PathBuf,
+    /// Show every record of the journals and the catalog too
+    #[arg(long)]
+    pub(crate) dump: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

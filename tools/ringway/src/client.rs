@@ -1,0 +1,141 @@
+//! The other end of the control interface, for our own commands.
+
+use std::io;
+use std::path::PathBuf;
+
+use http_body_util::{BodyExt, Full};
+use hyper::body::Bytes;
+use hyper::client::conn::http1;
+use hyper::{Method, Request, header};
+use hyper_util::rt::TokioIo;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use ringway_core::control::{ControlErrorKind, PoolGrow, PoolInfo, TargetInfo, VolumeCreate, VolumeInfo};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+
+use crate::api::{ErrorBody, NewHosts, NewName, NewSize};
+use crate::failure::Failure;
+
+/// What may stand in one path segment as it is.
+const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'.').remove(b'_').remove(b'-');
+
+/// Talks to the daemon behind one control socket; every call makes a connection of its own.
+#[derive(Clone, Debug)]
+pub(crate) struct Client {
+    socket: PathBuf,
+}
+
+impl Client {
+    pub(crate) fn new(socket: PathBuf) -> Client {
+        Client { socket }
+    }
+
+    pub(crate) fn target(&self) -> Result<TargetInfo, Failure> {
+        self.call(Method::GET, "/v1/target", None::<&()>)
+    }
+
+    pub(crate) fn pool(&self) -> Result<PoolInfo, Failure> {
+        self.call(Method::GET, "/v1/pool", None::<&()>)
+    }
+
+    pub(crate) fn pool_grow(&self, grow: &PoolGrow) -> Result<PoolInfo, Failure> {
+        self.call(Method::POST, "/v1/pool/devices", Some(grow))
+    }
+
+    pub(crate) fn volumes(&self) -> Result<Vec<VolumeInfo>, Failure> {
+        self.call(Method::GET, "/v1/volumes", None::<&()>)
+    }
+
+    pub(crate) fn volume(&self, name: &str) -> Result<VolumeInfo, Failure> {
+        self.call(Method::GET, &path(name, ""), None::<&()>)
+    }
+
+    pub(crate) fn volume_create(&self, create: &VolumeCreate) -> Result<VolumeInfo, Failure> {
+        self.call(Method::POST, "/v1/volumes", Some(create))
+    }
+
+    pub(crate) fn volume_resize(&self, name: &str, size: u64) -> Result<VolumeInfo, Failure> {
+        self.call(Method::PUT, &path(name, "/size"), Some(&NewSize { size }))
+    }
+
+    pub(crate) fn volume_rename(&self, name: &str, to: &str) -> Result<VolumeInfo, Failure> {
+        self.call(Method::PUT, &path(name, "/name"), Some(&NewName { name: to.to_owned() }))
+    }
+
+    pub(crate) fn volume_set_hosts(&self, name: &str, hosts: &[String]) -> Result<VolumeInfo, Failure> {
+        self.call(Method::PUT, &path(name, "/hosts"), Some(&NewHosts { hosts: hosts.to_vec() }))
+    }
+
+    pub(crate) fn volume_remove(&self, name: &str, force: bool) -> Result<(), Failure> {
+        let query = if force { "?force=true" } else { "" };
+        let _: serde_json::Value = self.call(Method::DELETE, &path(name, query), None::<&()>)?;
+        Ok(())
+    }
+
+    fn call<A: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&impl Serialize>,
+    ) -> Result<A, Failure> {
+        let (status, bytes) = self.exchange(method, path, body)?;
+        let broken = |error| Failure::internal(format!("the daemon's answer to {path} is not understood: {error}"));
+        if (200..300).contains(&status) {
+            serde_json::from_slice(&bytes).map_err(broken)
+        } else {
+            let body: ErrorBody = serde_json::from_slice(&bytes).map_err(broken)?;
+            Err(body.error.into())
+        }
+    }
+
+    fn exchange(&self, method: Method, path: &str, body: Option<&impl Serialize>) -> Result<(u16, Bytes), Failure> {
+        let body = body.map(|body| serde_json::to_vec(body).expect("requests are serialisable")).unwrap_or_default();
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, "ringway")
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::<Bytes>::from(body))
+            .expect("the path is percent-encoded");
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .build()
+            .map_err(|error| Failure::internal(format!("cannot start the client: {error}")))?;
+        runtime.block_on(async {
+            let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.unreachable(&error))?;
+            let lost = |error| {
+                Failure::new(
+                    ControlErrorKind::Unavailable,
+                    format!("the daemon on {} stopped answering: {error}", self.socket.display()),
+                )
+            };
+            let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(lost)?;
+            let driver = tokio::task::spawn(connection);
+            let response = sender.send_request(request).await.map_err(lost)?;
+            let status = response.status().as_u16();
+            let bytes = response.into_body().collect().await.map_err(lost)?.to_bytes();
+            driver.abort();
+            Ok((status, bytes))
+        })
+    }
+
+    fn unreachable(&self, error: &io::Error) -> Failure {
+        let socket = self.socket.display();
+        let (kind, advice) = match error.kind() {
+            io::ErrorKind::PermissionDenied => (
+                ControlErrorKind::Denied,
+                "run as the daemon's user, or start it with --socket-group and --socket-mode 0660",
+            ),
+            _ => (
+                ControlErrorKind::Unavailable,
+                "start it by `ringway serve`, or name its socket by --control or --runtime",
+            ),
+        };
+        Failure::new(kind, format!("no daemon answers on {socket} ({error}); {advice}"))
+    }
+}
+
+fn path(name: &str, rest: &str) -> String {
+    format!("/v1/volumes/{}{rest}", utf8_percent_encode(name, SEGMENT))
+}

@@ -1,0 +1,177 @@
+//! What `serve` needs to know: a TOML file, with flags over it, with defaults below.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use ringway_core::target::PoolSpec;
+use serde::Deserialize;
+
+use crate::endpoint::{Listen, PoolPlace};
+use crate::failure::Failure;
+use crate::runtime::{SocketAccess, parse_mode};
+use crate::size::Size;
+
+/// Listeners where none is given: NVMe, discovery, and what an `openvstorage` client dials.
+pub(crate) const PORTS_DEFAULT: [u16; 3] = [4420, 8009, 21321];
+/// The pool where none is given.
+pub(crate) const POOL_DEFAULT: &str = "ringway-data";
+
+/// Settings of the daemon, each of them optional, as flags and as keys of the configuration file.
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct Settings {
+    /// Pool to serve: a directory, a block device, mem:SIZE, or null:SIZE [default: ./ringway-data]
+    #[arg(long, value_name = "DIR|DEVICE|mem:SIZE|null:SIZE")]
+    pub(crate) pool: Option<PoolPlace>,
+    /// Size of a pool that is formatted on first use [default: 4 GiB, or half of the free space if that is less]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) pool_size: Option<Size>,
+    /// Cores for the reactors, such as 0,2-3 [default: all allowed ones]
+    #[arg(long, value_name = "LIST")]
+    pub(crate) cores: Option<String>,
+    /// Listen here; may be repeated; port 0 picks one [default: loopback, ports 4420, 8009 and 21321]
+    #[arg(long, value_name = "tcp://ADDR:PORT")]
+    pub(crate) listen: Option<Vec<Listen>>,
+    /// Registered buffers of each reactor [default: 64 MiB]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) buffers: Option<Size>,
+    /// Memory for maps, all shards together [default: 256 MiB]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) map_cache: Option<Size>,
+    /// Microseconds that an idle reactor polls before it sleeps
+    #[arg(long, value_name = "N")]
+    pub(crate) polling_us: Option<u64>,
+    /// Let any host attach from beyond loopback, even to volumes without a list of hosts
+    #[arg(long, num_args = 0, default_missing_value = "true")]
+    pub(crate) insecure: Option<bool>,
+    /// Control socket [default: control.sock in the runtime folder]
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) control: Option<PathBuf>,
+    /// Runtime folder [default: $RINGWAY_RUNTIME_DIR, /run/ringway as root, or $XDG_RUNTIME_DIR/ringway]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) runtime: Option<PathBuf>,
+    /// Permissions of the control socket, octal [default: 0600]
+    #[arg(long, value_name = "MODE")]
+    pub(crate) socket_mode: Option<String>,
+    /// Group of the control socket
+    #[arg(long, value_name = "GROUP")]
+    pub(crate) socket_group: Option<String>,
+    /// What to log: error, warn, info, debug, trace, or directives such as info,ringway_core::journal=debug
+    #[arg(long, value_name = "FILTER")]
+    pub(crate) log: Option<String>,
+}
+
+impl Settings {
+    /// Reads a configuration file. Errors name the line and what is known there.
+    pub(crate) fn read(path: &Path) -> Result<Settings, Failure> {
+        let text =
+            fs::read_to_string(path).map_err(|error| Failure::io("read the configuration file", path, &error))?;
+        let mut settings: Settings = toml::from_str(&text).map_err(|error| {
+            Failure::usage(format!("configuration file {}: {}", path.display(), error.to_string().trim_end()))
+        })?;
+        // Paths in a file mean the same wherever the daemon is started.
+        let base = path.parent().unwrap_or(Path::new(""));
+        for place in [&mut settings.control, &mut settings.runtime].into_iter().flatten() {
+            *place = base.join(&place);
+        }
+        if let Some(PoolPlace(PoolSpec::Path(place))) = &mut settings.pool {
+            *place = base.join(&place);
+        }
+        Ok(settings)
+    }
+
+    /// These settings with `over` winning where it says something.
+    pub(crate) fn overridden_by(self, over: Settings) -> Settings {
+        Settings {
+            pool: over.pool.or(self.pool),
+            pool_size: over.pool_size.or(self.pool_size),
+            cores: over.cores.or(self.cores),
+            listen: over.listen.or(self.listen),
+            buffers: over.buffers.or(self.buffers),
+            map_cache: over.map_cache.or(self.map_cache),
+            polling_us: over.polling_us.or(self.polling_us),
+            insecure: over.insecure.or(self.insecure),
+            control: over.control.or(self.control),
+            runtime: over.runtime.or(self.runtime),
+            socket_mode: over.socket_mode.or(self.socket_mode),
+            socket_group: over.socket_group.or(self.socket_group),
+            log: over.log.or(self.log),
+        }
+    }
+
+    /// Where to listen.
+    pub(crate) fn listeners(&self) -> Vec<Listen> {
+        match &self.listen {
+            Some(given) if !given.is_empty() => given.clone(),
+            _ => PORTS_DEFAULT
+                .iter()
+                .map(|port| format!("tcp://127.0.0.1:{port}").parse().expect("a loopback address is one"))
+                .collect(),
+        }
+    }
+
+    /// The pool to serve.
+    pub(crate) fn pool(&self) -> PoolPlace {
+        self.pool.clone().unwrap_or_else(|| PoolPlace(PoolSpec::Path(POOL_DEFAULT.into())))
+    }
+
+    /// Who may use the control socket.
+    pub(crate) fn socket_access(&self) -> Result<SocketAccess, Failure> {
+        let mode = self.socket_mode.as_deref().map(parse_mode).transpose().map_err(Failure::usage)?;
+        Ok(SocketAccess { mode, group: self.socket_group.clone() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Settings, Failure> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ringway.toml");
+        fs::write(&path, text).unwrap();
+        Settings::read(&path)
+    }
+
+    #[test]
+    fn flags_win_over_the_file_and_the_file_over_defaults() {
+        let file =
+            read("pool = \"mem:1GiB\"\ncores = \"0\"\nlisten = [\"tcp://127.0.0.1:1\"]\nsocket-mode = \"0660\"\n")
+                .unwrap();
+        let flags = Settings { cores: Some("1".into()), ..Settings::default() };
+        let settings = file.overridden_by(flags);
+        assert_eq!(settings.cores.as_deref(), Some("1"));
+        assert_eq!(settings.pool(), PoolPlace(PoolSpec::Memory(1 << 30)));
+        assert_eq!(settings.listeners()[0].addr.port(), 1);
+        assert_eq!(settings.socket_access().unwrap().mode, Some(0o660));
+        assert_eq!(Settings::default().listeners().len(), 3);
+    }
+
+    #[test]
+    fn a_wrong_file_is_refused_with_its_line_and_what_is_known() {
+        for (text, says) in [
+            ("\nlisen = []\n", "line 2"),
+            ("lisen = []\n", "`listen`"),
+            ("listen = [\"1.2.3.4\"]\n", "tcp://127.0.0.1:4420"),
+            ("pool-size = \"1X\"\n", "1.5GiB"),
+            ("pool-size = -1\n", "negative"),
+            ("insecure = 1\n", "boolean"),
+        ] {
+            let failure = read(text).unwrap_err();
+            assert!(failure.exit_code() == 2 && failure.message.contains(says), "{text}: {failure}");
+        }
+        let failure = Settings::read(Path::new("/no/such/file")).unwrap_err();
+        assert_eq!(failure.exit_code(), 3);
+    }
+
+    #[test]
+    fn paths_of_a_file_start_at_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ringway.toml");
+        fs::write(&path, "pool = \"data\"\nruntime = \"/abs\"\n").unwrap();
+        let settings = Settings::read(&path).unwrap();
+        assert_eq!(settings.pool, Some(PoolPlace(PoolSpec::Path(dir.path().join("data")))));
+        assert_eq!(settings.runtime.as_deref(), Some(Path::new("/abs")));
+    }
+}

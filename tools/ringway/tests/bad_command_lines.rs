@@ -1,0 +1,87 @@
+//! What is wrong with a command line is said before anything is touched: exit code, what was wrong, what would be right.
+
+mod common;
+
+use common::{Place, run};
+
+#[test]
+fn wrong_arguments_are_refused_with_what_would_be_right() {
+    for (line, says) in [
+        ("volume create a:b 1GiB", "A-Z a-z 0-9"),
+        ("volume create -- -a 1GiB", "not starting with"),
+        ("volume create a//b 1GiB", "empty path component"),
+        ("volume create vm1 1Q", "1.5GiB"),
+        ("volume create vm1 0", "64 TiB"),
+        ("volume create vm1 1000", "512 and 1024"),
+        ("volume create vm1 65TiB", "64 TiB"),
+        ("volume create vm1 1GiB --lba 1024", "512 or 4096"),
+        ("volume create vm1 1GiB --shards 0,0", "names one twice"),
+        ("volume create vm1 1GiB --host me", "nqn.2014-08"),
+        ("volume resize vm1 big", "1.5GiB"),
+        ("volume creat vm1", "create"),
+        ("volume show", "<NAME>"),
+        ("pool grow", "--size"),
+        ("pool grow --size 1GiB --device /dev/null", "cannot be used with"),
+        ("bench tcp://127.0.0.1:4420", "tcp://HOST:PORT/VOLUME"),
+        ("bench nvme://h/v", "tcp://HOST:PORT/VOLUME"),
+        ("bench tcp://127.0.0.1:1/v --mix fly", "read, write"),
+        ("bench tcp://127.0.0.1:1/v --block 1000", "multiple of 512"),
+        ("bench tcp://127.0.0.1:1/v --depth 0", "depth 0"),
+        ("bench tcp://127.0.0.1:1/v --time soon", "10 or 0.5"),
+        ("bench tcp://127.0.0.1:1/v --sweep flushed", "--verify"),
+        ("inspect", "<DIR|DEVICE>"),
+    ] {
+        run(line.split(' ')).fails(2, says);
+    }
+}
+
+#[test]
+fn a_failure_in_json_has_a_kind_and_a_message() {
+    for (line, code, kind) in [
+        ("--json volume create a:b 1GiB", 2, "invalid"),
+        ("--json volume create vm1 1Q", 2, "invalid"),
+        ("volume list --json --control /no/such/socket", 6, "unavailable"),
+    ] {
+        let ended = run(line.split(' '));
+        assert_eq!(ended.code, Some(code), "{ended:?}");
+        let error: serde_json::Value = serde_json::from_str(&ended.stderr).unwrap();
+        assert_eq!(error["error"]["kind"], kind, "{ended:?}");
+        assert!(!error["error"]["message"].as_str().unwrap().is_empty());
+        assert!(ended.stdout.is_empty());
+    }
+}
+
+#[test]
+fn without_a_daemon_every_command_says_how_to_start_one() {
+    let place = Place::new();
+    for args in [
+        &["volume", "list"][..],
+        &["volume", "show", "vm1"],
+        &["volume", "create", "vm1", "1GiB"],
+        &["volume", "resize", "vm1", "1GiB"],
+        &["volume", "rename", "vm1", "vm2"],
+        &["volume", "hosts", "vm1"],
+        &["volume", "remove", "vm1"],
+        &["volume", "export", "vm1", "/dev/null", "--overwrite"],
+        &["pool", "show"],
+        &["pool", "grow", "--size", "1GiB"],
+    ] {
+        place.run(args).fails(6, "ringway serve");
+    }
+}
+
+#[test]
+fn an_image_that_is_not_there_is_named_before_the_daemon_is_asked() {
+    Place::new().run(&["volume", "import", "vm1", "/no/such/image"]).fails(3, "/no/such/image");
+}
+
+#[test]
+fn help_shows_examples_and_the_exit_codes() {
+    let ended = run(["--help"]);
+    assert_eq!(ended.code, Some(0));
+    assert!(ended.stdout.contains("Exit codes:") && ended.stdout.contains("verification failed"));
+    for command in ["bench", "inspect"] {
+        let ended = run([command, "--help"]);
+        assert!(ended.code == Some(0) && ended.stdout.contains("Examples:"), "{ended:?}");
+    }
+}
