@@ -197,6 +197,7 @@ pub fn recover(
             candidates.push(Candidate { block, header });
         }
     }
+    candidates.sort_by_key(|candidate| (candidate.header.sequence, candidate.block));
     let mut walk = Walk::new(region, shard, seed, geometry, candidates, start);
     while walk.step()? {}
     let ring = Ring::resume(blocks, shard, boot, seed, walk.end);
@@ -215,6 +216,7 @@ struct Walk<'a> {
     shard: ShardId,
     seed: Seed,
     geometry: &'a Geometry,
+    /// By sequence.
     candidates: Vec<Candidate>,
     start: Position,
     end: End,
@@ -259,7 +261,11 @@ impl<'a> Walk<'a> {
             (Some(_), Some(_)) => Slot::Valid,
         };
         let link = found.as_ref().map_or(Link::Continues, |candidate| self.link(&candidate.header));
-        let (later, next) = self.later(found.as_ref().filter(|_| link != Link::Stale));
+        // Where the group is whole and continues, nobody else is asked: a full journal is walked in linear time.
+        let (later, next) = match (slot, link) {
+            (Slot::Valid, Link::Continues) => (Later::None, None),
+            _ => self.later(found.as_ref().filter(|_| link != Link::Stale)),
+        };
         let spoken = match &next {
             Some(next) if next.header.sequence == self.end.sequence + 1 => Spoken::Next,
             _ => Spoken::Nobody,
@@ -295,11 +301,11 @@ impl<'a> Walk<'a> {
 
     /// The group with the expected number at the expected block, or around the end; of two, the one of the newer boot.
     fn expected(&self) -> Option<Candidate> {
-        let here = |candidate: &&Candidate| {
-            candidate.header.sequence == self.end.sequence
-                && (candidate.block == self.end.block || candidate.block == 0)
-        };
-        self.candidates.iter().filter(here).max_by_key(|candidate| candidate.header.generation).cloned()
+        let sequence = self.end.sequence;
+        let first = self.candidates.partition_point(|candidate| candidate.header.sequence < sequence);
+        let here = |candidate: &&Candidate| candidate.block == self.end.block || candidate.block == 0;
+        let same = self.candidates[first..].iter().take_while(|candidate| candidate.header.sequence == sequence);
+        same.filter(here).max_by_key(|candidate| candidate.header.generation).cloned()
     }
 
     /// The group's records; `None` if they are not whole.

@@ -258,7 +258,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(64))]
+        #![proptest_config(ProptestConfig::with_cases(4000))]
 
         #[test]
         fn a_node_comes_back_from_its_pages_as_it_was(node in node(), generation: u64) {
@@ -267,7 +267,7 @@ mod tests {
         }
 
         #[test]
-        fn any_changed_bit_and_any_other_identity_is_noticed(
+        fn c8_a_torn_lost_or_misdirected_page_is_noticed(
             node in node(), page: prop::sample::Index, bit in 0usize..PAGE_BYTES * 8,
         ) {
             let (entry, mut pages) = written(&node, 4);
