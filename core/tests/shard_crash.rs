@@ -17,6 +17,11 @@ fn small() -> Setup {
     setup
 }
 
+/// Seeds a test tries: `RINGWAY_CRASH_SEEDS` for a longer run.
+fn seeds(usual: u64) -> u64 {
+    std::env::var("RINGWAY_CRASH_SEEDS").map_or(usual, |seeds| seeds.parse().expect("RINGWAY_CRASH_SEEDS is a number"))
+}
+
 /// Runs until the crash point or the end; false at the end.
 fn run_to(driver: &mut Driver, steps: u64) -> Result<bool, String> {
     for _ in 0..steps {
@@ -33,19 +38,19 @@ fn every_point(seed: u64, power_loss: bool, point: fn(u64) -> CrashPoint) -> u64
     for n in 1.. {
         let mut driver = Driver::new(seed, small(), Load { cuts: 2, ..Load::default() });
         driver.rig.world.crash_after(point(n));
-        let context = |why: String| format!("seed {seed} at mutation {n}, power loss {power_loss}: {why}");
-        let crashed = run_to(&mut driver, 220).map_err(context).unwrap_or_else(|why| panic!("{why}"));
+        let told = |why: String| format!("seed {seed} at mutation {n}, power loss {power_loss}: {why}");
+        let crashed = run_to(&mut driver, 220).map_err(told).unwrap_or_else(|why| panic!("{why}"));
         if !crashed {
             return n - 1;
         }
-        let mut driver = driver.crash(power_loss).map_err(context).unwrap_or_else(|why| panic!("{why}"));
+        let mut driver = driver.crash(power_loss).map_err(told).unwrap_or_else(|why| panic!("{why}"));
         // What recovery left is a shard like any other.
         if n % 8 == 0 {
             for _ in 0..40 {
-                driver.step().map_err(context).unwrap_or_else(|why| panic!("{why}"));
+                driver.step().map_err(told).unwrap_or_else(|why| panic!("{why}"));
             }
-            driver.settle().map_err(context).unwrap_or_else(|why| panic!("{why}"));
-            driver.model.check(&mut driver.rig, false).map_err(context).unwrap_or_else(|why| panic!("{why}"));
+            driver.settle().map_err(told).unwrap_or_else(|why| panic!("{why}"));
+            driver.model.check(&mut driver.rig, false).map_err(told).unwrap_or_else(|why| panic!("{why}"));
         }
         driver.rig.drain_and_verify();
     }
@@ -54,25 +59,25 @@ fn every_point(seed: u64, power_loss: bool, point: fn(u64) -> CrashPoint) -> u64
 
 #[test]
 fn i1_i2_hold_when_the_process_dies_at_any_submitted_operation() {
-    let crashes: u64 = (0..3).map(|seed| every_point(seed, false, CrashPoint::Submitted)).sum();
+    let crashes: u64 = (0..seeds(3)).map(|seed| every_point(1000 * seed + 0, false, CrashPoint::Submitted)).sum();
     assert!(crashes > 300, "{crashes} crashes");
 }
 
 #[test]
 fn i1_i2_hold_when_the_process_dies_at_any_finished_operation() {
-    let crashes: u64 = (10..13).map(|seed| every_point(seed, false, CrashPoint::Completed)).sum();
+    let crashes: u64 = (0..seeds(3)).map(|seed| every_point(1000 * seed + 10, false, CrashPoint::Completed)).sum();
     assert!(crashes > 300, "{crashes} crashes");
 }
 
 #[test]
 fn i1_i2_hold_when_the_power_fails_at_any_submitted_operation() {
-    let crashes: u64 = (20..23).map(|seed| every_point(seed, true, CrashPoint::Submitted)).sum();
+    let crashes: u64 = (0..seeds(3)).map(|seed| every_point(1000 * seed + 20, true, CrashPoint::Submitted)).sum();
     assert!(crashes > 300, "{crashes} crashes");
 }
 
 #[test]
 fn i1_i2_hold_when_the_power_fails_at_any_finished_operation() {
-    let crashes: u64 = (30..33).map(|seed| every_point(seed, true, CrashPoint::Completed)).sum();
+    let crashes: u64 = (0..seeds(3)).map(|seed| every_point(1000 * seed + 30, true, CrashPoint::Completed)).sum();
     assert!(crashes > 300, "{crashes} crashes");
 }
 
@@ -80,7 +85,7 @@ fn i1_i2_hold_when_the_power_fails_at_any_finished_operation() {
 #[test]
 fn i1_i2_hold_for_every_content_that_power_loss_may_leave_at_any_turn() {
     let mut images = 0u64;
-    for seed in 200..206 {
+    for seed in 200..200 + seeds(6) {
         let setup = small();
         let mut driver = Driver::new(seed, setup, Load { cuts: 2, ..Load::default() });
         let mut rng = Rng::new(seed);
@@ -102,5 +107,6 @@ fn i1_i2_hold_for_every_content_that_power_loss_may_leave_at_any_turn() {
             }
         }
     }
+    println!("{images} images");
     assert!(images > 1_000, "{images} images");
 }
