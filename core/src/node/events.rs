@@ -86,8 +86,14 @@ impl<L: RecordLog> Node<L> {
 
     // ---- fences
 
+    /// Whether something of the association, which ended here, may still be on its way.
+    #[must_use]
+    pub fn is_fencing(&self, association: AssociationId) -> bool {
+        self.fences.is_open(association)
+    }
+
     /// An association has ended here, or its volume has.
-    pub(super) fn begin_fence(&mut self, association: AssociationId) {
+    pub fn begin_fence(&mut self, association: AssociationId) {
         if self.fences.begin(association, self.reactors) {
             let origin = self.index;
             self.send_all(|| Message::Fence { association, origin });

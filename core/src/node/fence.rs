@@ -35,6 +35,12 @@ impl Fences {
         true
     }
 
+    /// Whether a fence that began here has not yet ended.
+    #[must_use]
+    pub fn is_open(&self, association: AssociationId) -> bool {
+        self.begun.contains_key(&association)
+    }
+
     /// A reactor will send no more parts. `true` once that was the last: fence the shards now.
     pub fn passed(&mut self, association: AssociationId, origin: usize, reactors: usize, shards: usize) -> bool {
         let passing = self.passing.entry(association).or_insert(Passing { origin, senders: reactors, shards });

@@ -307,6 +307,7 @@ impl<I: Io, L: RecordLog> Application<I, Message> for Node<L> {
 
     fn busy(&self) -> bool {
         !self.requests.is_empty()
+            || !self.outbox.is_empty()
             || !self.returned.is_empty()
             || !self.shard_events.is_empty()
             || !self.transport_events.is_empty()

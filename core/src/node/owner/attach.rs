@@ -73,3 +73,16 @@ impl Owner {
         Plan::Change(vec![CatalogRecord::VolumeFaulted(volume, shard, why)], Then::Publish(None))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn c3_the_first_flush_of_each_volume_that_was_attached_fails_and_no_other() {
+        let first = FirstFlush::new([VolumeId(1), VolumeId(3)]);
+        let fails: Vec<bool> = [2, 1, 1, 3, 2, 3].map(|id| first.fails(VolumeId(id))).into();
+        assert_eq!(fails, [false, true, false, true, false, false]);
+        assert!(!FirstFlush::new([]).fails(VolumeId(1)));
+    }
+}

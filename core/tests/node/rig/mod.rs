@@ -1,6 +1,6 @@
 //! A target in a simulated world: the product's own steps from disks to reactors, and the turns that the threads would give.
 
-pub mod model;
+pub(crate) mod model;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -24,23 +24,23 @@ use ringway_reactor::sim::{DiskConfig, Ended, SimIo, SimLog, World, WorldConfig}
 use ringway_reactor::turn::Reactor;
 use uuid::Uuid;
 
-pub const MIB: u64 = 1 << 20;
-pub const BLOCK: u64 = 4096;
+pub(crate) const MIB: u64 = 1 << 20;
+pub(crate) const BLOCK: u64 = 4096;
 
-pub type SimNode = Node<Kept<SimLog>>;
-pub type SimReactor = Reactor<SimIo, Message, SimNode>;
+pub(crate) type SimNode = Node<Kept<SimLog>>;
+pub(crate) type SimReactor = Reactor<SimIo, Message, SimNode>;
 
 /// What a target is made of.
 #[derive(Clone, Debug)]
-pub struct Setup {
-    pub disks: Vec<DiskConfig>,
-    pub reactors: usize,
-    pub shards: u16,
-    pub slab_bytes: u64,
-    pub mailbox: usize,
-    pub shard: ShardConfig,
-    pub log_bytes: usize,
-    pub machine_restarted: bool,
+pub(crate) struct Setup {
+    pub(crate) disks: Vec<DiskConfig>,
+    pub(crate) reactors: usize,
+    pub(crate) shards: u16,
+    pub(crate) slab_bytes: u64,
+    pub(crate) mailbox: usize,
+    pub(crate) shard: ShardConfig,
+    pub(crate) log_bytes: usize,
+    pub(crate) machine_restarted: bool,
 }
 
 impl Default for Setup {
@@ -59,23 +59,23 @@ impl Default for Setup {
 }
 
 /// A target that runs.
-pub struct Target {
-    pub world: World,
-    pub setup: Setup,
-    pub reactors: Vec<SimReactor>,
-    pub injector: Injector<Message>,
-    pub metrics: Arc<Metrics>,
-    pub done: BTreeMap<RequestId, Done>,
-    pub generation: u32,
+pub(crate) struct Target {
+    pub(crate) world: World,
+    pub(crate) setup: Setup,
+    pub(crate) reactors: Vec<SimReactor>,
+    pub(crate) injector: Injector<Message>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) done: BTreeMap<RequestId, Done>,
+    pub(crate) generation: u32,
     next: u64,
 }
 
 /// An answer that may not be there yet.
-pub type Pending = Arc<Mutex<Option<Result<ControlAnswer, ControlError>>>>;
+pub(crate) type Pending = Arc<Mutex<Option<Result<ControlAnswer, ControlError>>>>;
 
 impl Target {
     /// A new world with a new pool, opened.
-    pub fn new(seed: u64, setup: Setup) -> Target {
+    pub(crate) fn new(seed: u64, setup: Setup) -> Target {
         let world = World::new(seed, WorldConfig::default());
         for disk in &setup.disks {
             world.add_disk(disk.clone());
@@ -100,11 +100,11 @@ impl Target {
     }
 
     /// The next process, on whatever is on the disks.
-    pub fn open(world: World, setup: Setup) -> Target {
+    pub(crate) fn open(world: World, setup: Setup) -> Target {
         Target::try_open(world, setup).unwrap_or_else(|why| panic!("{why}"))
     }
 
-    pub fn try_open(world: World, setup: Setup) -> Result<Target, String> {
+    pub(crate) fn try_open(world: World, setup: Setup) -> Result<Target, String> {
         let mut ios: Vec<SimIo> = (0..setup.reactors).map(|_| world.io()).collect();
         let pool = pool::open(&mut ios[0], &OpenOptions::default()).map_err(|error| error.to_string())?;
         let generation = pool.generation;
@@ -156,7 +156,7 @@ impl Target {
     }
 
     /// Gives turns until `until` or a crash.
-    pub fn run(&mut self, turns: u64, mut until: impl FnMut(&BTreeMap<RequestId, Done>) -> bool) -> Ended {
+    pub(crate) fn run(&mut self, turns: u64, mut until: impl FnMut(&BTreeMap<RequestId, Done>) -> bool) -> Ended {
         let done = &mut self.done;
         let world = self.world.clone();
         world.run(
@@ -175,25 +175,25 @@ impl Target {
     }
 
     /// Gives turns until `until`, in which nothing may crash or hang.
-    pub fn run_until(&mut self, until: impl FnMut(&BTreeMap<RequestId, Done>) -> bool) {
+    pub(crate) fn run_until(&mut self, until: impl FnMut(&BTreeMap<RequestId, Done>) -> bool) {
         assert_eq!(self.run(2_000_000, until), Ended::Done);
     }
 
     /// Lets so much time pass.
-    pub fn pass_ns(&mut self, ns: u64) {
+    pub(crate) fn pass_ns(&mut self, ns: u64) {
         let (world, until) = (self.world.clone(), self.world.now().plus_ns(ns));
         self.run_until(|_| world.now() >= until);
     }
 
     // ---- requests
 
-    pub fn buf(&mut self, bytes: &[u8]) -> Buf {
+    pub(crate) fn buf(&mut self, bytes: &[u8]) -> Buf {
         let mut buf = self.reactors[0].io().buffers().get(bytes.len()).expect("a buffer for the test");
         buf.copy_from_slice(bytes);
         buf
     }
 
-    pub fn submit(&mut self, reactor: usize, request: Request) -> RequestId {
+    pub(crate) fn submit(&mut self, reactor: usize, request: Request) -> RequestId {
         self.next += 1;
         let id = RequestId(self.next);
         self.reactors[reactor].application().submit(id, request);
@@ -202,7 +202,7 @@ impl Target {
     }
 
     /// A request of association 1, by any reactor.
-    pub fn request(
+    pub(crate) fn request(
         &mut self,
         volume: VolumeId,
         command: Command,
@@ -216,30 +216,30 @@ impl Target {
         self.submit(reactor, Request { association, volume, command, offset, len, buf })
     }
 
-    pub fn wait(&mut self, id: RequestId) -> Done {
+    pub(crate) fn wait(&mut self, id: RequestId) -> Done {
         self.run_until(|done| done.contains_key(&id));
         self.done.remove(&id).expect("just seen")
     }
 
-    pub fn write(&mut self, volume: VolumeId, offset: u64, bytes: &[u8]) -> Status {
+    pub(crate) fn write(&mut self, volume: VolumeId, offset: u64, bytes: &[u8]) -> Status {
         let id = self.request(volume, Command::Write { fua: false }, offset, bytes.len() as u32, Some(bytes));
         self.wait(id).status
     }
 
-    pub fn read(&mut self, volume: VolumeId, offset: u64, len: usize) -> Result<Vec<u8>, Status> {
+    pub(crate) fn read(&mut self, volume: VolumeId, offset: u64, len: usize) -> Result<Vec<u8>, Status> {
         let id = self.request(volume, Command::Read, offset, len as u32, Some(&vec![0xEE; len]));
         let done = self.wait(id);
         if done.status == Status::Success { Ok(done.buf.expect("its buffer").to_vec()) } else { Err(done.status) }
     }
 
-    pub fn flush(&mut self, volume: VolumeId) -> Status {
+    pub(crate) fn flush(&mut self, volume: VolumeId) -> Status {
         let id = self.request(volume, Command::Flush, 0, 0, None);
         self.wait(id).status
     }
 
     // ---- control
 
-    pub fn ask(&mut self, request: ControlRequest) -> Pending {
+    pub(crate) fn ask(&mut self, request: ControlRequest) -> Pending {
         let pending = Pending::default();
         let place = Arc::clone(&pending);
         let call = ControlCall::new(request, move |answer| *place.lock().unwrap() = Some(answer));
@@ -248,28 +248,28 @@ impl Target {
         pending
     }
 
-    pub fn call(&mut self, request: ControlRequest) -> Result<ControlAnswer, ControlError> {
+    pub(crate) fn call(&mut self, request: ControlRequest) -> Result<ControlAnswer, ControlError> {
         let pending = self.ask(request);
         self.run_until(|_| pending.lock().unwrap().is_some());
         pending.lock().unwrap().take().expect("just seen")
     }
 
-    pub fn create(&mut self, name: &str, size: u64) -> VolumeInfo {
+    pub(crate) fn create(&mut self, name: &str, size: u64) -> VolumeInfo {
         self.create_on(name, size, None)
     }
 
-    pub fn create_on(&mut self, name: &str, size: u64, shards: Option<Vec<u16>>) -> VolumeInfo {
+    pub(crate) fn create_on(&mut self, name: &str, size: u64, shards: Option<Vec<u16>>) -> VolumeInfo {
         volume(self.call(ControlRequest::VolumeCreate(creation(name, size, shards))).expect("it can be made"))
     }
 
-    pub fn pool(&mut self) -> PoolInfo {
+    pub(crate) fn pool(&mut self) -> PoolInfo {
         match self.call(ControlRequest::PoolShow) {
             Ok(ControlAnswer::Pool(pool)) => pool,
             other => panic!("{other:?}"),
         }
     }
 
-    pub fn volumes(&mut self) -> Vec<VolumeInfo> {
+    pub(crate) fn volumes(&mut self) -> Vec<VolumeInfo> {
         match self.call(ControlRequest::VolumeList) {
             Ok(ControlAnswer::Volumes(volumes)) => volumes,
             other => panic!("{other:?}"),
@@ -279,14 +279,14 @@ impl Target {
     // ---- ends
 
     /// Stops in good order and opens again.
-    pub fn restart(mut self) -> Target {
+    pub(crate) fn restart(mut self) -> Target {
         self.stop();
         let Target { world, setup, reactors, .. } = self;
         drop(reactors);
         Target::open(world, setup)
     }
 
-    pub fn stop(&mut self) {
+    pub(crate) fn stop(&mut self) {
         self.injector.send(Message::Quiet);
         self.world.stir();
         let stopped = |reactor: &mut SimReactor| reactor.application().is_stopped();
@@ -303,7 +303,7 @@ impl Target {
     }
 
     /// The process dies; the next one opens the pool.
-    pub fn kill(self) -> Target {
+    pub(crate) fn kill(self) -> Target {
         let Target { world, setup, reactors, .. } = self;
         world.kill();
         drop(reactors);
@@ -312,7 +312,7 @@ impl Target {
     }
 
     /// The machine dies; the next process opens the pool.
-    pub fn power_loss(self) -> Target {
+    pub(crate) fn power_loss(self) -> Target {
         let Target { world, setup, reactors, .. } = self;
         world.power_loss();
         drop(reactors);
@@ -320,7 +320,7 @@ impl Target {
     }
 }
 
-pub fn creation(name: &str, size: u64, shards: Option<Vec<u16>>) -> VolumeCreate {
+pub(crate) fn creation(name: &str, size: u64, shards: Option<Vec<u16>>) -> VolumeCreate {
     VolumeCreate {
         name: name.into(),
         size,
@@ -331,7 +331,7 @@ pub fn creation(name: &str, size: u64, shards: Option<Vec<u16>>) -> VolumeCreate
     }
 }
 
-pub fn volume(answer: ControlAnswer) -> VolumeInfo {
+pub(crate) fn volume(answer: ControlAnswer) -> VolumeInfo {
     match answer {
         ControlAnswer::Volume(volume) => volume,
         other => panic!("not a volume: {other:?}"),

@@ -8,7 +8,7 @@ use ringway_core::ids::VolumeId;
 use super::BLOCK;
 
 /// A value that a block may have: 0 is zeros, any other is unique.
-pub type Value = u64;
+pub(crate) type Value = u64;
 
 #[derive(Clone, Debug)]
 struct History {
@@ -28,17 +28,17 @@ impl Default for History {
 
 /// All blocks of all volumes.
 #[derive(Debug, Default)]
-pub struct Model {
+pub(crate) struct Model {
     blocks: BTreeMap<(VolumeId, u64), History>,
     next: Value,
 }
 
 /// What is acknowledged when a flush is submitted.
-pub type Snapshot = Vec<(u64, usize)>;
+pub(crate) type Snapshot = Vec<(u64, usize)>;
 
 /// How a target ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
+pub(crate) enum End {
     Kill,
     PowerLoss,
     /// It did not.
@@ -47,7 +47,7 @@ pub enum End {
 
 impl Model {
     /// Takes the blocks for one operation, or says that somebody has one of them.
-    pub fn begin(&mut self, volume: VolumeId, blocks: std::ops::Range<u64>) -> bool {
+    pub(crate) fn begin(&mut self, volume: VolumeId, blocks: std::ops::Range<u64>) -> bool {
         let free = blocks.clone().all(|block| self.blocks.get(&(volume, block)).is_none_or(|history| !history.busy));
         if free {
             blocks.for_each(|block| self.blocks.entry((volume, block)).or_default().busy = true);
@@ -56,7 +56,7 @@ impl Model {
     }
 
     /// New values for blocks that were taken, and their bytes; or zeros.
-    pub fn write(&mut self, volume: VolumeId, blocks: std::ops::Range<u64>, zeros: bool) -> Vec<u8> {
+    pub(crate) fn write(&mut self, volume: VolumeId, blocks: std::ops::Range<u64>, zeros: bool) -> Vec<u8> {
         let mut bytes = Vec::new();
         for block in blocks {
             self.next += 1;
@@ -67,7 +67,7 @@ impl Model {
         bytes
     }
 
-    pub fn written(&mut self, volume: VolumeId, blocks: std::ops::Range<u64>, success: bool, durable: bool) {
+    pub(crate) fn written(&mut self, volume: VolumeId, blocks: std::ops::Range<u64>, success: bool, durable: bool) {
         for block in blocks {
             let history = self.history(volume, block);
             history.busy = false;
@@ -80,12 +80,12 @@ impl Model {
         }
     }
 
-    pub fn flush(&self, volume: VolumeId) -> Snapshot {
+    pub(crate) fn flush(&self, volume: VolumeId) -> Snapshot {
         let range = (volume, 0)..=(volume, u64::MAX);
         self.blocks.range(range).map(|(&(_, block), history)| (block, history.acknowledged)).collect()
     }
 
-    pub fn flushed(&mut self, volume: VolumeId, snapshot: &Snapshot) {
+    pub(crate) fn flushed(&mut self, volume: VolumeId, snapshot: &Snapshot) {
         for &(block, acknowledged) in snapshot {
             let history = self.history(volume, block);
             history.durable = history.durable.max(acknowledged);
@@ -93,7 +93,7 @@ impl Model {
     }
 
     /// Checks what was read of blocks that were taken, after `end`; what is seen is then what the block has.
-    pub fn check(&mut self, volume: VolumeId, first: u64, bytes: &[u8], end: End) -> Result<(), String> {
+    pub(crate) fn check(&mut self, volume: VolumeId, first: u64, bytes: &[u8], end: End) -> Result<(), String> {
         for (block, content) in (first..).zip(bytes.chunks(BLOCK as usize)) {
             let value = u64::from_le_bytes(content[..8].try_into().unwrap());
             if content.chunks(8).any(|word| word != value.to_le_bytes()) {
@@ -120,16 +120,16 @@ impl Model {
     }
 
     /// Operations in flight have ended with the process.
-    pub fn crashed(&mut self) {
+    pub(crate) fn crashed(&mut self) {
         self.blocks.values_mut().for_each(|history| history.busy = false);
     }
 
-    pub fn forget(&mut self, volume: VolumeId) {
+    pub(crate) fn forget(&mut self, volume: VolumeId) {
         self.blocks.retain(|&(of, _), _| of != volume);
     }
 
     /// Blocks of a volume that were ever written.
-    pub fn blocks_of(&self, volume: VolumeId) -> Vec<u64> {
+    pub(crate) fn blocks_of(&self, volume: VolumeId) -> Vec<u64> {
         self.blocks.range((volume, 0)..=(volume, u64::MAX)).map(|(&(_, block), _)| block).collect()
     }
 
