@@ -169,9 +169,11 @@ fn finding(notice: &Notice) -> Option<Finding> {
             let why = why.as_ref().map_or_else(|| "is of an earlier boot".to_owned(), ToString::to_string);
             found(Severity::Note, None, format!("device {device}: {copy} {why}; the other copy is used"))
         }
-        Notice::VolumeDamaged(volume) => {
-            found(Severity::Fault, Some(*volume), "a record of the catalog about it is damaged in both copies".to_owned())
-        }
+        Notice::VolumeDamaged(volume) => found(
+            Severity::Fault,
+            Some(*volume),
+            "a record of the catalog about it is damaged in both copies".to_owned(),
+        ),
         // A repair of the catalog is not made here, and a pool that was not closed is said as `clean`.
         Notice::CatalogRepaired { .. } | Notice::Unclean { .. } => None,
     }

@@ -92,7 +92,11 @@ pub fn inspect_shard(spec: &ShardSpec, read: ReadAt<'_>) -> ShardReport {
     look.report.checkpoint = header.generation;
     look.dump(|| {
         let (generation, start) = (header.generation, header.start);
-        format!("checkpoint {generation} of {} chunks, {} nodes, replay from {start:?}", chunks.len(), image.table.len())
+        format!(
+            "checkpoint {generation} of {} chunks, {} nodes, replay from {start:?}",
+            chunks.len(),
+            image.table.len()
+        )
     });
     let records = look.journal(&header);
     for (lsn, record) in &records {

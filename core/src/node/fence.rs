@@ -1,8 +1,10 @@
 //! Fences: proof that nothing of a dead association is in any mailbox or at any device (history C11).
 //!
-//! 1. The origin tells every reactor that the association is dead. 2. Each stops sending its parts, then tells every reactor
-//! so: since messages of a pair arrive in order, whoever has heard this from all has received every part there will ever be.
-//! 3. Each then fences its shards, which drop what has not started and wait for what has. 4. Each tells the origin.
+//! 1. The origin tells every reactor that the association is dead.
+//! 2. Each stops sending its parts, then tells every reactor so: since messages of a pair arrive in order, whoever has heard
+//!    this from all has received every part there will ever be.
+//! 3. Each then fences its shards, which drop what has not started and wait for what has.
+//! 4. Each tells the origin.
 
 use std::collections::BTreeMap;
 

@@ -245,7 +245,7 @@ impl<I: Io, L: RecordLog> Application<I, Message> for Node<L> {
             Message::PartDone(done) => self.returned.push(done),
             Message::AskBarrier { file, shard, ticket } => self.ask_barrier(io, file, Waiter { shard, ticket }),
             Message::BarrierDone { shard, ticket, result } => {
-                self.barrier_answered(io, Waiter { shard, ticket }, result)
+                self.barrier_answered(io, Waiter { shard, ticket }, result);
             }
             Message::Adopt(adopted) => self.transport.adopt(io, adopted, &mut self.transport_events),
             Message::Publish { directory, seq } => self.publish(io, directory, seq),

@@ -75,6 +75,9 @@ pub struct Plan {
     drain_timeout_ns: u64,
 }
 
+/// Volumes that lost records: to which shard, and how.
+pub type Damaged = Vec<(ShardId, VolumeId, String)>;
+
 /// The shards of one reactor, open.
 pub struct Recovered<L> {
     /// Ready for parts.
@@ -84,7 +87,7 @@ pub struct Recovered<L> {
 impl<L> Recovered<L> {
     /// Volumes that lost records, and to which shard.
     #[must_use]
-    pub fn damaged(&self) -> Vec<(ShardId, VolumeId, String)>
+    pub fn damaged(&self) -> Damaged
     where
         L: RecordLog,
     {
@@ -223,7 +226,7 @@ impl Plan {
         reactor: usize,
         recovered: Recovered<L>,
         buffer_bytes: usize,
-        first: Option<(Sources, Vec<(ShardId, VolumeId, String)>)>,
+        first: Option<(Sources, Damaged)>,
     ) -> Node<L> {
         assert_eq!(first.is_some(), reactor == 0, "the catalog lives on reactor 0");
         let owner = first.map(|(sources, damaged)| self.owner(sources, damaged));
@@ -247,7 +250,7 @@ impl Plan {
         })
     }
 
-    fn owner(&self, sources: Sources, damaged: Vec<(ShardId, VolumeId, String)>) -> Owner {
+    fn owner(&self, sources: Sources, damaged: Damaged) -> Owner {
         let place = CatalogPlace { file: META, copies: self.layout.catalog };
         Owner::new(OwnerParts {
             reactors: self.reactors,

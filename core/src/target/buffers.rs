@@ -12,7 +12,7 @@ pub(super) fn take(index: usize, bytes: usize) -> &'static BufPool {
     let config = config(bytes);
     let mut spare = SPARE.lock().unwrap_or_else(PoisonError::into_inner);
     let fits = |pool: &&BufPool| pool.index() as usize == index && pool.bytes() == config.bytes() && pool.in_use() == 0;
-    match spare.iter().position(|pool| fits(pool)) {
+    match spare.iter().position(fits) {
         Some(at) => spare.swap_remove(at),
         None => BufPool::leak(&config, index as u16),
     }

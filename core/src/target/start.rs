@@ -27,7 +27,7 @@ use ringway_reactor::turn::Reactor;
 use ringway_reactor::uring::{UringConfig, UringIo};
 use uuid::Uuid;
 
-use super::assembly::{Plan, Sources, Surrounds};
+use super::assembly::{Damaged, Plan, Sources, Surrounds};
 use super::buffers;
 use super::config::{PoolSpec, TargetConfig};
 use super::devices::Devices;
@@ -35,7 +35,7 @@ use super::error::StartError;
 use super::log::{Kept, ProcessLog};
 use super::running::RunningTarget;
 use crate::control::TargetInfo;
-use crate::ids::{ShardId, VolumeId};
+use crate::ids::ShardId;
 use crate::node::Node;
 use crate::node::message::Message;
 use crate::pool::{self, OpenOptions, OpenPool};
@@ -50,6 +50,9 @@ const LISTEN_WAIT_NS: u64 = 3_000_000_000;
 const LISTEN_RETRY_NS: u64 = 20_000_000;
 const EADDRINUSE: i32 = 98;
 
+/// The log of each shard.
+type Logs = Vec<(ShardId, ProcessLog)>;
+
 /// What a thread needs to become a reactor.
 struct Seat {
     index: usize,
@@ -60,12 +63,10 @@ struct Seat {
     pools: Arc<[&'static BufPool]>,
     worker_cores: Vec<usize>,
     mail: Endpoint<Message>,
-    logs: Vec<(ShardId, ProcessLog)>,
+    logs: Logs,
     reports: Sender<Report>,
     go: Receiver<Damaged>,
 }
-
-type Damaged = Vec<(ShardId, VolumeId, String)>;
 
 /// What a reactor's thread says while it starts.
 enum Report {
@@ -162,10 +163,7 @@ fn open_devices(config: &TargetConfig, progress: &mut dyn FnMut(&Progress)) -> R
 
 /// Superblocks and catalog; and the logs, opened for the next generation before that is durable, so that a crash between the
 /// two leaves logs that the next process still takes for the last one's.
-fn open_pool(
-    config: &TargetConfig,
-    devices: &Devices,
-) -> Result<(OpenPool, Vec<(ShardId, ProcessLog)>, bool), StartError> {
+fn open_pool(config: &TargetConfig, devices: &Devices) -> Result<(OpenPool, Logs, bool), StartError> {
     let mut io = devices.setup_ring()?;
     let options = OpenOptions::default();
     let found = pool::inspect(&mut io)?;

@@ -124,10 +124,6 @@ impl Model {
         self.blocks.values_mut().for_each(|history| history.busy = false);
     }
 
-    pub(crate) fn forget(&mut self, volume: VolumeId) {
-        self.blocks.retain(|&(of, _), _| of != volume);
-    }
-
     /// Blocks of a volume that were ever written.
     pub(crate) fn blocks_of(&self, volume: VolumeId) -> Vec<u64> {
         self.blocks.range((volume, 0)..=(volume, u64::MAX)).map(|(&(_, block), _)| block).collect()
