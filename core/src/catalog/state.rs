@@ -110,7 +110,7 @@ impl CatalogState {
             }
             CatalogRecord::VolumeResized(id, size) => {
                 let lba = u64::from(self.entry(*id)?.record.lba_bytes);
-                if *size == 0 || *size > crate::limits::VOLUME_BYTES_MAX || size % lba != 0 {
+                if *size == 0 || *size > crate::limits::VOLUME_BYTES_MAX || !size.is_multiple_of(lba) {
                     return Err(ApplyError::Field { volume: *id, field: "size" });
                 }
                 self.entry(*id)?.record.size = *size;
@@ -175,7 +175,7 @@ impl CatalogState {
             return Err(ApplyError::Field { volume: id, field });
         }
         let lba = u64::from(volume.lba_bytes);
-        if volume.size == 0 || volume.size > crate::limits::VOLUME_BYTES_MAX || volume.size % lba != 0 {
+        if volume.size == 0 || volume.size > crate::limits::VOLUME_BYTES_MAX || !volume.size.is_multiple_of(lba) {
             return Err(ApplyError::Field { volume: id, field: "size" });
         }
         self.check_free(id, &volume.name)?;

@@ -78,7 +78,7 @@ fn section(out: &mut Vec<u8>, kind: u32, content: impl FnOnce(&mut Vec<u8>)) {
     out.extend([0; 8]);
     content(out);
     let length = (out.len() - length_at - 8) as u64;
-    assert!(length % 8 == 0, "sections are multiples of 8 bytes");
+    assert!(length.is_multiple_of(8), "sections are multiples of 8 bytes");
     out[length_at..length_at + 8].copy_from_slice(&length.to_le_bytes());
 }
 
@@ -138,7 +138,7 @@ fn decode_bitmaps(bytes: &[u8], geometry: &Geometry, bitmaps: &mut Vec<SlabBitma
             return Err(BadImage::Field("length of a bitmap"));
         }
         let words: Vec<u64> = (0..words).map(|_| rest.u64()).collect::<Result<_, _>>()?;
-        if clusters % 64 != 0 && words[words.len() - 1] >> (clusters % 64) != 0 {
+        if !clusters.is_multiple_of(64) && words[words.len() - 1] >> (clusters % 64) != 0 {
             return Err(BadImage::Field("cluster beyond its slab"));
         }
         bitmaps.push(SlabBitmap { slab, words });

@@ -69,12 +69,14 @@ fn record(volume: u32, n: u64) -> Record {
     Record::Set { volume: VolumeId(volume), cluster: n as u32, version, freed: Place::NONE }
 }
 
+type Numbered = Vec<(Lsn, Record)>;
+
 /// A journal region and its writer, with everything that was ever durable.
 struct Journal {
     region: Vec<u8>,
     ring: Ring,
     /// (sequence, block, blocks, records) in order.
-    groups: Vec<(Sealed, Vec<(Lsn, Record)>)>,
+    groups: Vec<(Sealed, Numbered)>,
     start: Position,
 }
 
@@ -84,7 +86,7 @@ impl Journal {
         Journal { region: vec![0; BLOCKS as usize * 4096], ring, groups: Vec::new(), start: Position::FIRST }
     }
 
-    fn seal(&mut self, volume: u32, records: u64) -> Result<(Sealed, Vec<u8>, Vec<(Lsn, Record)>), Full> {
+    fn seal(&mut self, volume: u32, records: u64) -> Result<(Sealed, Vec<u8>, Numbered), Full> {
         let (mut group, mut list) = (Group::default(), Vec::new());
         for n in 0..records {
             let lsn = Lsn(self.ring.lsn_next().0 + n);

@@ -31,9 +31,10 @@ impl NodePages {
     /// # Panics
     /// If there is no page.
     #[must_use]
-    pub fn new(generation: u64, pages: Vec<PageRef>) -> NodePages {
-        let (&first, more) = pages.split_first().expect("a node has a page");
-        NodePages { generation, first, more: more.into() }
+    pub fn new(generation: u64, mut pages: Vec<PageRef>) -> NodePages {
+        assert!(!pages.is_empty(), "a node has a page");
+        let first = pages.remove(0);
+        NodePages { generation, first, more: pages.into() }
     }
 
     /// Its pages in order.

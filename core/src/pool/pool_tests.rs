@@ -177,7 +177,9 @@ fn devices_of_other_pools_in_another_order_or_missing_are_named() {
     let reopened = |order: &[usize]| {
         let world = World::new(1, WorldConfig::default());
         let config = DiskConfig { atomic_write_unit: 512, ..Default::default() };
-        order.iter().for_each(|&n| drop(world.add_disk_from(config.clone(), &images[n])));
+        for &n in order {
+            world.add_disk_from(config.clone(), &images[n]);
+        }
         opened(&world).unwrap_err()
     };
     assert_eq!(reopened(&[1, 0]), PoolError::Order { device: 0, found: 1 });

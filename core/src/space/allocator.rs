@@ -150,7 +150,7 @@ impl Space {
         assert!(self.by_id.insert(slab, self.slabs.len()).is_none(), "slab {slab} is owned already");
         let clusters = self.geometry.clusters_per_slab();
         let mut words = vec![0; clusters.div_ceil(64) as usize].into_boxed_slice();
-        if clusters % 64 != 0 {
+        if !clusters.is_multiple_of(64) {
             // Clusters beyond the slab are never free.
             words[words.len() - 1] = !0 << (clusters % 64);
         }

@@ -137,7 +137,7 @@ impl Geometry {
             return None;
         }
         let within = offset % self.slab_bytes;
-        if within % place.len() != 0 {
+        if !within.is_multiple_of(place.len()) {
             return None;
         }
         Some((SlabId::new(place.device(), number as u32), (within / CLUSTER) as u32))

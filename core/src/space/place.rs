@@ -34,8 +34,11 @@ impl Place {
     /// If the offset is not a multiple of 4 KiB or has more than 48 bits in that unit.
     #[must_use]
     pub fn new(device: u8, class: u8, offset: u64) -> Place {
-        assert!(offset % BLOCK == 0 && offset / BLOCK <= OFFSET_MASK, "offset {offset} is not a block of a device");
-        Place(u64::from(device) << 56 | u64::from(class) << OFFSET_BITS | offset / BLOCK)
+        assert!(
+            offset.is_multiple_of(BLOCK) && offset / BLOCK <= OFFSET_MASK,
+            "offset {offset} is not a block of a device"
+        );
+        Place(u64::from(device) << 56 | u64::from(class) << OFFSET_BITS | (offset / BLOCK))
     }
 
     /// The word as it is on disk. Hostile until [`crate::space::Geometry::holds`] says otherwise.
@@ -87,6 +90,7 @@ impl Place {
     }
 
     /// Bytes. Only for a place whose class is known to be good.
+    #[expect(clippy::len_without_is_empty, reason = "no place has no bytes")]
     #[must_use]
     pub const fn len(self) -> u64 {
         BLOCK << self.class()
