@@ -4,6 +4,7 @@ mod api;
 mod association;
 mod breaks;
 mod commands;
+mod discovery;
 mod error;
 mod inbox;
 mod outbox;
@@ -16,6 +17,7 @@ mod target;
 
 pub use api::{AdminRequest, Completed, ControllerKind, Event, HostConfig, HostRequest, Namespace, Outcome, Reconnect};
 pub use association::Host;
+pub use discovery::{Discovered, DiscoveryReader};
 pub use error::{HostError, HostErrorKind};
 pub use target::{BadTarget, PORT_DEFAULT, Target, Transport};
 

@@ -388,3 +388,45 @@ fn requests_that_cannot_be_made_come_back_with_the_reason() {
     assert!(refused(Command::Flush, 0, 512, 0).contains("a flush has no range"));
     assert!(refused(Command::WriteZeroes { fua: false, deallocate: false }, 0, 1 << 30, 0).contains("65536 blocks"));
 }
+
+fn discover(behaviour: Behaviour) -> Result<Vec<Discovered>, HostError> {
+    let behaviour = Behaviour { subsystem_nqn: crate::wire::DISCOVERY_NQN.into(), ..behaviour };
+    let world = World::new(15, WorldConfig::default());
+    let mut peer = Peer::new(world.outside(), 4420, behaviour);
+    let mut io = world.outside();
+    let mut reader = DiscoveryReader::new(HostConfig::new(peer.addr, ""));
+    reader.start(&mut io);
+    for _ in 0..100_000 {
+        peer.turn();
+        let mut completions = Vec::new();
+        io.poll(Wait::Until(reader.next_deadline().min(io.now().plus_ns(10_000_000))), &mut completions);
+        completions.into_iter().for_each(|completion| reader.on_completion(&mut io, completion));
+        if let Some(result) = reader.turn(&mut io) {
+            assert_eq!(io.in_flight(), 0);
+            return result;
+        }
+    }
+    panic!("no result");
+}
+
+#[test]
+fn a_discovery_log_is_read_in_parts_and_anew_when_it_changes_meanwhile() {
+    for discovered in [0, 1, 4, 11] {
+        for discovery_changes in [0, 3] {
+            let found = discover(Behaviour { discovered, discovery_changes, ..Behaviour::default() }).unwrap();
+            let names: Vec<_> = found.iter().map(|entry| entry.subsystem_nqn.clone()).collect();
+            assert_eq!(names, (0..discovered).map(|n| format!("nqn.test:v{n}")).collect::<Vec<_>>());
+            assert!(
+                found.iter().all(|entry| entry.address == "127.0.0.1" && entry.port == "4420" && entry.has_volumes)
+            );
+        }
+    }
+}
+
+#[test]
+fn a_discovery_log_that_never_holds_still_or_is_endless_is_given_up() {
+    let error = discover(Behaviour { discovered: 2, discovery_changes: 1000, ..Behaviour::default() }).unwrap_err();
+    assert!(error.context.contains("changes faster"), "{error}");
+    let error = discover(Behaviour { refuse: Some(0x184), ..Behaviour::default() }).unwrap_err();
+    assert_eq!(error.kind, HostErrorKind::NotAllowed);
+}

@@ -32,6 +32,10 @@ pub(super) struct Behaviour {
     pub(super) corrupt: u32,
     pub(super) blocks: u64,
     pub(super) subsystem_nqn: String,
+    /// Records of the discovery log.
+    pub(super) discovered: usize,
+    /// Times that it changes while it is read.
+    pub(super) discovery_changes: u32,
 }
 
 impl Default for Behaviour {
@@ -51,6 +55,8 @@ impl Default for Behaviour {
             corrupt: 0,
             blocks: 4096,
             subsystem_nqn: "nqn.test:v".into(),
+            discovered: 0,
+            discovery_changes: 0,
         }
     }
 }
@@ -395,6 +401,13 @@ impl<I: Io> Peer<I> {
                 }
                 self.answer_data(socket, cid, &page);
             }
+            (0x02, 0x70) => {
+                let bytes = ((u32_at(sqe, 40) >> 16) + 1) * 4;
+                let from = u32_at(sqe, 48);
+                let mut log = self.discovery_log();
+                log.resize(log.len().max(from + bytes), 0);
+                self.answer_data(socket, cid, &log[from..from + bytes]);
+            }
             (0x02, _) => {
                 let bytes = ((u32_at(sqe, 40) >> 16) + 1) * 4;
                 self.answer_data(socket, cid, &vec![0; bytes]);
@@ -408,6 +421,23 @@ impl<I: Io> Peer<I> {
             }
             (opcode, _) => panic!("admin command {opcode:#x}"),
         }
+    }
+
+    /// Generation, count, then so many records of volumes; each reading changes it as often as asked.
+    fn discovery_log(&mut self) -> Vec<u8> {
+        let records = self.behaviour.discovered;
+        let mut log = vec![0; 1024 * (1 + records)];
+        log[..8].copy_from_slice(&u64::from(self.behaviour.discovery_changes).to_le_bytes());
+        log[8..16].copy_from_slice(&(records as u64).to_le_bytes());
+        for (n, record) in log[1024..].chunks_mut(1024).enumerate() {
+            record[..3].copy_from_slice(&[3, 1, 2]);
+            for (at, text) in [(32, "4420".to_owned()), (256, format!("nqn.test:v{n}")), (512, "127.0.0.1".to_owned())]
+            {
+                record[at..at + text.len()].copy_from_slice(text.as_bytes());
+            }
+        }
+        self.behaviour.discovery_changes = self.behaviour.discovery_changes.saturating_sub(1);
+        log
     }
 
     fn execute(&mut self, socket: u32, sqe: &[u8; 64], data: &[u8]) {
