@@ -34,6 +34,7 @@ use super::devices::Devices;
 use super::error::StartError;
 use super::log::{Kept, ProcessLog};
 use super::running::RunningTarget;
+use crate::catalog::CatalogRecord;
 use crate::control::TargetInfo;
 use crate::ids::ShardId;
 use crate::node::Node;
@@ -183,6 +184,11 @@ fn open_pool(config: &TargetConfig, devices: &Devices) -> Result<(OpenPool, Logs
         tracing::warn!("{notice}");
     }
     if let Some(geometry) = devices.geometry(&pool.layout.geometry) {
+        // The slabs that each shard was given at format were on the metadata's device.
+        let given: Vec<_> = pool.catalog.slabs().map(|(slab, _)| slab).collect();
+        for slab in given {
+            pool.catalog.apply(&CatalogRecord::SlabOwned(slab, None)).expect("a slab can always be given up");
+        }
         pool.layout.geometry = Arc::new(geometry);
     }
     Ok((pool, logs, machine_restarted))
