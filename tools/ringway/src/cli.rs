@@ -23,6 +23,11 @@ pub(crate) struct Cli {
 /// What can be done.
 #[derive(Subcommand, Debug)]
 pub(crate) enum Command {
+    /// Show it all: format, serve, load, kill, restart, verify
+    Demo(crate::demo::DemoArgs),
+    /// Serve a pool until SIGTERM or SIGINT
+    #[command(after_help = SERVE_EXAMPLES)]
+    Serve(Box<ServeArgs>),
     /// Make, look at and grow pools
     #[command(subcommand)]
     Pool(PoolCommand),
@@ -82,6 +87,11 @@ pub(crate) struct DaemonArgs {
 /// `ringway pool ...`.
 #[derive(Subcommand, Debug)]
 pub(crate) enum PoolCommand {
+    /// Make a pool
+    #[command(
+        after_help = "Examples:\n  ringway pool format ./ringway-data --size 10GiB\n  ringway pool format /dev/nvme1n1 --shards 8"
+    )]
+    Format(FormatArgs),
     /// Show the running target's pool, or one that nobody serves
     #[command(after_help = "Examples:\n  ringway pool show\n  ringway pool show ./ringway-data")]
     Show(PoolShowArgs),
@@ -313,5 +323,20 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_switch_that_is_absent_does_not_override_the_configuration_file() {
+        let settings = |line: &str| match Cli::try_parse_from(line.split(' ')).unwrap().command {
+            Command::Serve(serve) => serve.settings,
+            other => panic!("{other:?} is not serve"),
+        };
+        assert_eq!(settings("ringway serve").insecure, None);
+        assert_eq!(settings("ringway serve --insecure").insecure, Some(true));
+        assert_eq!(settings("ringway serve"), Settings::default());
+        assert_eq!(
+            settings("ringway serve --listen tcp://127.0.0.1:1 --listen tcp://127.0.0.1:2").listen.unwrap().len(),
+            2
+        );
     }
 }

@@ -23,7 +23,8 @@ pub(crate) fn start(plan: &Plan) -> Result<Box<dyn Engine>, Failure> {
     config.insecure = plan.insecure;
     config.runtime.clone_from(&plan.runtime);
     if let Some(Size(bytes)) = plan.buffers {
-        config.buffer_bytes = usize::try_from(bytes).map_err(|_| Failure::usage("the buffers do not fit this machine"))?;
+        config.buffer_bytes =
+            usize::try_from(bytes).map_err(|_| Failure::usage("the buffers do not fit this machine"))?;
     }
     if let Some(Size(bytes)) = plan.map_cache {
         config.map_cache_bytes =

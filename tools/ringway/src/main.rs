@@ -1,7 +1,6 @@
 //! The Ringway daemon and its command line, one binary.
 //!
 //! `cli` says what there is, each command has a module, `failure` has the exit codes.
-#![expect(dead_code, reason = "serve, demo and pool format join the build with the engine that they start")]
 
 mod api;
 mod attached;
@@ -9,13 +8,17 @@ mod bench;
 mod cli;
 mod client;
 mod config;
+mod demo;
 mod endpoint;
+mod engine;
 mod failure;
 mod inspect;
+mod logging;
 mod metrics_text;
 mod output;
 mod pool;
 mod runtime;
+mod serve;
 mod size;
 mod volume;
 mod volume_image;
@@ -35,6 +38,8 @@ fn main() -> ExitCode {
     };
     let format = if cli.json { Format::Json } else { Format::Text };
     let result = match cli.command {
+        Command::Demo(args) => demo::run(&args, format),
+        Command::Serve(args) => serve::run(*args, engine::start),
         Command::Pool(command) => pool::run(command, format),
         Command::Volume(command) => volume::run(command, format),
         Command::Inspect(args) => inspect::run(&args, format),

@@ -1,8 +1,10 @@
 //! `ringway pool ...`.
 
+use indicatif::{ProgressBar, ProgressStyle};
 use ringway_core::control::{PoolGrow, PoolInfo};
+use ringway_core::target::{self, Allocation, FormatOptions, PoolSpec, Progress};
 
-use crate::cli::{PoolCommand, PoolGrowArgs};
+use crate::cli::{Allocate, FormatArgs, PoolCommand, PoolGrowArgs};
 use crate::failure::Failure;
 use crate::output::{Format, columns, facts};
 use crate::size::Size;
@@ -10,12 +12,50 @@ use crate::volume::client;
 
 pub(crate) fn run(command: PoolCommand, format: Format) -> Result<(), Failure> {
     match command {
+        PoolCommand::Format(args) => make(&args, format)?,
         PoolCommand::Show(args) => {
             let pool = client(&args.daemon).pool()?;
             format.print(&pool, show);
         }
         PoolCommand::Grow(args) => format.print(&grow(args)?, show),
     }
+    Ok(())
+}
+
+fn make(args: &FormatArgs, format: Format) -> Result<(), Failure> {
+    if let PoolSpec::Memory(_) | PoolSpec::Null(_) = args.pool.0 {
+        return Err(Failure::usage(format!(
+            "{} is formatted by `ringway serve` each time it starts; name a directory or a block device",
+            String::from(args.pool.clone())
+        )));
+    }
+    let options = FormatOptions {
+        size: args.size.map(|size| size.0),
+        allocation: match args.allocate {
+            Allocate::Written => Allocation::Written,
+            Allocate::Reserved => Allocation::Reserved,
+            Allocate::Sparse => Allocation::Sparse,
+        },
+        shards: args.shards,
+        slab_bytes: args.slab.map(|size| size.0),
+        journal_bytes: args.journal.map(|size| size.0),
+        force: args.force,
+    };
+    let bar = match format {
+        Format::Json => ProgressBar::hidden(),
+        Format::Text => ProgressBar::new(0)
+            .with_style(ProgressStyle::with_template("[{bar:40}] {msg}").expect("the template is valid")),
+    };
+    let mut progress = |progress: &Progress| {
+        if let Progress::Writing { done, total } = progress {
+            bar.set_length(*total);
+            bar.set_position(*done);
+        }
+        bar.set_message(progress.to_string());
+    };
+    let formatted = target::format(&args.pool.0, &options, &mut progress).map_err(|error| Failure::from(&error))?;
+    bar.finish_and_clear();
+    format.print(&formatted, show);
     Ok(())
 }
 

@@ -22,6 +22,17 @@ fn wrong_arguments_are_refused_with_what_would_be_right() {
         ("volume show", "<NAME>"),
         ("pool grow", "--size"),
         ("pool grow --size 1GiB --device /dev/null", "cannot be used with"),
+        ("pool format mem:1GiB", "formatted by `ringway serve`"),
+        ("pool format p --shards 0", "1..=256"),
+        ("pool format p --allocate all", "written"),
+        ("serve --listen 127.0.0.1:4420", "tcp://127.0.0.1:4420"),
+        ("serve --listen tcp://127.0.0.1", "port is missing"),
+        ("serve --listen rdma://127.0.0.1:1", "not in this version"),
+        ("serve --pool mem:x", "not a size"),
+        ("serve --cores 1-", "list of cores"),
+        ("serve --socket-mode rw", "0660"),
+        ("serve --log loud=x", "MODULE=LEVEL"),
+        ("serve --socket-group no-such-group-here --runtime /tmp/ringway-never", "/etc/group"),
         ("bench tcp://127.0.0.1:4420", "tcp://HOST:PORT/VOLUME"),
         ("bench nvme://h/v", "tcp://HOST:PORT/VOLUME"),
         ("bench tcp://127.0.0.1:1/v --mix fly", "read, write"),
@@ -29,10 +40,18 @@ fn wrong_arguments_are_refused_with_what_would_be_right() {
         ("bench tcp://127.0.0.1:1/v --depth 0", "depth 0"),
         ("bench tcp://127.0.0.1:1/v --time soon", "10 or 0.5"),
         ("bench tcp://127.0.0.1:1/v --sweep flushed", "--verify"),
+        ("demo --size 1MiB", "16 MiB"),
         ("inspect", "<DIR|DEVICE>"),
     ] {
         run(line.split(' ')).fails(2, says);
     }
+}
+
+#[test]
+fn cores_that_do_not_exist_are_named_beside_those_that_do() {
+    let ended = run("serve --cores 1000".split(' '));
+    ended.fails(9, "1000");
+    assert!(ended.stderr.contains("has") || ended.stderr.contains("allowed"), "{ended:?}");
 }
 
 #[test]
@@ -76,11 +95,28 @@ fn an_image_that_is_not_there_is_named_before_the_daemon_is_asked() {
 }
 
 #[test]
+fn a_wrong_configuration_file_is_refused_with_its_line() {
+    let place = Place::new();
+    let file = place.path("ringway.toml");
+    for (text, says) in [
+        ("pool = \"mem:1GiB\"\ncolour = 1\n", "line 2"),
+        ("colour = 1\n", "unknown field `colour`"),
+        ("listen = [\"4420\"]\n", "tcp://127.0.0.1:4420"),
+        ("pool-size = \"many\"\n", "1.5GiB"),
+        ("pool = [\n", "line 1"),
+    ] {
+        std::fs::write(&file, text).unwrap();
+        run(["serve", "--config", file.to_str().unwrap()]).fails(2, says);
+    }
+    run(["serve", "--config", "/no/such/file.toml"]).fails(3, "/no/such/file.toml");
+}
+
+#[test]
 fn help_shows_examples_and_the_exit_codes() {
     let ended = run(["--help"]);
     assert_eq!(ended.code, Some(0));
     assert!(ended.stdout.contains("Exit codes:") && ended.stdout.contains("verification failed"));
-    for command in ["bench", "inspect"] {
+    for command in ["serve", "bench", "inspect"] {
         let ended = run([command, "--help"]);
         assert!(ended.code == Some(0) && ended.stdout.contains("Examples:"), "{ended:?}");
     }

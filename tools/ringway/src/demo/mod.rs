@@ -60,7 +60,10 @@ struct Cores {
 
 pub(crate) fn run(args: &DemoArgs, format: Format) -> Result<(), Failure> {
     if args.size.0 < 16 << 20 || !args.size.0.is_multiple_of(4096) {
-        return Err(Failure::usage(format!("a demo volume has 16 MiB or more in whole 4096-byte blocks, not {}", args.size)));
+        return Err(Failure::usage(format!(
+            "a demo volume has 16 MiB or more in whole 4096-byte blocks, not {}",
+            args.size
+        )));
     }
     let cores = choose_cores(args.cores.as_deref())?;
     let interrupted = watch_for_interrupt()?;
@@ -70,7 +73,8 @@ pub(crate) fn run(args: &DemoArgs, format: Format) -> Result<(), Failure> {
             eprintln!("{what}");
         }
     };
-    let mut demo = Demo { seconds: args.seconds, size: args.size.0, cores, place, interrupted, say: &say, rows: Vec::new() };
+    let mut demo =
+        Demo { seconds: args.seconds, size: args.size.0, cores, place, interrupted, say: &say, rows: Vec::new() };
     let outcome = demo.perform();
     let kept = demo.place.finish(args.keep);
     let report = outcome?;
@@ -192,7 +196,12 @@ impl Demo<'_> {
         if !status.success() {
             return Err(Failure::internal(format!("the target did not stop as it should: {status}")));
         }
-        Ok(DemoReport { cores: self.cores.target.clone(), size: self.size, rows: std::mem::take(&mut self.rows), restart })
+        Ok(DemoReport {
+            cores: self.cores.target.clone(),
+            size: self.size,
+            rows: std::mem::take(&mut self.rows),
+            restart,
+        })
     }
 
     fn config(&self, name: &TargetName, pid: &Arc<AtomicU32>) -> LoadConfig {
@@ -265,7 +274,10 @@ impl Demo<'_> {
         let mut cycle = |snapshot: &Snapshot| {
             if snapshot.stage == Stage::Loading && snapshot.elapsed >= kill_after && snapshot.flushes > 0 {
                 if let Some(target) = running.take() {
-                    (self.say)(&format!("SIGKILL after {} operations and {} flushes", snapshot.operations, snapshot.flushes));
+                    (self.say)(&format!(
+                        "SIGKILL after {} operations and {} flushes",
+                        snapshot.operations, snapshot.flushes
+                    ));
                     restarted = Some((snapshot.operations, target.kill().and_then(|()| Target::start(command))));
                     if let Some((_, Ok(target))) = &restarted {
                         pid.store(target.pid(), Ordering::Relaxed);

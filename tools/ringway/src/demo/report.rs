@@ -116,7 +116,11 @@ impl DemoReport {
             Size(self.size),
         );
         if let Some(dir) = kept {
-            text += &format!("\nKept in {}; serve it again:\n  ringway serve --pool {}\n", dir.display(), dir.join("pool").display());
+            text += &format!(
+                "\nKept in {}; serve it again:\n  ringway serve --pool {}\n",
+                dir.display(),
+                dir.join("pool").display()
+            );
         }
         text += "\nServe a pool of your own and attach to it:\n  \
                  ringway serve &\n  \
