@@ -121,6 +121,9 @@ pub(crate) struct FormatArgs {
     /// Bytes of each shard's journal
     #[arg(long, value_name = "SIZE")]
     pub(crate) journal: Option<Size>,
+    /// Trust the devices with 4 KiB writes that their power-fail atomic unit does not cover
+    #[arg(long)]
+    pub(crate) assume_atomic_4k: bool,
     /// Format even if a pool, or something else, is there; all of it is lost
     #[arg(long)]
     pub(crate) force: bool,

@@ -2,7 +2,10 @@
 
 use indicatif::{ProgressBar, ProgressStyle};
 use ringway_core::control::{PoolGrow, PoolInfo};
+use ringway_core::pool::OpenPool;
 use ringway_core::target::{self, Allocation, FormatOptions, PoolSpec, Progress};
+use serde::Serialize;
+use uuid::Uuid;
 
 use crate::cli::{Allocate, FormatArgs, PoolCommand, PoolGrowArgs};
 use crate::failure::Failure;
@@ -39,6 +42,7 @@ fn make(args: &FormatArgs, format: Format) -> Result<(), Failure> {
         shards: args.shards,
         slab_bytes: args.slab.map(|size| size.0),
         journal_bytes: args.journal.map(|size| size.0),
+        assume_atomic_4k: args.assume_atomic_4k,
         force: args.force,
     };
     let bar = match format {
@@ -55,8 +59,45 @@ fn make(args: &FormatArgs, format: Format) -> Result<(), Failure> {
     };
     let formatted = target::format(&args.pool.0, &options, &mut progress).map_err(|error| Failure::from(&error))?;
     bar.finish_and_clear();
-    format.print(&formatted, show);
+    format.print(&Made::of(&formatted), Made::text);
     Ok(())
+}
+
+/// A pool that was just made.
+#[derive(Debug, Serialize)]
+struct Made {
+    uuid: Uuid,
+    shards: u16,
+    slab_bytes: u64,
+    /// Bytes that volumes, their maps included, can use.
+    size: u64,
+    devices: usize,
+    journal_bytes: u64,
+}
+
+impl Made {
+    fn of(pool: &OpenPool) -> Made {
+        let geometry = &pool.layout.geometry;
+        Made {
+            uuid: pool.uuid,
+            shards: pool.layout.shards,
+            slab_bytes: geometry.slab_bytes(),
+            size: geometry.slab_count() * geometry.slab_bytes(),
+            devices: pool.superblocks.len(),
+            journal_bytes: pool.layout.journal_bytes,
+        }
+    }
+
+    fn text(&self) -> String {
+        facts(&[
+            ("pool", self.uuid.to_string()),
+            ("space", Size(self.size).to_string()),
+            ("devices", self.devices.to_string()),
+            ("shards", self.shards.to_string()),
+            ("slab", Size(self.slab_bytes).to_string()),
+            ("journal", format!("{} a shard", Size(self.journal_bytes))),
+        ])
+    }
 }
 
 fn grow(args: PoolGrowArgs) -> Result<PoolInfo, Failure> {

@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use crate::failure::Failure;
 use crate::serve::Ready;
@@ -27,6 +28,8 @@ pub(super) struct TargetCommand {
     pub(super) log: PathBuf,
     /// Port 0 at first, then the one it got.
     pub(super) listen: String,
+    /// Cores that the child may use, whatever this thread is pinned to when it starts it.
+    pub(super) allowed: Vec<usize>,
 }
 
 /// A running target. Killed when dropped.
@@ -46,7 +49,8 @@ impl Target {
             .append(true)
             .open(&command.log)
             .map_err(|error| Failure::io("write", &command.log, &error))?;
-        let mut child = this_binary()?
+        let mut target = this_binary()?;
+        target
             .arg("serve")
             .arg("--die-with-parent")
             .arg("--pool")
@@ -56,8 +60,8 @@ impl Target {
             .args(["--cores", &command.cores, "--listen", &command.listen])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(log)
-            .spawn()
+            .stderr(log);
+        let mut child = spawn_unpinned(&mut target, &command.allowed)
             .map_err(|error| Failure::internal(format!("cannot start the target: {error}")))?;
         let stdout = child.stdout.take().expect("stdout was asked to be a pipe");
         match first_line(stdout, READY_WITHIN).and_then(|line| serde_json::from_str(&line).ok()) {
@@ -105,6 +109,17 @@ impl Drop for Target {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// A child inherits the affinity of the thread that starts it, and the load's thread is pinned to one core.
+fn spawn_unpinned(command: &mut Command, allowed: &[usize]) -> std::io::Result<Child> {
+    let before = sched_getaffinity(None)?;
+    let mut all = CpuSet::new();
+    allowed.iter().for_each(|&core| all.set(core));
+    sched_setaffinity(None, &all)?;
+    let child = command.spawn();
+    sched_setaffinity(None, &before)?;
+    child
 }
 
 /// A command of this binary.

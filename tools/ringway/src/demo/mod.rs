@@ -54,6 +54,7 @@ pub(crate) struct DemoArgs {
 
 /// Which core does what.
 struct Cores {
+    allowed: Vec<usize>,
     target: Vec<usize>,
     load: Option<usize>,
 }
@@ -96,7 +97,7 @@ fn choose_cores(list: Option<&str>) -> Result<Cores, Failure> {
         None => allowed[..(allowed.len() / 2).clamp(1, REACTORS_MAX)].to_vec(),
     };
     let load = allowed.iter().copied().rev().find(|core| !target.contains(core));
-    Ok(Cores { target, load })
+    Ok(Cores { allowed, target, load })
 }
 
 /// Set when the user presses Ctrl-C: the demo then stops early and still cleans up.
@@ -170,6 +171,7 @@ impl Demo<'_> {
             cores: CoreList(self.cores.target.clone()).to_string(),
             log: self.place.dir.join("target.log"),
             listen: "tcp://127.0.0.1:0".into(),
+            allowed: self.cores.allowed.clone(),
         };
         // Room for the volume, what a crash leaves in quarantine, and maps.
         let pool_bytes = self.size * 2 + (512 << 20);
