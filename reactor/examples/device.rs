@@ -1,6 +1,6 @@
 //! What a device operation costs through the ring: 4 KiB at random, at a fixed depth, one core.
 //!
-//! `device FILE read|write DEPTH MILLISECONDS [SEED]`: on a file that exists and is written; prints operations a second and CPU time
+//! `device FILE|null|mem read|write DEPTH MILLISECONDS [SEED]`: on a file that exists and is written; prints operations a second and CPU time
 //! an operation. To be set beside fio with ioengine=io_uring, fixedbufs=1, registerfiles=1, direct=1 on the same file.
 
 use std::path::Path;
@@ -14,7 +14,7 @@ use ringway_reactor::uring::{UringConfig, UringIo};
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [path, what, depth, milliseconds, rest @ ..] = &arguments[..] else {
-        panic!("device FILE read|write DEPTH MILLISECONDS [SEED]");
+        panic!("device FILE|null|mem read|write DEPTH MILLISECONDS [SEED]");
     };
     let depth: usize = depth.parse().expect("a depth");
     let time_ns = milliseconds.parse::<u64>().expect("milliseconds") * 1_000_000;
@@ -22,8 +22,13 @@ fn main() {
     let mut random = rand::rngs::SmallRng::seed_from_u64(seed);
     let pool = BufPool::leak(&BufPoolConfig { classes: vec![(4096, depth)] }, 0);
     let mut io = UringIo::new(&UringConfig::new(vec![pool], 0)).expect("a ring");
-    let file =
-        OpenFile::open(Path::new(path), Access::ReadWrite, &mut |progress| eprintln!("{progress}")).expect("a file");
+    let file = match path.as_str() {
+        "null" => OpenFile::null(1 << 40),
+        "mem" => OpenFile::memory(1 << 30).expect("memory"),
+        path => {
+            OpenFile::open(Path::new(path), Access::ReadWrite, &mut |progress| eprintln!("{progress}")).expect("a file")
+        }
+    };
     let blocks = file.info().size / 4096;
     let file = io.add_file(&file).expect("a slot");
     let mut next = |buf| {

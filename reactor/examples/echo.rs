@@ -76,7 +76,14 @@ impl RingServer {
         let config = UringConfig { sockets, ..UringConfig::new(vec![pool], 0) };
         let mut io = UringIo::new(&config).unwrap();
         let socket = io.attach(Socket::Os(stream.into())).unwrap();
-        let spare = (0..DEPTH_MAX).flat_map(|_| [HEADER, ANSWER - HEADER].map(|len| pool.get(len).unwrap())).collect();
+        // All headers in one slot, as a transport would: a page for each costs a third of the rate at depth 128.
+        let mut headers = pool.get(HEADER * DEPTH_MAX).unwrap();
+        let mut spare = Vec::with_capacity(2 * DEPTH_MAX);
+        for _ in 0..DEPTH_MAX {
+            let rest = headers.split_off(HEADER);
+            spare.push(std::mem::replace(&mut headers, rest));
+            spare.push(pool.get(ANSWER - HEADER).unwrap());
+        }
         let room = pool.get(QUESTION * DEPTH_MAX);
         Self { io, socket, have: 0, spare, vector: Some(Vec::with_capacity(2 * DEPTH_MAX)), room, open: true }
     }

@@ -9,6 +9,7 @@ use ringway_reactor::io::Io;
 use super::Shard;
 use super::api::RecordLog;
 use super::nodes::Readiness;
+use crate::ids::VolumeId;
 use crate::map::NodeKey;
 use crate::space::{Place, SlabBitmap};
 
@@ -83,6 +84,12 @@ impl<L: RecordLog> Shard<L> {
         if counts.quarantined > 0 || counts.data != walk.named.len() as u64 {
             walk.problems.push(format!("{} places named, {held_chunks:?} chunks, but {counts:?}", walk.named.len()));
         }
+    }
+
+    /// Where the pages of a volume's map are.
+    #[must_use]
+    pub fn page_places(&self, volume: VolumeId) -> Vec<Place> {
+        self.nodes.table.of_volume(volume).flat_map(|(_, pages)| pages.iter().map(|page| page.place)).collect()
     }
 
     /// What a drained shard must not hold any more.

@@ -17,7 +17,7 @@ use super::targets::Target;
 use super::{Piece, Shard, clusters_of};
 use crate::ids::{Epoch, Lsn, VolumeId};
 use crate::limits::BLOCK;
-use crate::map::{BlockStates, Record, Version};
+use crate::map::{BlockStates, Record, Version, View};
 use crate::request::{Command, Status};
 use crate::space::Place;
 
@@ -112,7 +112,9 @@ impl<L: RecordLog> Shard<L> {
             (_, Some(opening)) => (opening.birth, opening.place),
         };
         assert!(birth <= stamp, "stamps of a shard ascend: {birth} is born after {stamp}");
-        if self.volumes[&volume].record.redirects(birth, stamp) {
+        let record = &self.volumes[&volume].record;
+        // A version that a rollback made void shows nothing of what is written to it (H10).
+        if record.redirects(birth, stamp) || !View::live(&record.dead).sees(birth) {
             return Resolved { birth: stamp, place: Place::NONE, data: 0 };
         }
         let data = mapped

@@ -20,8 +20,9 @@ use crate::io::{Instant, IoError, ListenerId, Op, SocketId, Token};
 const DIRECT_NS: u64 = 100_000;
 /// Sockets tried in one turn, so that many quiet ones do not make it long.
 const DIRECT_MAX: usize = 32;
-/// Parts of one direct send.
-const PARTS: usize = 64;
+/// Parts of one direct send: a few, or many; the list is on the stack and setting it up costs.
+const PARTS_FEW: usize = 8;
+const PARTS_MANY: usize = 256;
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 1024;
 
@@ -237,7 +238,11 @@ impl UringIo {
         let fd = self.sockets.fd(*socket);
         let total: usize = bufs.iter().map(|buf| buf.len()).sum();
         while entry.done < total {
-            match send_parts(fd, bufs, entry.done) {
+            let sent = match bufs.len() {
+                ..=PARTS_FEW => send_parts::<PARTS_FEW>(fd, bufs, entry.done),
+                _ => send_parts::<PARTS_MANY>(fd, bufs, entry.done),
+            };
+            match sent {
                 Ok(sent) => entry.done += sent,
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return self.hand_over(key),
@@ -289,8 +294,8 @@ impl UringIo {
     }
 }
 
-/// One sendmsg of at most [`PARTS`] parts of what is left of `bufs` after `done` bytes.
-fn send_parts(fd: BorrowedFd<'_>, bufs: &[Buf], mut done: usize) -> Result<usize, Errno> {
+/// One sendmsg of at most `PARTS` parts of what is left of `bufs` after `done` bytes.
+fn send_parts<const PARTS: usize>(fd: BorrowedFd<'_>, bufs: &[Buf], mut done: usize) -> Result<usize, Errno> {
     let mut parts = [IoSlice::new(&[]); PARTS];
     let mut count = 0;
     for buf in bufs {

@@ -454,3 +454,39 @@ fn c4_after_sigkill_the_lock_is_had_only_when_the_dead_ring_is_gone() {
         assert!(into_buf(wait_for(&mut io, 1).remove(0).payload).iter().all(|&byte| byte == 2));
     }
 }
+
+const SMALL_CHILD: &str = "RINGWAY_TEST_MEMLOCK_CHILD";
+
+/// Not a test by itself: what runs with little memory to lock, and without the right to lock more.
+#[test]
+fn child_that_may_lock_little_memory() {
+    if std::env::var(SMALL_CHILD).is_err() {
+        return;
+    }
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+    let limit = Some(64 << 10);
+    setrlimit(Resource::Memlock, Rlimit { current: limit, maximum: limit }).unwrap();
+    let mut sets = capabilities(None).unwrap();
+    sets.effective.remove(CapabilitySet::IPC_LOCK);
+    set_capabilities(None, sets).unwrap();
+    let folder = folder();
+    let file = pool_file(folder.path(), 1 << 20);
+    let mut io = uring();
+    assert!(!io.has_fixed_buffers());
+    let id = io.add_file(&file).unwrap();
+    a_device_does_what_it_is_told(&mut io, id);
+    println!("note: {}", io.notes()[0]);
+}
+
+#[test]
+fn with_too_little_memory_to_lock_it_works_without_registered_buffers_and_says_so() {
+    let out = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "--nocapture", "uring::tests::child_that_may_lock_little_memory"])
+        .env(SMALL_CHILD, "1")
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&out.stdout);
+    assert!(out.status.success(), "{text}{}", String::from_utf8_lossy(&out.stderr));
+    assert!(text.contains("2304 KiB would have to be locked and the limit is 64 KiB"), "{text}");
+}
