@@ -247,7 +247,7 @@ pub(crate) mod tests {
         VolumeRecord {
             id: VolumeId(id),
             name: name.into(),
-            uuid: Uuid::from_u128(0x1000 + u128::from(id)),
+            uuid: Uuid::from_u128(u128::from(id) << 96 | 0x5EED),
             size: 1 << 30,
             lba_bytes: 512,
             shards: vec![ShardId(0), ShardId(2)],
@@ -275,7 +275,7 @@ pub(crate) mod tests {
         assert_eq!(directory.by_name("a").unwrap().record.id, VolumeId(3));
         let subsystem = directory.find_subsystem("nqn.2026-11.io.ringway:b/c").unwrap();
         assert_eq!((subsystem.volume(1), subsystem.volume(2), subsystem.nsid_max()), (Some(VolumeId(7)), None, 1));
-        let by_uuid = format!("{UUID_NQN_PREFIX}{}", Uuid::from_u128(0x1003));
+        let by_uuid = format!("{UUID_NQN_PREFIX}{}", record(3, "a").uuid);
         assert_eq!(directory.find_subsystem(&by_uuid).unwrap().volume(1), Some(VolumeId(3)));
         for unknown in ["nqn.2026-11.io.ringway:x", "nqn.2026-11.io.ringway:", "nqn.2014-08.org.nvmexpress:uuid:x", "a"]
         {
