@@ -389,8 +389,8 @@ fn requests_that_cannot_be_made_come_back_with_the_reason() {
     assert!(refused(Command::WriteZeroes { fua: false, deallocate: false }, 0, 1 << 30, 0).contains("65536 blocks"));
 }
 
-fn discover(behaviour: Behaviour) -> Result<Vec<Discovered>, HostError> {
-    let behaviour = Behaviour { subsystem_nqn: crate::wire::DISCOVERY_NQN.into(), ..behaviour };
+fn discover(mut behaviour: Behaviour) -> Result<Vec<Discovered>, HostError> {
+    behaviour.subsystem_nqn = crate::wire::DISCOVERY_NQN.into();
     let world = World::new(15, WorldConfig::default());
     let mut peer = Peer::new(world.outside(), 4420, behaviour);
     let mut io = world.outside();
