@@ -14,7 +14,10 @@ const MEMORY_FILE_SYSTEMS: [(u32, &str); 2] = [(0x0102_1994, "tmpfs"), (0x8584_5
 
 /// Measures an open file; the notes say what had to be assumed.
 pub(super) fn measure(fd: &OwnedFd, kind: FileKind, path: &Path) -> Result<(FileInfo, Vec<String>), FileError> {
-    if let Some(file_system) = memory_file_system(fd) {
+    // A device node lies in devtmpfs, which says that it is a tmpfs; what the node stands for does not.
+    if kind != FileKind::Block
+        && let Some(file_system) = memory_file_system(fd)
+    {
         return Err(FileError::NoDirectIo { path: path.to_owned(), file_system });
     }
     let size = rustix::fs::seek(fd, SeekFrom::End(0)).map_err(|errno| system("size", path, errno))?;

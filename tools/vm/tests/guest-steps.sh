@@ -25,7 +25,7 @@ ended() {
     echo "PASS $TEST ($WHICH, $(uname -r))"
   else
     echo "---- the target's last words"; tail -n 40 "$TARGET_LOG" 2>/dev/null || true
-    echo "---- the kernel's"; dmesg | tail -n 40
+    echo "---- the kernel's"; dmesg | tail -n 20
     echo "FAIL $TEST ($WHICH, $(uname -r)), status $status, line ${BASH_LINENO[0]}"
   fi
   exit $status
