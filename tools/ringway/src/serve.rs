@@ -161,12 +161,17 @@ fn stop_after(engine: Box<dyn Engine>, outcome: Result<(), Failure>) -> Result<(
 
 /// Rereads the configuration file; what needs a restart is said and left alone.
 fn reload(reread: &dyn Fn() -> Result<Settings, Failure>, running: &Settings, log: &LogFilter) {
+    // A parser's message has several lines, a log entry one.
+    let refused = |failure: &Failure| {
+        let why = failure.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+        tracing::error!(why, "the configuration was not reread");
+    };
     let settings = match reread() {
         Ok(settings) => settings,
-        Err(failure) => return tracing::error!(%failure, "the configuration was not reread"),
+        Err(failure) => return refused(&failure),
     };
     if let Err(failure) = log.change(settings.log.as_deref()) {
-        return tracing::error!(%failure, "the configuration was not reread");
+        return refused(&failure);
     }
     let rest = Settings { log: running.log.clone(), ..settings.clone() };
     if rest == *running {

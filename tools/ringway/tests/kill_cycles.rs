@@ -31,7 +31,13 @@ impl Cycles {
     fn bench(&self, args: &[&str]) -> Running {
         let oracle = self.place.path("oracle");
         let mut command = ringway(["bench", &self.target, "--verify", "--oracle", oracle.to_str().unwrap(), "--json"]);
-        spawn(command.args(["--mix", "write=90,trim=4,zeroes=2,flush=4", "--depth", "16", "--queues", "2"]).args(args))
+        spawn(command.args(["--depth", "16", "--queues", "2"]).args(args))
+    }
+
+    /// Goes on until well after the restart, then reads every block back.
+    fn load(&self) -> Running {
+        let mix = "write=90,trim=4,zeroes=2,flush=4";
+        self.bench(&["--mix", mix, "--resume", "--time", "1", "--sweep", "acknowledged"])
     }
 
     fn restart(&mut self) {
@@ -61,13 +67,13 @@ fn nothing_acknowledged_is_lost_in_fifty_kills() {
     place.run(&["volume", "create", VOLUME, "32MiB", "--lba", "4096", "--json"]).json();
     let target = format!("{}/{VOLUME}", daemon.listener());
     let mut cycles = Cycles { place, target, daemon: Some(daemon) };
-    Cycles::check(cycles.bench(&["--fresh", "--operations", "2000"]), 0);
+    // Every block is written once, so that every block is judged each time.
+    Cycles::check(cycles.bench(&["--mix", "write", "--pattern", "seq", "--operations", "8192", "--fresh"]), 0);
 
     let (mut swept, mut reconnects) = (0, 0);
     for cycle in 1..=CYCLES {
         let generator_lives = cycle % 2 == 1;
-        // The load goes on until well after the restart.
-        let load = cycles.bench(&["--resume", "--time", "1", "--sweep", "acknowledged"]);
+        let load = cycles.load();
         thread::sleep(Duration::from_millis(150) + pause(cycle));
         let report = if generator_lives {
             cycles.restart();
