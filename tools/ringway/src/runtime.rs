@@ -210,11 +210,11 @@ mod tests {
         let all = var(&[("RINGWAY_RUNTIME_DIR", "/r"), ("XDG_RUNTIME_DIR", "/x")]);
         let xdg = var(&[("XDG_RUNTIME_DIR", "/x")]);
         let none = var(&[]);
-        assert_eq!(folder_from(Some(Path::new("/g")), 7, &all), Path::new("/g"));
-        assert_eq!(folder_from(None, 0, &all), Path::new("/r"));
-        assert_eq!(folder_from(None, 0, &xdg), Path::new("/run/ringway"));
-        assert_eq!(folder_from(None, 7, &xdg), Path::new("/x/ringway"));
-        assert_eq!(folder_from(None, 7, &none), Path::new("/tmp/ringway-7"));
+        assert_eq!(folder_from(Some(Path::new("/g")), 7, all), Path::new("/g"));
+        assert_eq!(folder_from(None, 0, all), Path::new("/r"));
+        assert_eq!(folder_from(None, 0, xdg), Path::new("/run/ringway"));
+        assert_eq!(folder_from(None, 7, xdg), Path::new("/x/ringway"));
+        assert_eq!(folder_from(None, 7, none), Path::new("/tmp/ringway-7"));
     }
 
     #[test]

@@ -274,18 +274,15 @@ impl Demo<'_> {
         let mut running = Some(target);
         let mut restarted = None;
         let mut cycle = |snapshot: &Snapshot| {
-            if snapshot.stage == Stage::Loading && snapshot.elapsed >= kill_after && snapshot.flushes > 0 {
-                if let Some(target) = running.take() {
-                    (self.say)(&format!(
-                        "SIGKILL after {} operations and {} flushes",
-                        snapshot.operations, snapshot.flushes
-                    ));
-                    restarted = Some((snapshot.operations, target.kill().and_then(|()| Target::start(command))));
-                    if let Some((_, Ok(target))) = &restarted {
-                        pid.store(target.pid(), Ordering::Relaxed);
-                    }
-                    return ControlFlow::Break(());
+            let due = snapshot.stage == Stage::Loading && snapshot.elapsed >= kill_after && snapshot.flushes > 0;
+            if due && let Some(target) = running.take() {
+                let (operations, flushes) = (snapshot.operations, snapshot.flushes);
+                (self.say)(&format!("SIGKILL after {operations} operations and {flushes} flushes"));
+                restarted = Some((operations, target.kill().and_then(|()| Target::start(command))));
+                if let Some((_, Ok(target))) = &restarted {
+                    pid.store(target.pid(), Ordering::Relaxed);
                 }
+                return ControlFlow::Break(());
             }
             stop_if(&self.interrupted)
         };
