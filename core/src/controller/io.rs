@@ -1,7 +1,9 @@
 //! I/O commands: from 64 bytes of a host to a checked request, or to the status that says what is wrong.
 //!
 //! What comes out of [`check_io`] lies inside its volume, is a whole number of its blocks, and its data has exactly the
-//! length that the command implies.
+//! length that the command implies (ranges may be followed by more).
+
+use std::ops::RangeInclusive;
 
 use crate::directory::{Directory, Namespace, VolumeEntry};
 use crate::ids::VolumeId;
@@ -10,9 +12,12 @@ use crate::request::Command;
 use crate::volume::VolumeRecord;
 use crate::wire::command::{Direction, FABRICS, Fuse, PSDT_SGL, Sqe, nvm};
 use crate::wire::completion::NvmeStatus;
-use crate::wire::dsm::{ATTRIBUTE_DEALLOCATE, DsmRange};
+use crate::wire::dsm::{ATTRIBUTE_DEALLOCATE, DsmRange, RANGES_MAX};
 use crate::wire::fabrics::kind;
 use crate::wire::sgl::DataPlace;
+
+/// Bytes of the longest list of ranges.
+const RANGES_BYTES_MAX: u32 = (RANGES_MAX * size_of::<DsmRange>()) as u32;
 
 /// What an I/O command comes down to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,7 +109,13 @@ pub fn check_io(sqe: &Sqe, capsule_data: usize, context: &IoContext<'_>) -> Resu
     if changes && context.directory.read_only() {
         return Err(NvmeStatus::NAMESPACE_WRITE_PROTECTED.dnr());
     }
-    let (direction, data) = check_data(sqe, capsule_data, data_len(sqe, &work))?;
+    let wanted = data_len(sqe, &work);
+    let accepted = match work {
+        // Linux sends room for 256 ranges whatever their number is; what lies behind the last one counts for nothing.
+        IoWork::Deallocate { .. } | IoWork::Hints => wanted..=RANGES_BYTES_MAX,
+        IoWork::Request { .. } => wanted..=wanted,
+    };
+    let (direction, data) = check_data(sqe, capsule_data, accepted)?;
     Ok(IoCommand { volume: record.id, work, fuse, direction, data })
 }
 
@@ -170,14 +181,18 @@ fn data_len(sqe: &Sqe, work: &IoWork) -> u32 {
     }
 }
 
-/// Where the `wanted` bytes of data are. Too short and too long are both refused: SGLS does not promise to take longer ones.
-fn check_data(sqe: &Sqe, capsule_data: usize, wanted: u32) -> Result<(Direction, DataPlace), NvmeStatus> {
-    if wanted == 0 {
+/// Where the data is, and that it is as long as it may be. SGLS does not promise to take data that is longer than wanted.
+fn check_data(
+    sqe: &Sqe,
+    capsule_data: usize,
+    accepted: RangeInclusive<u32>,
+) -> Result<(Direction, DataPlace), NvmeStatus> {
+    if *accepted.end() == 0 {
         return Ok((Direction::None, DataPlace::Transport { len: 0 }));
     }
     let direction = sqe.direction()?;
     let data = sqe.sgl.locate(capsule_data)?;
-    if data.len() != wanted {
+    if !accepted.contains(&data.len()) {
         return Err(NvmeStatus::DATA_SGL_LENGTH_INVALID.dnr());
     }
     match (direction, data) {
@@ -209,13 +224,15 @@ pub fn fuse(first: &IoCommand, second: &IoCommand, record: &VolumeRecord) -> Res
     Ok(IoWork::Request { command: Command::CompareAndWrite { fua }, offset, len })
 }
 
-/// The requests that the ranges in `data` come down to, as offset and length in bytes. All ranges are checked before the
-/// first comes out; empty ones are passed over.
+/// The requests that the first `count` ranges in `data` come down to, as offset and length in bytes. All of them are checked
+/// before the first comes out; empty ones are passed over.
 pub fn deallocations<'a>(
     data: &'a [u8],
+    count: u16,
     record: &'a VolumeRecord,
 ) -> Result<impl Iterator<Item = (u64, u32)> + 'a, NvmeStatus> {
-    let ranges = DsmRange::read(data).ok_or(NvmeStatus::DATA_SGL_LENGTH_INVALID.dnr())?;
+    let data = data.get(..usize::from(count) * size_of::<DsmRange>());
+    let ranges = data.and_then(DsmRange::read).ok_or(NvmeStatus::DATA_SGL_LENGTH_INVALID.dnr())?;
     for range in ranges {
         byte_range(range.slba.get(), range.blocks.get(), record)?;
     }

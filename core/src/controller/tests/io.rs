@@ -130,6 +130,21 @@ fn an_sgl_that_does_not_fit_its_command_or_its_capsule_is_refused() {
     assert_eq!(rig.refusal(&read), NvmeStatus::SGL_DESCRIPTOR_TYPE_INVALID.dnr(), "a response has no room for data");
     let short = Sqe::deallocate(1, 2).with_data(Sgl::transport(16));
     assert_eq!(rig.refusal(&short), NvmeStatus::DATA_SGL_LENGTH_INVALID.dnr());
+    let long = Sqe::deallocate(1, 2).with_data(Sgl::transport(4112));
+    assert_eq!(rig.refusal(&long), NvmeStatus::DATA_SGL_LENGTH_INVALID.dnr());
+}
+
+#[test]
+fn a_discard_of_linux_has_room_for_256_ranges_and_only_those_that_it_counts_are_read() {
+    let rig = rig(directory());
+    let command = rig.check(&Sqe::deallocate(1, 1).with_data(Sgl::in_capsule(4096))).unwrap();
+    assert_eq!(command.work, IoWork::Deallocate { ranges: 1 });
+    let volume = record(1, "v");
+    let mut data = vec![0xFF; 4096];
+    data[..16].copy_from_slice(DsmRange::new(8, 16).as_bytes());
+    let cut: Vec<_> = deallocations(&data, 1, &volume).unwrap().collect();
+    assert_eq!(cut, [(8 * 512, 16 * 512)]);
+    assert_eq!(deallocations(&data, 2, &volume).err(), Some(NvmeStatus::LBA_OUT_OF_RANGE.dnr()));
 }
 
 #[test]
@@ -213,7 +228,9 @@ fn compare_and_write_are_fused_on_one_and_the_same_block() {
 fn ranges_to_deallocate_are_all_checked_before_the_first_is_touched() {
     let volume = VolumeRecord { size: 4 * GIB, ..record(1, "v") };
     let blocks = volume.size / 512;
-    let cut = |ranges: &[DsmRange]| deallocations(ranges.as_bytes(), &volume).map(Iterator::collect::<Vec<_>>);
+    let cut = |ranges: &[DsmRange]| {
+        deallocations(ranges.as_bytes(), ranges.len() as u16, &volume).map(Iterator::collect::<Vec<_>>)
+    };
     let ranges = [DsmRange::new(8, 8), DsmRange::new(0, 0), DsmRange::new(blocks - 1, 1)];
     assert_eq!(cut(&ranges), Ok(vec![(4096, 4096), (4 * GIB - 512, 512)]));
     let bad = [DsmRange::new(8, 8), DsmRange::new(blocks - 1, 2)];
@@ -224,7 +241,7 @@ fn ranges_to_deallocate_are_all_checked_before_the_first_is_touched() {
     assert!(long.iter().all(|&(_, len)| len <= DEALLOCATE_BYTES_MAX));
     assert_eq!(long.iter().map(|&(_, len)| u64::from(len)).sum::<u64>(), 4 * GIB - 512);
     assert!(long.is_sorted_by(|a, b| a.0 + u64::from(a.1) == b.0));
-    assert_eq!(deallocations(&[0; 15], &volume).err(), Some(NvmeStatus::DATA_SGL_LENGTH_INVALID.dnr()));
+    assert_eq!(deallocations(&[0; 15], 1, &volume).err(), Some(NvmeStatus::DATA_SGL_LENGTH_INVALID.dnr()));
     assert_eq!(u64::from(DEALLOCATE_BYTES_MAX) % STRIPE, 0);
 }
 
@@ -257,7 +274,9 @@ proptest! {
                         _ => prop_assert!(command.data.len() == len && len > 0 && len <= REQUEST_BYTES_MAX),
                     }
                 }
-                IoWork::Deallocate { ranges } => prop_assert_eq!(command.data.len(), u32::from(ranges) * 16),
+                IoWork::Deallocate { ranges } => {
+                    prop_assert!((u32::from(ranges) * 16..=4096).contains(&command.data.len()));
+                }
                 IoWork::Hints => prop_assert!(command.data.len() % 16 == 0),
             },
         }

@@ -32,7 +32,7 @@ pub(super) enum Work {
     /// A read, write or the like.
     Io { volume: VolumeId, command: Command, offset: u64, len: u32 },
     /// Dataset Management: what its ranges come down to, last first, is deallocated one after the other.
-    Ranges { volume: VolumeId, left: Vec<(u64, u32)> },
+    Ranges { volume: VolumeId, ranges: u16, left: Vec<(u64, u32)> },
     /// Nothing to do once the data is here.
     Hints,
     /// Half of a fused pair; the halves know each other's slots once both are here.
@@ -186,7 +186,9 @@ impl Connection {
                     (Fuse::Normal, IoWork::Request { command, offset, len }) => {
                         Work::Io { volume: io.volume, command, offset, len }
                     }
-                    (Fuse::Normal, IoWork::Deallocate { .. }) => Work::Ranges { volume: io.volume, left: Vec::new() },
+                    (Fuse::Normal, IoWork::Deallocate { ranges }) => {
+                        Work::Ranges { volume: io.volume, ranges, left: Vec::new() }
+                    }
                     (Fuse::Normal, IoWork::Hints) => Work::Hints,
                     _ => Work::Fused { io, partner: None },
                 };
@@ -360,13 +362,13 @@ impl Connection {
 
     /// Dataset Management (nvm 3.2.3): its ranges are here, or the next of them is due.
     fn run_ranges<I: Io>(&mut self, cx: &mut Cx<'_, I>, index: usize, buf: Option<Buf>) {
-        let Work::Ranges { volume, left } = &mut self.commands[index].work else {
+        let Work::Ranges { volume, ranges, left } = &mut self.commands[index].work else {
             unreachable!("matched by the caller")
         };
-        let volume = *volume;
+        let (volume, count) = (*volume, *ranges);
         if let Some(buf) = buf {
             let checked = match cx.directory.volume(volume) {
-                Some(record) => deallocations(&buf, record).map(|ranges| left.extend(ranges)),
+                Some(record) => deallocations(&buf, count, record).map(|ranges| left.extend(ranges)),
                 None => Err(NvmeStatus::INVALID_NAMESPACE_OR_FORMAT.dnr()),
             };
             left.reverse();
