@@ -222,6 +222,8 @@ pub struct VolumeMetrics {
     pub hops: Counter,
     /// Bytes copied by the CPU between buffers; 0 on the direct path.
     pub bytes_copied: Counter,
+    /// Bytes of clusters that the volume maps on the shard.
+    pub allocated_bytes: Gauge,
 }
 
 impl VolumeMetrics {
@@ -255,6 +257,8 @@ pub struct VolumeTotals {
     pub hops: u64,
     /// Bytes copied by the CPU.
     pub bytes_copied: u64,
+    /// Bytes of clusters mapped.
+    pub allocated_bytes: u64,
 }
 
 /// The sum of one or more [`OperationMetrics`].
@@ -278,6 +282,7 @@ impl VolumeTotals {
         self.in_flight += metrics.in_flight.get();
         self.hops += metrics.hops.get();
         self.bytes_copied += metrics.bytes_copied.get();
+        self.allocated_bytes += metrics.allocated_bytes.get();
     }
 
     fn merge(&mut self, other: &VolumeTotals) {
@@ -289,6 +294,7 @@ impl VolumeTotals {
         self.in_flight += other.in_flight;
         self.hops += other.hops;
         self.bytes_copied += other.bytes_copied;
+        self.allocated_bytes += other.allocated_bytes;
     }
 }
 
@@ -331,7 +337,13 @@ impl ShardMetrics {
         if let Some(metrics) = volumes.live.remove(&volume) {
             volumes.retired.add(&metrics);
             volumes.retired.in_flight = 0;
+            volumes.retired.allocated_bytes = 0;
         }
+    }
+
+    /// Bytes of clusters that `volume` maps on this shard, 0 where nothing is known of it.
+    pub fn allocated_bytes(&self, volume: VolumeId) -> u64 {
+        locked(&self.volumes).live.get(&volume).map_or(0, |metrics| metrics.allocated_bytes.get())
     }
 
     /// The sum over all volumes that this shard has ever served.

@@ -37,7 +37,8 @@ fn image(nodes: u32, slabs: u32) -> Image {
 /// Header and every chunk by level and number, as if on disk.
 fn written(image: &Image, generation: u64) -> (CheckpointHeader, Vec<Vec<Vec<u8>>>) {
     let start = Position { block: 5, sequence: 9, lsn: Lsn(77) };
-    let mut chunks = Chunks::image(encode_image(&image.table, &image.bitmaps), SHARD, generation, seed());
+    let mut chunks =
+        Chunks::image(encode_image(&image.table, &image.bitmaps, &image.mapped), SHARD, generation, seed());
     let image_bytes = chunks.stream_bytes();
     let mut levels = Vec::new();
     let mut next_cluster = 0;
@@ -153,7 +154,7 @@ proptest! {
     #[test]
     fn a_truncated_or_changed_stream_is_an_error_or_an_image(at: prop::sample::Index, with: u8, cut: prop::sample::Index) {
         let image = image(50, 3);
-        let stream = encode_image(&image.table, &image.bitmaps);
+        let stream = encode_image(&image.table, &image.bitmaps, &image.mapped);
         let mut changed = stream.clone();
         changed[at.index(stream.len())] = with;
         let _ = decode_image(&changed, &geometry());
@@ -166,7 +167,7 @@ proptest! {
 
 #[test]
 fn a_section_of_a_later_version_is_skipped_only_where_it_may_be() {
-    let mut stream = encode_image(&PageTable::default(), &[]);
+    let mut stream = encode_image(&PageTable::default(), &[], &MappedCounts::default());
     stream.extend(9u32.to_le_bytes());
     stream.extend(0u32.to_le_bytes());
     stream.extend(8u64.to_le_bytes());

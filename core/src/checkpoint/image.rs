@@ -5,19 +5,30 @@
 //! 1 page table: per node volume u32 | range u32 | generation u64 | pages u32 | zero u32, per page place u64 | crc u32 | zero u32
 //! 2 bitmaps: per slab slab u32 | words u32 | words u64 each
 //! 3 reserved for accounting of snapshots
+//! 4 mapped clusters: as of lsn u64, then per volume id u32 | zero u32 | clusters u64
 //! ```
 
 use std::collections::BTreeSet;
 
 use thiserror::Error;
 
-use crate::ids::VolumeId;
+use crate::ids::{Lsn, VolumeId};
 use crate::map::{NodeKey, NodePages, PageRef, PageTable};
 use crate::space::{Geometry, Place, SlabBitmap, SlabId};
 
 const MUST_UNDERSTAND: u32 = 1;
 const TABLE: u32 = 1;
 const BITMAPS: u32 = 2;
+const MAPPED: u32 = 4;
+
+/// Clusters that each volume maps, as of a position in the journal.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MappedCounts {
+    /// Records up to here are counted.
+    pub lsn: Lsn,
+    /// Ascending by volume.
+    pub clusters: Vec<(VolumeId, u64)>,
+}
 
 /// What a checkpoint holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -26,6 +37,8 @@ pub struct Image {
     pub table: PageTable,
     /// Which clusters of each slab hold data.
     pub bitmaps: Vec<SlabBitmap>,
+    /// How many clusters each volume maps.
+    pub mapped: MappedCounts,
 }
 
 /// Why a stream is no image.
@@ -44,7 +57,7 @@ pub enum BadImage {
 
 /// The stream of an image.
 #[must_use]
-pub fn encode_image(table: &PageTable, bitmaps: &[SlabBitmap]) -> Vec<u8> {
+pub fn encode_image(table: &PageTable, bitmaps: &[SlabBitmap], mapped: &MappedCounts) -> Vec<u8> {
     let mut out =
         Vec::with_capacity(64 + table.len() * 40 + bitmaps.iter().map(|b| 8 + b.words.len() * 8).sum::<usize>());
     section(&mut out, TABLE, |out| {
@@ -66,6 +79,14 @@ pub fn encode_image(table: &PageTable, bitmaps: &[SlabBitmap]) -> Vec<u8> {
             out.extend(bitmap.slab.0.to_le_bytes());
             out.extend((bitmap.words.len() as u32).to_le_bytes());
             out.extend(bitmap.words.iter().flat_map(|word| word.to_le_bytes()));
+        }
+    });
+    section(&mut out, MAPPED, |out| {
+        out.extend(mapped.lsn.0.to_le_bytes());
+        for (volume, clusters) in &mapped.clusters {
+            out.extend(volume.0.to_le_bytes());
+            out.extend([0; 4]);
+            out.extend(clusters.to_le_bytes());
         }
     });
     out
@@ -94,6 +115,7 @@ pub fn decode_image(stream: &[u8], geometry: &Geometry) -> Result<Image, BadImag
         match kind {
             TABLE => decode_table(bytes, geometry, &mut image.table)?,
             BITMAPS => decode_bitmaps(bytes, geometry, &mut image.bitmaps)?,
+            MAPPED => image.mapped = decode_mapped(bytes)?,
             _ if flags & MUST_UNDERSTAND == 0 => {}
             _ => return Err(BadImage::Unknown(kind)),
         }
@@ -144,6 +166,19 @@ fn decode_bitmaps(bytes: &[u8], geometry: &Geometry, bitmaps: &mut Vec<SlabBitma
         bitmaps.push(SlabBitmap { slab, words });
     }
     Ok(())
+}
+
+fn decode_mapped(bytes: &[u8]) -> Result<MappedCounts, BadImage> {
+    let mut rest = Cursor { bytes, part: "mapped clusters" };
+    let mut mapped = MappedCounts { lsn: Lsn(rest.u64()?), clusters: Vec::new() };
+    while !rest.bytes.is_empty() {
+        let (volume, _, clusters) = (VolumeId(rest.u32()?), rest.u32()?, rest.u64()?);
+        if mapped.clusters.last().is_some_and(|&(before, _)| before >= volume) {
+            return Err(BadImage::Field("order of volumes"));
+        }
+        mapped.clusters.push((volume, clusters));
+    }
+    Ok(mapped)
 }
 
 struct Cursor<'a> {

@@ -70,7 +70,7 @@ fn one_damaged_superblock_is_a_note_and_two_are_the_end() {
 #[test]
 fn a_shard_whose_checkpoint_rots_is_a_fault_and_the_other_is_still_looked_at() {
     let world = made(1);
-    let ring = crate::pool::inspect(&mut world.io()).unwrap().layout.checkpoint_ring(ShardId(1));
+    let ring = pool::inspect(&mut world.io()).unwrap().layout.checkpoint_ring(ShardId(1));
     for slot in 0..8 {
         overwrite(&world, 0, ring + slot * 4096);
     }

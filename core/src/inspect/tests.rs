@@ -61,8 +61,9 @@ fn shard(pages: &[Record], bits: u64, journal: &[Record]) -> Shard {
     let crc = encode_node(&node, 0, GENERATION, seed().shard(SHARD), &mut device[at..at + PAGE_BYTES]);
     let mut table = PageTable::default();
     table.insert(key, NodePages::new(GENERATION, vec![PageRef { place: page, crc }]));
-    let image = Image { table, bitmaps: vec![SlabBitmap { slab: SlabId::new(0, 0), words: vec![bits] }] };
-    let stream = encode_image(&image.table, &image.bitmaps);
+    let image =
+        Image { table, bitmaps: vec![SlabBitmap { slab: SlabId::new(0, 0), words: vec![bits] }], ..Image::default() };
+    let stream = encode_image(&image.table, &image.bitmaps, &image.mapped);
     let image_bytes = stream.len() as u64;
     let chunks = Chunks::image(stream, SHARD, GENERATION, seed().shard(SHARD));
     let at = cluster(11).offset() as usize;

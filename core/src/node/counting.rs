@@ -20,6 +20,9 @@ impl<L: RecordLog> Node<L> {
         for shard in self.shards.iter().flatten() {
             let (stats, metrics) = (shard.stats(), self.metrics.shard(shard.id()));
             metrics.allocated_bytes.set(stats.clusters_used * CLUSTER);
+            for record in self.directory.volumes_of(shard.id()) {
+                metrics.volume(record.id).allocated_bytes.set(shard.mapped_by(record.id) * CLUSTER);
+            }
             metrics.journal_groups.add(stats.groups - metrics.journal_groups.get());
             metrics.checkpoints.add(stats.checkpoints - metrics.checkpoints.get());
             metrics.map_page_loads.add(stats.nodes_loaded - metrics.map_page_loads.get());

@@ -116,6 +116,7 @@ impl<L: RecordLog> Shard<L> {
             Record::Set { volume, cluster, version, freed }
         });
         if freed.is_some() {
+            self.mapped.change(lsn, volume, -1);
             self.space.free(freed, lsn, Ticket(self.ops.next_ticket()));
         }
         lsn

@@ -80,6 +80,7 @@ impl<L: RecordLog> Shard<L> {
             for record in &records {
                 let lsn = self.record(record);
                 erasure.last = lsn;
+                self.mapped.change(lsn, volume, -(record.freed().len() as i64));
                 for &place in record.freed() {
                     self.space.free(place, lsn, Ticket(self.ops.next_ticket()));
                 }

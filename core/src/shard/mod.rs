@@ -21,6 +21,7 @@ mod compare;
 mod deallocate;
 mod erase;
 mod fault;
+mod mapped;
 mod nodes;
 mod ops;
 mod overlap;
@@ -46,6 +47,7 @@ pub use recover::{OpenError, Opened, Progress, Recovery, RecoverySpec, Region};
 
 use self::checkpoint::Checkpoint;
 use self::commit::Commit;
+use self::mapped::Mapped;
 use self::nodes::{NodeCache, Readiness};
 use self::ops::OpTable;
 use self::overlap::{Claim, OverlapTable, StripeKey};
@@ -118,6 +120,7 @@ pub struct Shard<L> {
     ops: OpTable,
     nodes: NodeCache,
     space: Space,
+    mapped: Mapped,
     space_changed: bool,
     slab_request: SlabRequest,
     /// Clusters let go that still need a hole.
@@ -140,6 +143,7 @@ pub struct Shard<L> {
 /// What recovery makes a shard of.
 struct Parts {
     space: Space,
+    mapped: Mapped,
     nodes: NodeCache,
     commit: Commit,
     checkpoint: Checkpoint,
@@ -148,7 +152,7 @@ struct Parts {
 
 impl<L: RecordLog> Shard<L> {
     fn new(spec: RecoverySpec<L>, seed: Seed, files: &[FileInfo], parts: Parts) -> Shard<L> {
-        let Parts { space, nodes, commit, checkpoint, scratch } = parts;
+        let Parts { space, mapped, nodes, commit, checkpoint, scratch } = parts;
         let volumes = spec.volumes.into_iter().map(|record| (record.id, Volume { record, fault: None }));
         let mut shard = Shard {
             id: spec.id,
@@ -173,6 +177,7 @@ impl<L: RecordLog> Shard<L> {
             ops: OpTable::default(),
             nodes,
             space,
+            mapped,
             released: Vec::new(),
             holes: slab::Slab::new(),
             journal_changed: false,
@@ -406,6 +411,12 @@ impl<L: RecordLog> Shard<L> {
     #[must_use]
     pub fn is_idle(&self) -> bool {
         self.parts.len() == 0 && self.ops.len() == 0 && self.ready.is_empty()
+    }
+
+    /// Clusters that `volume` maps here now.
+    #[must_use]
+    pub fn mapped_by(&self, volume: VolumeId) -> u64 {
+        self.mapped.of(volume)
     }
 
     /// Counters as of now.

@@ -16,6 +16,7 @@ use uuid::Uuid;
 use super::api::{RecordLog, ShardConfig, TokenBase};
 use super::checkpoint::{Checkpoint, Roots};
 use super::commit::Commit;
+use super::mapped::Mapped;
 use super::nodes::NodeCache;
 use super::parts::Run;
 use super::scratch::{RESERVE_BYTES, Scratch};
@@ -315,10 +316,11 @@ impl<L: RecordLog> Recovery<L> {
             damage.push(VolumeList::Any);
         }
         let replayed = (recovered.records.len(), kept.len());
-        let space = self.space(&recovered.records, &kept, durable).map_err(|error| OpenError::Place(id, error))?;
+        let (space, mapped) =
+            self.space(&recovered.records, &kept, durable).map_err(|error| OpenError::Place(id, error))?;
         let faulted = self.faulted(&damage);
         let notes = std::mem::take(&mut self.notes);
-        let mut shard = self.assemble(io, &header, recovered.ring, recovered.records, kept, space);
+        let mut shard = self.assemble(io, &header, recovered.ring, recovered.records, kept, (space, mapped));
         for volume in &faulted {
             shard.fault_volume(*volume, format!("shard {id}: records of its map are lost"), &mut Vec::new());
         }
@@ -345,21 +347,42 @@ impl<L: RecordLog> Recovery<L> {
         Ok((kept, false))
     }
 
-    /// The bitmaps of the image with what the records did to them.
-    fn space(&self, records: &[(Lsn, Record)], kept: &[(Lsn, Record)], durable: Lsn) -> Result<Space, UnknownPlace> {
+    /// The bitmaps and counts of the image with what the records did to them.
+    fn space(
+        &self,
+        records: &[(Lsn, Record)],
+        kept: &[(Lsn, Record)],
+        durable: Lsn,
+    ) -> Result<(Space, Mapped), UnknownPlace> {
+        let mut mapped = Mapped::recovered(&self.image.mapped);
         let mut space = Space::new(Arc::clone(&self.spec.geometry), self.spec.reserve);
         self.spec.slabs.iter().for_each(|&slab| space.add_slab(slab));
         for bitmap in &self.image.bitmaps {
             let unknown = UnknownPlace(self.spec.geometry.place(bitmap.slab, 0));
             space.load_bitmap(bitmap).map_err(|_| unknown)?;
         }
-        for (_, record) in records {
-            record.freed().iter().try_for_each(|&place| space.mark_free(place))?;
-            record.used().map_or(Ok(()), |place| space.mark_used(place))?;
+        for (lsn, record) in records {
+            let mut by = 0;
+            for &place in record.freed() {
+                by -= i64::from(space.mark_free(place)?);
+            }
+            if let Some(place) = record.used() {
+                by += i64::from(space.mark_used(place)?);
+            }
+            // Up to there the image has counted; beyond, the bitmap knows what is new.
+            if *lsn > self.image.mapped.lsn
+                && let Some(volume) = record.volume()
+            {
+                mapped.change(*lsn, volume, by);
+            }
         }
+        mapped.settle(durable);
         // What these free is mapped as far as the device knows: it goes through quarantine like any other.
-        for (_, record) in kept {
-            record.used().map_or(Ok(()), |place| space.mark_used(place))?;
+        for (lsn, record) in kept {
+            let used = record.used().map_or(Ok(false), |place| space.mark_used(place))?;
+            if let Some(volume) = record.volume() {
+                mapped.change(*lsn, volume, i64::from(used) - record.freed().len() as i64);
+            }
         }
         for page in self.image.table.iter().flat_map(|(_, pages)| pages.iter()) {
             space.mark_page(page.place)?;
@@ -369,7 +392,7 @@ impl<L: RecordLog> Recovery<L> {
         for (lsn, record) in kept {
             record.freed().iter().for_each(|&place| space.free(place, *lsn, Ticket(0)));
         }
-        Ok(space)
+        Ok((space, mapped))
     }
 
     /// Volumes that lost records.
@@ -394,7 +417,7 @@ impl<L: RecordLog> Recovery<L> {
         ring: Ring,
         mut records: Vec<(Lsn, Record)>,
         kept: Vec<(Lsn, Record)>,
-        space: Space,
+        (space, mapped): (Space, Mapped),
     ) -> Shard<L> {
         let files = io.files().to_vec();
         let region = |region: Region| Run { file: region.file.0, offset: region.offset };
@@ -418,7 +441,8 @@ impl<L: RecordLog> Recovery<L> {
         }
         records.extend(kept);
         let nodes = NodeCache::new(self.image.table, records, self.spec.config.map_cache_bytes);
-        let mut shard = Shard::new(self.spec, self.seed, &files, Parts { space, nodes, commit, checkpoint, scratch });
+        let mut shard =
+            Shard::new(self.spec, self.seed, &files, Parts { space, mapped, nodes, commit, checkpoint, scratch });
         shard.now = io.now();
         shard
     }

@@ -80,6 +80,12 @@ impl<L: RecordLog> Shard<L> {
         if self.space.pages_in_use() != pages as u64 {
             walk.problems.push(format!("{} map pages in use, {pages} are named", self.space.pages_in_use()));
         }
+        let mut by_volume: BTreeMap<VolumeId, u64> = BTreeMap::new();
+        walk.named.values().for_each(|key| *by_volume.entry(key.volume).or_default() += 1);
+        if !self.mapped.iter().collect::<BTreeMap<_, _>>().eq(&by_volume) {
+            let counted: BTreeMap<_, _> = self.mapped.iter().collect();
+            walk.problems.push(format!("volumes map {by_volume:?} clusters, {counted:?} are counted"));
+        }
         let counts = self.space.counts();
         if counts.quarantined > 0 || counts.data != walk.named.len() as u64 {
             walk.problems.push(format!("{} places named, {held_chunks:?} chunks, but {counts:?}", walk.named.len()));

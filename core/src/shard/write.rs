@@ -205,6 +205,9 @@ impl<L: RecordLog> Shard<L> {
         let states = BlockStates::from_raw(raw).expect("a block that becomes data is nothing else");
         let version = Version { birth, place, states };
         let lsn = self.record(&Record::Set { volume, cluster, version, freed: Place::NONE });
+        if before.is_none_or(|before| before.place.is_none()) {
+            self.mapped.change(lsn, volume, 1);
+        }
         if self.openings.settle(volume, cluster, birth) {
             self.space.settle(place, lsn);
         }

@@ -292,7 +292,7 @@ impl Space {
         self.clear(cluster);
     }
 
-    /// Recovery: a replayed record maps `place`.
+    /// Recovery: a replayed record maps `place`; whether it was free before.
     ///
     /// Recovery goes in this order: [`Space::add_slab`] for each, [`Space::load_bitmap`], records in LSN order through
     /// `mark_free` and `mark_used`, then [`Space::mark_page`] and [`Space::mark_chunk`], then [`Space::recovered`]. A cluster may
@@ -300,7 +300,7 @@ impl Space {
     ///
     /// # Panics
     /// If a page or a chunk has been marked before.
-    pub fn mark_used(&mut self, place: Place) -> Result<(), UnknownPlace> {
+    pub fn mark_used(&mut self, place: Place) -> Result<bool, UnknownPlace> {
         assert!(
             self.pages.cluster_count() == 0 && self.chunks.is_empty(),
             "records are replayed before metadata is marked"
@@ -311,11 +311,11 @@ impl Space {
         self.set_bit(place, true)
     }
 
-    /// Recovery: a replayed record frees `place`. Freeing what is free is right: the image may be newer than the record.
+    /// Recovery: a replayed record frees `place`; whether it was in use. Freeing what is free is right: the image may be newer than the record.
     ///
     /// # Panics
     /// As [`Space::mark_used`].
-    pub fn mark_free(&mut self, place: Place) -> Result<(), UnknownPlace> {
+    pub fn mark_free(&mut self, place: Place) -> Result<bool, UnknownPlace> {
         assert!(
             self.pages.cluster_count() == 0 && self.chunks.is_empty(),
             "records are replayed before metadata is marked"
@@ -335,7 +335,7 @@ impl Space {
             // Two nodes with one page: the page table lies.
             None => Err(UnknownPlace(page)),
             Some((cluster, true)) if self.is_used(cluster) => Err(UnknownPlace(page)),
-            Some((cluster, true)) => self.set_bit(cluster, true),
+            Some((cluster, true)) => self.set_bit(cluster, true).map(drop),
             Some((_, false)) => Ok(()),
         }
     }
@@ -346,7 +346,7 @@ impl Space {
             return Err(UnknownPlace(cluster));
         }
         self.chunks.insert(cluster);
-        self.set_bit(cluster, true)
+        self.set_bit(cluster, true).map(drop)
     }
 
     /// Recovery is over: records up to `durable` have been replayed.
@@ -465,12 +465,13 @@ impl Space {
         self.set_bit(place, false).expect("a place of this shard");
     }
 
-    fn set_bit(&mut self, place: Place, used: bool) -> Result<(), UnknownPlace> {
+    /// Whether that changed it.
+    fn set_bit(&mut self, place: Place, used: bool) -> Result<bool, UnknownPlace> {
         let (index, cluster) = self.index(place).ok_or(UnknownPlace(place))?;
         let slab = &mut self.slabs[index];
         let (word, bit) = (&mut slab.words[cluster as usize / 64], 1 << (cluster % 64));
         if (*word & bit != 0) == used {
-            return Ok(());
+            return Ok(false);
         }
         *word ^= bit;
         if used {
@@ -480,7 +481,7 @@ impl Space {
             slab.free += 1;
             self.free += 1;
         }
-        Ok(())
+        Ok(true)
     }
 }
 

@@ -192,7 +192,7 @@ proptest! {
                 match *record {
                     Replay::Used(place) => again.mark_used(place).unwrap(),
                     Replay::Free(place) => again.mark_free(place).unwrap(),
-                }
+                };
             }
             again.recovered(Lsn(durable));
             let mut expected = BTreeSet::new();

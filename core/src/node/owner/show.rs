@@ -19,6 +19,7 @@ impl Owner {
         VolumeInfo {
             attached_hosts: self.attached_hosts(id),
             fault: faults.next(),
+            allocated: self.metrics.shards.iter().map(|shard| shard.allocated_bytes(id)).sum(),
             ..VolumeInfo::of_record(&entry.record, volume_nqn(&entry.record))
         }
     }
