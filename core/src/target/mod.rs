@@ -5,12 +5,14 @@ mod buffers;
 mod config;
 mod devices;
 mod error;
+mod in_process;
 pub mod log;
 mod running;
 mod start;
 
 pub use config::{Allocation, FormatOptions, PoolSpec, TargetConfig};
 pub use error::StartError;
+pub use in_process::InProcess;
 pub use ringway_reactor::files::Progress;
 pub use running::{RunningTarget, StopError};
 pub use start::start;

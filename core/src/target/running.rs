@@ -24,7 +24,8 @@ pub struct RunningTarget {
     threads: Vec<JoinHandle<bool>>,
 }
 
-struct Port(Injector<Message>);
+/// The way of control calls to reactor 0.
+pub(super) struct Port(pub(super) Injector<Message>);
 
 impl ControlPort for Port {
     fn control(&self, call: ControlCall) {

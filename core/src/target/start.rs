@@ -43,7 +43,7 @@ use crate::pool::{self, OpenOptions, OpenPool};
 use crate::shard::ShardConfig;
 
 /// Messages of one reactor to another that fit its ring; more wait with the sender.
-const MAILBOX: usize = 256;
+pub(super) const MAILBOX: usize = 256;
 /// Bytes of each shard's log: some ten thousand map changes within a commit interval.
 const LOG_BYTES: u64 = 4 << 20;
 /// How long a port may still belong to the ring of a killed target (C4), nanoseconds, and how often to look.
@@ -52,7 +52,7 @@ const LISTEN_RETRY_NS: u64 = 20_000_000;
 const EADDRINUSE: i32 = 98;
 
 /// The log of each shard.
-type Logs = Vec<(ShardId, ProcessLog)>;
+pub(super) type Logs = Vec<(ShardId, ProcessLog)>;
 
 /// What a thread needs to become a reactor.
 struct Seat {
@@ -164,7 +164,7 @@ fn open_devices(config: &TargetConfig, progress: &mut dyn FnMut(&Progress)) -> R
 
 /// Superblocks and catalog; and the logs, opened for the next generation before that is durable, so that a crash between the
 /// two leaves logs that the next process still takes for the last one's.
-fn open_pool(config: &TargetConfig, devices: &Devices) -> Result<(OpenPool, Logs, bool), StartError> {
+pub(super) fn open_pool(config: &TargetConfig, devices: &Devices) -> Result<(OpenPool, Logs, bool), StartError> {
     let mut io = devices.setup_ring()?;
     let options = OpenOptions::default();
     let found = pool::inspect(&mut io)?;
@@ -210,7 +210,7 @@ fn open_log(folder: &Path, pool: Uuid, shard: ShardId, generation: u32) -> Resul
     Ok(log)
 }
 
-fn surrounds(config: &TargetConfig, devices: &Devices, machine_restarted: bool) -> Surrounds {
+pub(super) fn surrounds(config: &TargetConfig, devices: &Devices, machine_restarted: bool) -> Surrounds {
     Surrounds {
         reactors: config.cores.len(),
         shard: ShardConfig {
@@ -306,7 +306,7 @@ impl Seat {
     }
 }
 
-fn sources() -> Sources {
+pub(super) fn sources() -> Sources {
     Sources { unix_s: Box::new(super::unix_s), new_uuid: Box::new(Uuid::new_v4) }
 }
 

@@ -1,4 +1,4 @@
-//! What connections cost that do nothing: memory each, and CPU time of all.
+//! What connections cost that do nothing: CPU time of all.
 
 use std::time::Duration;
 
@@ -12,47 +12,72 @@ use super::target::TargetProcess;
 use super::{Bar, Failed, Goal, Options};
 use crate::{cpu, pools};
 
-/// Associations of one admin and one I/O connection each: 64 connections.
+/// One admin and one I/O connection.
+pub(super) const CONNECTIONS_EACH: usize = 2;
+/// 64 connections.
 const ASSOCIATIONS: u16 = 32;
 /// Long enough for the kernel's 10 ms accounting to tell 1 %.
 const IDLE_TIME: Duration = Duration::from_secs(15);
 /// What is not over by then, a keep-alive or a start, counts as idle.
 const SETTLE_TIME: Duration = Duration::from_secs(2);
 
+/// A ring of this process with associations that do nothing.
+pub(super) struct Idle<'a> {
+    io: UringIo,
+    hosts: Vec<Host>,
+    volume: &'a Target,
+    // After the ring, which may still write to it.
+    _buffers: pools::Rented,
+}
+
+impl<'a> Idle<'a> {
+    /// For up to so many associations with `volume`.
+    pub(super) fn new(volume: &'a Target, associations: u16) -> Result<Self, Failed> {
+        let connections = CONNECTIONS_EACH * usize::from(associations);
+        let classes = vec![(4096, 2 * connections), (16 << 10, 4 * connections), (64 << 10, 5 * connections / 2)];
+        let buffers = pools::rent(BufPoolConfig { classes });
+        let io = UringIo::new(&UringConfig::new(vec![buffers.pool()], 0))?;
+        Ok(Self { io, hosts: Vec::new(), volume, _buffers: buffers })
+    }
+
+    /// Connects until there are so many associations, and waits until the target has calmed down.
+    pub(super) fn grow_to(&mut self, associations: u16) -> Result<(), Failed> {
+        let more = connect(&mut self.io, self.volume, self.hosts.len() as u16..associations)?;
+        self.hosts.extend(more);
+        self.wait(SETTLE_TIME);
+        Ok(())
+    }
+
+    pub(super) fn wait(&mut self, time: Duration) {
+        wait(&mut self.io, &mut self.hosts, time);
+    }
+
+    /// Ends all associations in good order.
+    pub(super) fn close(mut self) {
+        for host in &mut self.hosts {
+            host.close(&mut self.io);
+        }
+        while !self.hosts.iter().all(Host::is_over) {
+            turn(&mut self.io, &mut self.hosts, Duration::from_millis(100));
+        }
+    }
+}
+
 pub(super) fn run(options: &Options) -> Result<Vec<Bar>, Failed> {
     let target = TargetProcess::start(options, "null:64GiB", &[])?;
     let volume = target.create_volume("bench", "16GiB")?;
-    let shape = BufPoolConfig { classes: vec![(4096, 4 * ASSOCIATIONS as usize), (16 << 10, 256), (64 << 10, 160)] };
-    let pool = pools::rent(shape);
-    let mut io = UringIo::new(&UringConfig::new(vec![pool.pool()], 0))?;
-    // One association first: what the first connection of all allocates is not the price of the others.
-    let mut hosts = connect(&mut io, &volume, 0..1)?;
-    wait(&mut io, &mut hosts, SETTLE_TIME);
-    let before = target.resident_bytes()?;
-    hosts.append(&mut connect(&mut io, &volume, 1..ASSOCIATIONS)?);
-    wait(&mut io, &mut hosts, SETTLE_TIME);
-    let connections = 2.0 * (f64::from(ASSOCIATIONS) - 1.0);
-    let bytes_each = target.resident_bytes()?.saturating_sub(before) as f64 / connections;
+    let mut idle = Idle::new(&volume, ASSOCIATIONS)?;
+    idle.grow_to(ASSOCIATIONS)?;
     let steal = cpu::steal();
     let cpu_before = cpu::of_process(target.pid()).ok_or("the target is gone")?;
-    wait(&mut io, &mut hosts, IDLE_TIME);
+    idle.wait(IDLE_TIME);
     let used = cpu::of_process(target.pid()).ok_or("the target is gone")? - cpu_before;
     let steal_percent = cpu::steal_percent(steal, cpu::steal());
-    for host in &mut hosts {
-        host.close(&mut io);
-    }
-    while !hosts.iter().all(Host::is_over) {
-        turn(&mut io, &mut hosts, Duration::from_millis(100));
-    }
+    idle.close();
     target.stop()?;
     let percent = used.as_secs_f64() * 100.0 / IDLE_TIME.as_secs_f64();
-    let bar = |name: &str, unit, figure, most| {
-        Bar::alone(name.to_owned(), unit, vec![figure], Goal::AtMost(most), steal_percent)
-    };
-    Ok(vec![
-        bar("memory of an idle connection", "KiB", bytes_each / 1024.0, 32.0),
-        bar("CPU with 64 idle connections", "% of a core", percent, 1.0),
-    ])
+    let name = "CPU with 64 idle connections".to_owned();
+    Ok(vec![Bar::alone(name, "% of a core", vec![percent], Goal::AtMost(1.0), steal_percent)])
 }
 
 fn connect(io: &mut UringIo, volume: &Target, numbers: std::ops::Range<u16>) -> Result<Vec<Host>, Failed> {

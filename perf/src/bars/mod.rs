@@ -2,8 +2,11 @@
 
 mod file_pool;
 mod idle;
+mod in_process;
+mod mapped;
 mod null_volume;
 mod open;
+mod ram;
 mod target;
 
 use std::path::PathBuf;
@@ -28,7 +31,7 @@ pub struct Options {
     pub dir: PathBuf,
     /// Bytes of the file and of the volume that are compared.
     pub file_bytes: u64,
-    /// Bytes that are mapped before the pool is killed and opened; one block of each cluster is written.
+    /// Bytes that the pool maps which is opened after a kill.
     pub mapped_bytes: u64,
     /// The target's, or the echo server's, core.
     pub target_core: usize,
@@ -196,11 +199,13 @@ fn echo_side(options: &Options, depth: u32) -> Result<Side, Failed> {
 type Group = (&'static str, fn(&Options) -> Result<Vec<Bar>, Failed>);
 
 /// All groups, in the order in which they run.
-pub const GROUPS: [Group; 5] = [
+pub const GROUPS: [Group; 7] = [
     ("host", null_volume::host_alone),
     ("null", null_volume::run),
     ("file", file_pool::run),
+    ("inprocess", in_process::run),
     ("open", open::run),
+    ("ram", ram::run),
     ("idle", idle::run),
 ];
 

@@ -1,54 +1,71 @@
-//! Opening a pool whose target was killed in the middle of a load, however much it maps.
+//! Opening a pool whose target was killed, however much it maps: once as a generator leaves it with a journal as full as it gets,
+//! and after SIGKILLs in the middle of a load.
 
-use std::process::Command;
-
-use ringway_core::limits::CLUSTER;
-
+use super::mapped::{MappedPool, Tail, VOLUME};
 use super::target::TargetProcess;
 use super::{Bar, Failed, Goal, Options};
 use crate::cpu;
 use crate::load::{self, Limit, LoadConfig, Mix, Pattern, Progress, Silent, Snapshot};
+use ringway_core::limits::STRIPE;
 
-/// Bytes of the one write in each cluster.
 const WRITE_BYTES: u32 = 4096;
-/// Data is sparse, maps are real: this much more than the mapped bytes holds them.
-const METADATA_BYTES: u64 = 4 << 30;
+const DEPTH: u32 = 128;
+const MIB: f64 = (1 << 20) as f64;
+/// What the target is told to hold of decoded map, and what reading every page may make it grow by: an eighth for the tables
+/// around it.
+const CACHE: (&str, f64) = ("64MiB", 72.0);
+const CACHE_ARGUMENTS: [&str; 2] = ["--map-cache", CACHE.0];
 
 pub(super) fn run(options: &Options) -> Result<Vec<Bar>, Failed> {
-    let dir = tempfile::tempdir_in(&options.dir)?;
-    let pool = dir.path().join("pool");
-    let pool = pool.to_str().ok_or("the folder's name is not text")?;
-    let bytes = (options.mapped_bytes + options.mapped_bytes / 16 + METADATA_BYTES).to_string();
-    let formatted = Command::new(&options.target)
-        .args(["pool", "format", pool, "--size", &bytes, "--allocate", "sparse"])
-        .output()?;
-    if !formatted.status.success() {
-        return Err(format!("ringway pool format: {}", String::from_utf8_lossy(&formatted.stderr).trim()).into());
-    }
-    let mut target = TargetProcess::start(options, pool, &[])?;
-    let volume = target.create_volume("bench", &options.mapped_bytes.to_string())?;
-    let mut config = LoadConfig::new(volume.clone());
-    config.mix = Mix::WRITE;
-    config.pattern = Pattern::Stride(CLUSTER / u64::from(WRITE_BYTES));
-    config.block_bytes = WRITE_BYTES;
-    config.depth = 128;
-    config.limit = Some(Limit::Operations(options.mapped_bytes / CLUSTER));
-    let report = load::run(&config, &mut Silent)?;
-    if !report.is_clean() {
-        return Err(format!("mapping the volume failed: {:?}", report.errors).into());
-    }
+    let gib = options.mapped_bytes >> 30;
+    let made = MappedPool::make(&options.dir, options.mapped_bytes, Tail::Full)?;
+    eprintln!("  {} map pages and {} records to replay were written", made.nodes, made.records);
+    let pool = made.path()?;
     let steal = cpu::steal();
+    let mut target = TargetProcess::start(options, pool, &CACHE_ARGUMENTS)?;
+    let first = target.took.as_secs_f64();
+    let volume = target.volume(VOLUME)?;
+    let mut config = LoadConfig::new(volume);
+    config.mix = Mix::READ;
+    config.block_bytes = WRITE_BYTES;
+    config.depth = DEPTH;
+    // One block in each stripe: every map page is loaded, most more than once.
+    config.pattern = Pattern::Stride(STRIPE / u64::from(WRITE_BYTES));
+    config.limit = Some(Limit::Operations(options.mapped_bytes / STRIPE));
+    let before = target.resident_bytes()?;
+    read(&config)?;
+    let grown = target.resident_bytes()?.saturating_sub(before) as f64 / MIB;
     let mut samples = Vec::new();
     for _ in 0..options.pairs {
+        let volume = target.volume(VOLUME)?;
+        config.target = volume;
         target = kill_under_load(options, target, &config, pool)?;
         samples.push(target.took.as_secs_f64());
+        config.target = target.volume(VOLUME)?;
+        config.pattern = Pattern::Random;
+        config.limit = Some(Limit::Time(options.time));
+        read(&config)?;
     }
     target.stop()?;
-    let name = format!("open after SIGKILL under load, {} GiB mapped", options.mapped_bytes >> 30);
-    Ok(vec![Bar::alone(name, "s", samples, Goal::AtMost(1.0), cpu::steal_percent(steal, cpu::steal()))])
+    let steal = cpu::steal_percent(steal, cpu::steal());
+    let bar = |name: String, unit, samples, most| Bar::alone(name, unit, samples, Goal::AtMost(most), steal);
+    Ok(vec![
+        bar(format!("open, {gib} GiB mapped, fullest journal"), "s", vec![first], 1.0),
+        bar(format!("open after SIGKILL under load, {gib} GiB mapped"), "s", samples, 1.0),
+        bar(format!("growth by reading {gib} GiB, {} map cache", CACHE.0), "MiB", vec![grown], CACHE.1),
+    ])
 }
 
-/// Kills the target while it writes at random, and starts it again.
+fn read(config: &LoadConfig) -> Result<(), Failed> {
+    let report = load::run(config, &mut Silent)?;
+    if report.is_clean() {
+        Ok(())
+    } else {
+        Err(format!("reading the mapped volume failed: {:?}", report.errors).into())
+    }
+}
+
+/// Kills the target while it is written to at random, and starts it again.
 fn kill_under_load(
     options: &Options,
     target: TargetProcess,
@@ -56,6 +73,7 @@ fn kill_under_load(
     pool: &str,
 ) -> Result<TargetProcess, Failed> {
     let mut config = mapped.clone();
+    config.mix = Mix::WRITE;
     config.pattern = Pattern::Random;
     config.limit = Some(Limit::Time(options.time * 10));
     config.reconnect_for = std::time::Duration::ZERO;
@@ -75,5 +93,5 @@ fn kill_under_load(
     if running.is_some() {
         return Err(format!("the load ended before its target was killed: {ended:?}").into());
     }
-    TargetProcess::start(options, pool, &[])
+    TargetProcess::start(options, pool, &CACHE_ARGUMENTS)
 }

@@ -90,6 +90,11 @@ impl TargetProcess {
     /// Makes a volume and returns how to reach it.
     pub(super) fn create_volume(&self, name: &str, size: &str) -> Result<Target, Failed> {
         self.command(&["volume", "create", name, size])?;
+        self.volume(name)
+    }
+
+    /// How to reach a volume that is there.
+    pub(super) fn volume(&self, name: &str) -> Result<Target, Failed> {
         Ok(Target::parse(&format!("{}/{name}", self.listener.trim_end_matches('/')))?)
     }
 

@@ -12,7 +12,7 @@ use ringway_perf::cpu;
 #[derive(Parser, Debug)]
 #[command(name = "ringway-perf")]
 struct Arguments {
-    /// Groups of bars: host, null, file, open, idle [default: all]
+    /// Groups of bars: host, null, file, inprocess, open, ram, idle [default: all]
     #[arg(value_name = "GROUP")]
     groups: Vec<String>,
     /// Seconds of each side of each pair
@@ -33,8 +33,8 @@ struct Arguments {
     /// GiB of the file and of the volume that are compared
     #[arg(long, default_value_t = 4)]
     file_gib: u64,
-    /// GiB that the opened pool maps; takes a sixteenth of it on disk
-    #[arg(long, default_value_t = 64)]
+    /// GiB that the opened pool maps; its map pages take a two-thousandth of it on disk
+    #[arg(long, default_value_t = 1024)]
     mapped_gib: u64,
     /// Core of the target [default: the first allowed one]
     #[arg(long)]
