@@ -5,9 +5,9 @@ use ringway_reactor::io::Io;
 
 use super::api::{Event, HostRequest, Outcome};
 use super::association::{Half, HalfEnded, Host, IoOwner, Outage, Owner, Phase};
-use super::commands::join_halves;
+use super::commands::{join_halves, outcome};
 use super::error::{HostError, HostErrorKind};
-use super::queue::{Orphan, Queue};
+use super::queue::{Orphan, Queue, QueueEvent};
 use super::start::SCRATCH_BYTES;
 use crate::request::Command;
 use crate::wire::completion::{Cqe, NvmeStatus};
@@ -71,7 +71,26 @@ impl Host {
         self.events.push_back(Event::Lost(error));
     }
 
+    /// Answers that arrived together with the end of another queue's connection are answers all the same: their commands are no
+    /// orphans, and nobody else will end them.
+    fn deliver_answers(&mut self) {
+        for queue in 0..self.queues.len() {
+            while let Some(event) = self.queues[queue].events.pop_front() {
+                let QueueEvent::Finished { cqe, buf, owner } = event else { continue };
+                match owner {
+                    Owner::Start | Owner::Notice(_) => {
+                        self.scratch = buf.filter(|buf| buf.len() == SCRATCH_BYTES).or(self.scratch.take());
+                    }
+                    Owner::KeepAlive | Owner::EventRequest => {}
+                    Owner::Admin { user } => self.complete(user, outcome(&cqe), buf, cqe.result.get() as u32),
+                    Owner::Io(io) => self.on_io_finished(io, cqe, buf),
+                }
+            }
+        }
+    }
+
     fn collect_orphans(&mut self) {
+        self.deliver_answers();
         let mut again = Vec::new();
         for queue in 0..self.queues.len() {
             for orphan in self.queues[queue].orphans() {

@@ -170,13 +170,17 @@ impl Host {
                 self.break_down(io, HostError::new(HostErrorKind::Disconnected, context));
             }
             Owner::Admin { user } => self.complete(user, outcome(&cqe), buf, cqe.result.get() as u32),
-            Owner::Io(io) => match io.half {
-                Half::Whole => {
-                    let buf = if io.command == Command::Deallocate { None } else { buf };
-                    self.complete(io.user, outcome(&cqe), buf, cqe.result.get() as u32);
-                }
-                half => self.on_half(io, half, cqe, buf),
-            },
+            Owner::Io(io) => self.on_io_finished(io, cqe, buf),
+        }
+    }
+
+    pub(super) fn on_io_finished(&mut self, io: IoOwner, cqe: Cqe, buf: Option<Buf>) {
+        match io.half {
+            Half::Whole => {
+                let buf = if io.command == Command::Deallocate { None } else { buf };
+                self.complete(io.user, outcome(&cqe), buf, cqe.result.get() as u32);
+            }
+            half => self.on_half(io, half, cqe, buf),
         }
     }
 
@@ -198,7 +202,7 @@ pub(super) fn join_halves(half: Half, buf: Option<Buf>, other: Option<Buf>) -> O
     Some(first)
 }
 
-fn outcome(cqe: &Cqe) -> Outcome {
+pub(super) fn outcome(cqe: &Cqe) -> Outcome {
     if cqe.nvme_status().is_success() { Outcome::Success } else { Outcome::Failed(cqe.nvme_status()) }
 }
 

@@ -239,3 +239,43 @@ fn a_drained_transport_answers_what_it_has_taken_and_closes() {
     // Whether the answer or the end of another connection reaches the host first is the network's business; the write is done.
     assert_eq!(pair.target.store[..4096], data);
 }
+
+#[test]
+fn every_command_ends_exactly_once_wherever_connections_break() {
+    for seed in 0..60 {
+        let mut pair = Pair::connect(100 + seed, |_| {});
+        for round in 0..4u64 {
+            for user in 0..30 {
+                let data = pattern((round * 31 + user) as usize, 4096);
+                match user % 3 {
+                    0 => pair.submit(user, Command::Flush, 0, 0, None),
+                    1 => pair.submit(user, Command::Read, user << 12, 4096, None),
+                    _ => pair.submit(user, Command::Write { fua: false }, user << 12, 4096, Some(&data)),
+                }
+            }
+            for _ in 0..pair._world.pick(60) {
+                pair.turn();
+            }
+            if round % 2 == 0 {
+                pair._world.break_connections();
+            } else {
+                // Answers and the end of every connection are there when the host looks again.
+                for _ in 0..20 {
+                    pair.target.turn();
+                    pair._world.advance_ns(100_000);
+                }
+                for association in 0..8 {
+                    let mut events = std::mem::take(&mut pair.target.events);
+                    let id = AssociationId(association);
+                    pair.target.transport.kill_association(&mut pair.target.io, id, &mut events);
+                    pair.target.events = events;
+                }
+                pair._world.advance_ns(2_000_000);
+            }
+            for user in 0..30 {
+                assert!(pair.end_of(user).0.is_success(), "seed {seed}, round {round}, command {user}");
+            }
+            assert!(!pair.events.iter().any(|event| matches!(event, Event::Completed(_))), "a command ended twice");
+        }
+    }
+}
