@@ -173,7 +173,8 @@ impl MapNode {
             segments.push(blocks.start, blocks.len() as u32, Source::Below);
             return segments;
         };
-        if first.states == BlockStates::DATA {
+        // What nearly every lookup finds: one version has all of it.
+        if first.states.all(blocks.clone(), BlockState::Data) {
             segments.push(blocks.start, blocks.len() as u32, Source::Device(first.place));
             return segments;
         }

@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use ringway_core::catalog::CatalogRecord;
-use ringway_core::checkpoint::{CHUNKS_MAX, CheckpointHeader, Chunks, HEADER_BYTES, encode_image};
+use ringway_core::checkpoint::{CHUNKS_MAX, CheckpointHeader, Chunks, HEADER_BYTES, MappedCounts, encode_image};
 use ringway_core::checksum::Seed;
 use ringway_core::ids::{Epoch, Lsn, ShardId, VolumeId};
 use ringway_core::journal::{Group, Pressure, Ring};
@@ -183,7 +183,10 @@ impl<'a> ShardWriter<'a> {
         }
         self.flush_pages()?;
         made.nodes += table.len() as u64;
-        let chunks = Chunks::image(encode_image(&table, &self.space.image()), self.shard, GENERATION, self.seed);
+        let clusters = vec![(self.volume.id, u64::from(self.clusters))];
+        let mapped = MappedCounts { lsn: Lsn(self.covered()), clusters };
+        let stream = encode_image(&table, &self.space.image(), &mapped);
+        let chunks = Chunks::image(stream, self.shard, GENERATION, self.seed);
         let (start, records) = self.journal(tail)?;
         made.records += records;
         let header = CheckpointHeader {
@@ -198,6 +201,11 @@ impl<'a> ShardWriter<'a> {
         let mut bytes = vec![0; HEADER_BYTES];
         header.encode(self.shard, self.seed, &mut bytes);
         Ok(write(self.io, META, self.pool.layout.checkpoint_ring(self.shard) + header.slot(), &bytes)?)
+    }
+
+    /// The last record that the checkpoint has: what the pages have was told by the first records.
+    fn covered(&self) -> u64 {
+        u64::from(CLUSTERS_PER_RANGE.min(self.clusters))
     }
 
     fn take(&mut self) -> Result<Place, Failed> {
@@ -271,8 +279,7 @@ impl<'a> ShardWriter<'a> {
         let layout = &self.pool.layout;
         let (region, blocks) = (layout.journal(self.shard), layout.journal_blocks());
         let mut ring = Ring::new(blocks, self.shard, self.pool.generation, self.seed);
-        // What the pages have was told by the first records.
-        let covered = u64::from(CLUSTERS_PER_RANGE.min(self.clusters));
+        let covered = self.covered();
         let mut lsn = 1;
         let mut group = Group::default();
         loop {

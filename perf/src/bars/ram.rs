@@ -23,7 +23,7 @@ pub(super) fn run(options: &Options) -> Result<Vec<Bar>, Failed> {
 /// What the target grows by when it loads every node of a filled map: all of it, not only what the cache counts.
 fn mapped_cluster(options: &Options) -> Result<Bar, Failed> {
     let made = MappedPool::make(&options.dir, MAPPED_BYTES, Tail::None)?;
-    let target = TargetProcess::start(options, made.path()?, &[])?;
+    let target = TargetProcess::start_to_weigh(options, made.path()?)?;
     let mut config = LoadConfig::new(target.volume(VOLUME)?);
     config.mix = Mix::READ;
     config.depth = DEPTH;
@@ -53,7 +53,7 @@ fn read(config: &LoadConfig) -> Result<(), Failed> {
 }
 
 fn idle_connections(options: &Options) -> Result<Vec<Bar>, Failed> {
-    let target = TargetProcess::start(options, "null:64GiB", &[])?;
+    let target = TargetProcess::start_to_weigh(options, "null:64GiB")?;
     let volume = target.create_volume("bench", "16GiB")?;
     let most = IDLE_CONNECTIONS[1] / CONNECTIONS_EACH as u16;
     let mut idle = Idle::new(&volume, most)?;

@@ -37,6 +37,22 @@ pub(super) struct TargetProcess {
 impl TargetProcess {
     /// Starts it on the target's core and waits until it is ready.
     pub(super) fn start(options: &Options, pool: &str, arguments: &[&str]) -> Result<Self, Failed> {
+        Self::start_with(options, pool, arguments, &[])
+    }
+
+    /// The same with an allocator that gives back what is freed: what starting needed for a moment would otherwise be used for
+    /// what comes later, which would seem to take no memory.
+    pub(super) fn start_to_weigh(options: &Options, pool: &str) -> Result<Self, Failed> {
+        let giving_back = [("MALLOC_TRIM_THRESHOLD_", "0"), ("MALLOC_MMAP_THRESHOLD_", "65536")];
+        Self::start_with(options, pool, &[], &giving_back)
+    }
+
+    fn start_with(
+        options: &Options,
+        pool: &str,
+        arguments: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Result<Self, Failed> {
         let runtime = TempDir::new()?;
         let begun = Instant::now();
         let mut child = Command::new(&options.target)
@@ -45,6 +61,7 @@ impl TargetProcess {
             .arg("--runtime")
             .arg(runtime.path())
             .args(arguments)
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
