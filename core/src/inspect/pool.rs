@@ -174,6 +174,7 @@ fn finding(notice: &Notice) -> Option<Finding> {
             Some(*volume),
             "a record of the catalog about it is damaged in both copies".to_owned(),
         ),
+        Notice::DeviceIgnored { .. } => found(Severity::Note, None, notice.to_string()),
         // A repair of the catalog is not made here, and a pool that was not closed is said as `clean`.
         Notice::CatalogRepaired { .. } | Notice::Unclean { .. } => None,
     }

@@ -77,6 +77,18 @@ pub enum PoolError {
         /// Shards asked for.
         shards: u16,
     },
+    /// The device has no room for a single slab of the pool.
+    #[error(
+        "device {device} has {found} bytes; to join this pool it needs at least {minimum}: its superblocks and one slab"
+    )]
+    TooSmallToJoin {
+        /// The number it would have.
+        device: u16,
+        /// Bytes.
+        found: u64,
+        /// Bytes.
+        minimum: u64,
+    },
     /// An option of format that cannot be.
     #[error("{option} is {found}; it must be {right}")]
     Option {
@@ -132,7 +144,9 @@ pub enum PoolError {
         found: u16,
     },
     /// A device is missing, or there is one too many.
-    #[error("the pool has {expected} devices, {found} were given")]
+    #[error(
+        "the pool has {expected} devices, {found} were given: name all of them, in the order in which they joined the pool"
+    )]
     Missing {
         /// Devices given.
         found: usize,
@@ -161,6 +175,19 @@ pub enum PoolError {
         found: u32,
         /// Bytes then.
         expected: u32,
+    },
+    /// A device that is to join tears what volumes of the pool need whole.
+    #[error(
+        "device {device} keeps {found} bytes whole over power loss, and there are volumes with LBAs of {lba} bytes, which it could \
+         tear: add a device that keeps {lba} bytes whole"
+    )]
+    TearsVolumes {
+        /// The number it would have.
+        device: u16,
+        /// Bytes.
+        found: u32,
+        /// Bytes of the largest LBA of a volume.
+        lba: u32,
     },
     /// A volume's LBA is larger than what the device keeps whole.
     #[error(

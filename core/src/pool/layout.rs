@@ -159,6 +159,18 @@ impl Layout {
     }
 }
 
+/// The slabs of a device that joins a pool, number 1 or higher, and of `size` bytes. `None`: not one fits.
+pub(super) fn joining_area(size: u64, slab_bytes: u64) -> Option<SlabArea> {
+    let slabs = copy_offset(size).saturating_sub(ALIGN) / slab_bytes;
+    (slabs > 0).then_some(SlabArea { start: ALIGN, slabs: slabs.min(u64::from(SLABS_PER_DEVICE_MAX)) as u32 })
+}
+
+/// Bytes of the smallest device that can join a pool with slabs of this size.
+#[must_use]
+pub fn joining_bytes_min(slab_bytes: u64) -> u64 {
+    ALIGN + slab_bytes + BLOCK
+}
+
 /// Byte of the superblock's copy on a device of `size` bytes.
 pub(super) fn copy_offset(size: u64) -> u64 {
     (size / BLOCK).saturating_sub(1) * BLOCK

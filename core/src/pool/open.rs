@@ -54,6 +54,11 @@ pub enum Notice {
         /// The boot that was not closed.
         boot: u32,
     },
+    /// A device beyond those that the catalog knows: left by a growth that did not come to its end. It is not used.
+    DeviceIgnored {
+        /// Where it was given.
+        device: u16,
+    },
 }
 
 impl std::fmt::Display for Notice {
@@ -75,6 +80,11 @@ impl std::fmt::Display for Notice {
             Notice::Unclean { boot } => {
                 write!(f, "boot {boot} was not closed in good order; journals will be replayed")
             }
+            Notice::DeviceIgnored { device } => write!(
+                f,
+                "device {device} is not part of the pool and is not used: adding it did not come to its end; `ringway pool \
+                 grow` may be run again"
+            ),
         }
     }
 }
@@ -106,37 +116,35 @@ pub struct OpenPool {
 
 /// Opens the pool on all files of `io` for writing. All devices are locked by the caller (C4).
 pub fn open<I: Io>(io: &mut I, options: &OpenOptions) -> Result<OpenPool, PoolError> {
-    let mut found = read_pool(io, options)?;
+    let files = io.files().len();
+    let mut found = read_pool(io, options, files)?;
     let mut notices = found.repair(io)?;
-    let boot = found.superblocks.iter().map(|superblock| superblock.generation).max().expect("a device");
-    let boot = boot.checked_add(1).ok_or(PoolError::Generations)?;
+    notices.append(&mut found.ignored);
+    let boot = generation(&found.superblocks).checked_add(1).ok_or(PoolError::Generations)?;
     found.bump(io, boot)?;
     let seed = Seed::pool(found.superblocks[0].pool);
-    let mut catalog = found.read_catalog(io, boot)?;
+    let mut catalog = found.catalog;
+    catalog.log.set_boot(boot);
     for copy in 0..2 {
         let frames = catalog.repairs.iter().filter(|repair| repair.copy == copy).count();
         if frames > 0 {
             notices.push(Notice::CatalogRepaired { copy, frames });
         }
     }
-    for repair in &catalog.repairs {
-        write(io, FileId(0), found.layout.catalog[repair.copy] + repair.offset, &repair.bytes)?;
-    }
-    if !catalog.repairs.is_empty() {
-        barrier(io, FileId(0))?;
-    }
+    repair_catalog(io, &found.layout, &catalog)?;
     notices.extend(catalog.damaged.iter().map(|&volume| Notice::VolumeDamaged(volume)));
     let clean = catalog.state.is_clean();
     if !clean {
         notices.push(Notice::Unclean { boot: catalog.state.boot() });
     }
-    mark_opened(io, &found.layout, &mut catalog, boot)?;
+    // A boot can always be opened.
+    commit(io, &found.layout, &mut catalog, &CatalogRecord::Opened(boot))?;
     let RecoveredCatalog { state, log, .. } = catalog;
     Ok(OpenPool {
         uuid: found.superblocks[0].pool,
         seed,
         generation: boot,
-        atomic_unit: found.atomic_unit(options),
+        atomic_unit: atomic_unit(&found.superblocks, options),
         layout: found.layout,
         catalog: state,
         log,
@@ -149,10 +157,9 @@ pub fn open<I: Io>(io: &mut I, options: &OpenOptions) -> Result<OpenPool, PoolEr
 /// What [`open`] would find, without changing a byte: superblocks, layout, catalog. The generation is that of the boot before.
 pub fn inspect<I: Io>(io: &mut I) -> Result<OpenPool, PoolError> {
     let options = OpenOptions { assume_atomic_4k: true };
-    let found = read_pool(io, &options)?;
-    let generation = found.superblocks.iter().map(|superblock| superblock.generation).max().expect("a device");
-    let catalog = found.read_catalog(io, generation)?;
-    let mut notices = Vec::new();
+    let files = io.files().len();
+    let mut found = read_pool(io, &options, files)?;
+    let mut notices = std::mem::take(&mut found.ignored);
     for (device, copies) in found.copies.iter().enumerate() {
         for (at_end, copy) in [(false, &copies[0]), (true, &copies[1])] {
             if let Some(why) = found.lacks(device, copy) {
@@ -160,12 +167,13 @@ pub fn inspect<I: Io>(io: &mut I) -> Result<OpenPool, PoolError> {
             }
         }
     }
+    let catalog = found.catalog;
     notices.extend(catalog.damaged.iter().map(|&volume| Notice::VolumeDamaged(volume)));
     Ok(OpenPool {
         uuid: found.superblocks[0].pool,
         seed: Seed::pool(found.superblocks[0].pool),
-        generation,
-        atomic_unit: found.atomic_unit(&OpenOptions::default()),
+        generation: generation(&found.superblocks),
+        atomic_unit: atomic_unit(&found.superblocks, &OpenOptions::default()),
         layout: found.layout,
         clean: catalog.state.is_clean(),
         catalog: catalog.state,
@@ -177,27 +185,64 @@ pub fn inspect<I: Io>(io: &mut I) -> Result<OpenPool, PoolError> {
 
 type Copy = Result<Superblock, BadSuperblock>;
 
-struct Found {
+/// What the devices say, and the catalog: of no others than those that it knows.
+pub(super) struct Found {
     /// The better of each device's.
-    superblocks: Vec<Superblock>,
+    pub(super) superblocks: Vec<Superblock>,
     copies: Vec<[Copy; 2]>,
-    layout: Layout,
+    pub(super) layout: Layout,
+    /// Of the boot before.
+    pub(super) catalog: RecoveredCatalog,
+    /// Devices that the catalog does not know.
+    ignored: Vec<Notice>,
 }
 
-fn read_pool<I: Io>(io: &mut I, options: &OpenOptions) -> Result<Found, PoolError> {
-    let infos = io.files().to_vec();
+/// Reads the pool on the first `files` files. Device 0 says where the catalog is, the catalog which devices there are: one that
+/// was prepared and never came into the catalog does not count, however whole its superblock is.
+pub(super) fn read_pool<I: Io>(io: &mut I, options: &OpenOptions, files: usize) -> Result<Found, PoolError> {
+    let infos = io.files()[..files].to_vec();
     if infos.is_empty() || infos.len() > crate::limits::DEVICES_MAX {
         return Err(PoolError::Devices(infos.len()));
     }
-    let (mut superblocks, mut copies) = (Vec::new(), Vec::new());
-    for (device, info) in infos.iter().enumerate() {
+    let (first, both) = read_device(io, 0, &infos[0])?;
+    if first.number != 0 {
+        return Err(PoolError::Order { device: 0, found: first.number });
+    }
+    let (mut superblocks, mut copies) = (vec![first], vec![both]);
+    let catalog = read_catalog(io, &superblocks[0])?;
+    let known = catalog.state.devices().count();
+    if known == 0 || !catalog.state.devices().map(|(number, _)| usize::from(number)).eq(0..known) {
+        return Err(PoolError::Layout { device: 0, field: "list of devices in its catalog" });
+    }
+    if infos.len() < known {
+        return Err(PoolError::Missing { found: infos.len(), expected: known });
+    }
+    for (device, info) in infos[..known].iter().enumerate().skip(1) {
         let (superblock, both) = read_device(io, device as u16, info)?;
         superblocks.push(superblock);
         copies.push(both);
     }
     check_set(&superblocks, &infos, options)?;
     let layout = layout(&superblocks)?;
-    Ok(Found { superblocks, copies, layout })
+    check_catalog(&catalog, &superblocks, &layout)?;
+    let mut ignored = Vec::new();
+    for (device, info) in infos.iter().enumerate().skip(known) {
+        check_left_over(io, device as u16, info, &superblocks[0])?;
+        ignored.push(Notice::DeviceIgnored { device: device as u16 });
+    }
+    Ok(Found { superblocks, copies, layout, catalog, ignored })
+}
+
+/// Whether a device that the catalog does not know can be what a growth left behind; anything else was given by mistake.
+fn check_left_over<I: Io>(io: &mut I, device: u16, info: &FileInfo, first: &Superblock) -> Result<(), PoolError> {
+    match read_device(io, device, info) {
+        Ok((superblock, _)) if superblock.pool != first.pool => {
+            Err(PoolError::OtherPool { device, found: superblock.pool, expected: first.pool })
+        }
+        Err(error @ PoolError::NoSuperblock { front: BadSuperblock::Foreign(_), .. }) => Err(error),
+        // Torn, empty, too small by now: whatever it is, nothing of the pool is on it.
+        _ => Ok(()),
+    }
 }
 
 /// Both copies of one device's superblock, and the one that counts: the whole one with the higher generation.
@@ -246,10 +291,6 @@ fn check_set(superblocks: &[Superblock], infos: &[FileInfo], options: &OpenOptio
         }
         let assume = options.assume_atomic_4k || superblock.assume_atomic_4k;
         check_unit(device, &infos[usize::from(device)], superblock.atomic_unit, assume)?;
-    }
-    let expected = superblocks.iter().map(|superblock| usize::from(superblock.devices)).max().expect("a device");
-    if expected != superblocks.len() {
-        return Err(PoolError::Missing { found: superblocks.len(), expected });
     }
     Ok(())
 }
@@ -306,51 +347,73 @@ impl Found {
         }
         Ok(())
     }
-
-    fn read_catalog<I: Io>(&self, io: &mut I, boot: u32) -> Result<RecoveredCatalog, PoolError> {
-        let mut copies = Vec::new();
-        for start in self.layout.catalog {
-            copies.push(read(io, FileId(0), start, COPY_BYTES)?);
-        }
-        let seed = Seed::pool(self.superblocks[0].pool);
-        let catalog = recover([&copies[0], &copies[1]], boot, seed)?;
-        for (number, device) in catalog.state.devices() {
-            let found = self.superblocks.get(usize::from(number)).map_or(Uuid::nil(), |superblock| superblock.uuid);
-            if found != device.uuid {
-                return Err(PoolError::OtherDevice { device: u16::from(number), found, expected: device.uuid });
-            }
-        }
-        for (slab, shard) in catalog.state.slabs() {
-            if !self.layout.geometry.has_slab(slab) || shard.0 >= self.layout.shards {
-                return Err(PoolError::Layout {
-                    device: u16::from(slab.device()),
-                    field: "slab that the catalog names",
-                });
-            }
-        }
-        for entry in catalog.state.volumes() {
-            if entry.record.shards.iter().any(|shard| shard.0 >= self.layout.shards) {
-                return Err(PoolError::Layout { device: 0, field: "shard that a volume names" });
-            }
-        }
-        Ok(catalog)
-    }
-
-    fn atomic_unit(&self, options: &OpenOptions) -> u32 {
-        let assumed = |superblock: &Superblock| options.assume_atomic_4k || superblock.assume_atomic_4k;
-        let unit = |superblock: &Superblock| superblock.atomic_unit.max(if assumed(superblock) { 4096 } else { 512 });
-        self.superblocks.iter().map(unit).min().expect("a device")
-    }
 }
 
-/// Notes in the catalog that this boot is in use. Where records were lost, everything that is left is written anew, with the
-/// faults they caused.
-fn mark_opened<I: Io>(io: &mut I, layout: &Layout, catalog: &mut RecoveredCatalog, boot: u32) -> Result<(), PoolError> {
-    let opened = CatalogRecord::Opened(boot);
-    catalog.state.apply(&opened).expect("a boot can always be opened");
+/// The catalog, from where device 0 says it is.
+fn read_catalog<I: Io>(io: &mut I, first: &Superblock) -> Result<RecoveredCatalog, PoolError> {
+    let mut copies = Vec::new();
+    for start in layout(std::slice::from_ref(first))?.catalog {
+        copies.push(read(io, FileId(0), start, COPY_BYTES)?);
+    }
+    Ok(recover([&copies[0], &copies[1]], first.generation, Seed::pool(first.pool))?)
+}
+
+/// Whether what the catalog names is there.
+fn check_catalog(catalog: &RecoveredCatalog, superblocks: &[Superblock], layout: &Layout) -> Result<(), PoolError> {
+    for ((number, device), superblock) in catalog.state.devices().zip(superblocks) {
+        if superblock.uuid != device.uuid {
+            let (found, expected) = (superblock.uuid, device.uuid);
+            return Err(PoolError::OtherDevice { device: u16::from(number), found, expected });
+        }
+    }
+    for (slab, shard) in catalog.state.slabs() {
+        if !layout.geometry.has_slab(slab) || shard.0 >= layout.shards {
+            let device = u16::from(slab.device());
+            return Err(PoolError::Layout { device, field: "slab that the catalog names" });
+        }
+    }
+    for entry in catalog.state.volumes() {
+        if entry.record.shards.iter().any(|shard| shard.0 >= layout.shards) {
+            return Err(PoolError::Layout { device: 0, field: "shard that a volume names" });
+        }
+    }
+    Ok(())
+}
+
+/// The boot before.
+pub(super) fn generation(superblocks: &[Superblock]) -> u32 {
+    superblocks.iter().map(|superblock| superblock.generation).max().expect("a device")
+}
+
+fn atomic_unit(superblocks: &[Superblock], options: &OpenOptions) -> u32 {
+    let assumed = |superblock: &Superblock| options.assume_atomic_4k || superblock.assume_atomic_4k;
+    let unit = |superblock: &Superblock| superblock.atomic_unit.max(if assumed(superblock) { 4096 } else { 512 });
+    superblocks.iter().map(unit).min().expect("a device")
+}
+
+/// Writes what one copy of the catalog lacks, durably.
+pub(super) fn repair_catalog<I: Io>(io: &mut I, layout: &Layout, catalog: &RecoveredCatalog) -> Result<(), PoolError> {
+    for repair in &catalog.repairs {
+        write(io, FileId(0), layout.catalog[repair.copy] + repair.offset, &repair.bytes)?;
+    }
+    if catalog.repairs.is_empty() { Ok(()) } else { barrier(io, FileId(0)) }
+}
+
+/// Adds a record that fits the state to both copies of the catalog, durably. Where records were lost, everything that is left
+/// is written anew, with the faults they caused.
+///
+/// # Panics
+/// If the record contradicts the state.
+pub(super) fn commit<I: Io>(
+    io: &mut I,
+    layout: &Layout,
+    catalog: &mut RecoveredCatalog,
+    record: &CatalogRecord,
+) -> Result<(), PoolError> {
+    catalog.state.apply(record).expect("the record fits the state");
     let full = |error: &crate::catalog::AppendError| *error == crate::catalog::AppendError::NeedsCompaction;
     let frames = if catalog.damaged.is_empty() {
-        match catalog.log.append(&[opened]) {
+        match catalog.log.append(std::slice::from_ref(record)) {
             Ok(frame) => vec![frame],
             Err(error) if full(&error) => catalog.log.compact(&catalog.state)?,
             Err(error) => return Err(error.into()),

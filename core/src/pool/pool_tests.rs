@@ -5,7 +5,7 @@ use ringway_reactor::sim::{CrashPoint, DiskConfig, DiskId, Rng, World, WorldConf
 use super::*;
 use crate::catalog::HALF_BYTES;
 use crate::ids::ShardId;
-use crate::pool::{FormatOptions, LayoutOptions, format};
+use crate::pool::{FormatOptions, GrowOptions, LayoutOptions, format, prepare_device};
 
 const SIZE: u64 = 32 << 20;
 
@@ -224,4 +224,125 @@ fn a_device_error_while_opening_names_device_and_place() {
     world.spoil(disks[0], ringway_reactor::sim::OpKind::Read, start, 4096);
     let error = opened(&world).unwrap_err();
     assert!(matches!(error, PoolError::Io { device: 0, what: "read", offset, .. } if offset == start), "{error}");
+}
+
+fn grow_options(uuid: u128) -> GrowOptions {
+    GrowOptions { uuid: Uuid::from_u128(uuid), force: false, created_unix_s: 1_800_000_001 }
+}
+
+fn grow(world: &World, uuid: u128) -> Result<(), PoolError> {
+    let mut io = world.io();
+    prepare_device(&mut io, &grow_options(uuid))?.commit(&mut io)
+}
+
+fn disk(size: u64, atomic_write_unit: u32) -> DiskConfig {
+    DiskConfig { size, atomic_write_unit, ..Default::default() }
+}
+
+#[test]
+fn a_pool_grows_device_by_device_and_keeps_its_boot_and_what_it_owns() {
+    let (world, _) = made(20, 1);
+    let before = opened(&world).unwrap();
+    for n in 1..4u16 {
+        world.add_disk(disk(u64::from(n) * SIZE, 512));
+        grow(&world, 200 + u128::from(n)).unwrap();
+        let found = inspect(&mut world.io()).unwrap();
+        assert_eq!((found.generation, found.superblocks.len()), (before.generation, usize::from(n) + 1));
+        assert_eq!(found.catalog.slabs().collect::<Vec<_>>(), before.catalog.slabs().collect::<Vec<_>>());
+        assert_eq!(
+            found.catalog.boot(),
+            before.catalog.boot(),
+            "the boot that wrote journals and logs stays the last one"
+        );
+        assert_eq!(found.notices, []);
+        let added = found.layout.geometry.areas()[usize::from(n)];
+        let slab = found.layout.geometry.slab_bytes();
+        assert_eq!(u64::from(added.slabs), (u64::from(n) * SIZE - (1 << 20) - 4096) / slab);
+    }
+    assert_eq!(opened(&world).unwrap().layout.geometry.areas().len(), 4);
+}
+
+#[test]
+fn a_crash_at_any_step_of_growing_leaves_the_pool_with_the_device_or_without_it_and_it_grows_again() {
+    let (world, _) = made(21, 1);
+    world.add_disk(disk(SIZE, 512));
+    let before = world.mutations().0;
+    grow(&world, 200).unwrap();
+    let writes = world.mutations().0 - before;
+    let mut outcomes = [0, 0];
+    for step in 0..8 * (writes + 1) {
+        let (world, _) = made(100 + step, 1);
+        // Of a whole pool, a clean one, and of one that was left open.
+        if step % 2 == 0 {
+            opened(&world).unwrap();
+        }
+        world.add_disk(disk(SIZE, 512));
+        let point = step / 4 + 1;
+        world.crash_after(if step % 4 < 2 { CrashPoint::Submitted(point) } else { CrashPoint::Completed(point) });
+        let done = world.until_crash(|| grow(&world, 200).unwrap()).is_ok();
+        if step % 3 == 0 {
+            world.kill();
+            world.quiesce();
+        } else {
+            world.power_loss();
+        }
+        let pool = opened(&world).unwrap_or_else(|error| panic!("step {step}: {error}"));
+        let devices = pool.superblocks.len();
+        assert!(devices == 2 || !done, "step {step}: done, and not there");
+        let ignored = pool.notices.contains(&Notice::DeviceIgnored { device: 1 });
+        assert_eq!(ignored, devices == 1, "step {step}: {:?}", pool.notices);
+        assert_eq!(pool.layout.geometry.areas().len(), devices);
+        outcomes[devices - 1] += 1;
+        if devices == 1 {
+            grow(&world, 201).unwrap_or_else(|error| panic!("step {step}: {error}"));
+            let pool = opened(&world).unwrap();
+            assert_eq!((pool.superblocks.len(), pool.superblocks[1].uuid), (2, Uuid::from_u128(201)));
+        }
+        assert_eq!(pool.catalog.slabs().count(), 2);
+    }
+    assert!(outcomes[0] > 8 && outcomes[1] > 2, "both happened: {outcomes:?}");
+}
+
+#[test]
+fn a_device_that_joined_is_missed_when_it_is_gone_or_another_one() {
+    let (world, disks) = made(22, 1);
+    let added = world.add_disk(disk(SIZE, 512));
+    grow(&world, 200).unwrap();
+    let images = [world.image(disks[0]), world.image(added)];
+    let alone = World::new(1, WorldConfig::default());
+    alone.add_disk_from(disk(0, 512), &images[0]);
+    assert_eq!(opened(&alone).unwrap_err(), PoolError::Missing { found: 1, expected: 2 });
+    // What another attempt left, of the same pool and number, is not it.
+    let (other, _) = made(22, 1);
+    let left = other.add_disk(disk(SIZE, 512));
+    prepare_device(&mut other.io(), &grow_options(201)).unwrap();
+    alone.add_disk_from(disk(0, 512), &other.image(left));
+    let (found, expected) = (Uuid::from_u128(201), Uuid::from_u128(200));
+    assert_eq!(opened(&alone).unwrap_err(), PoolError::OtherDevice { device: 1, found, expected });
+}
+
+#[test]
+fn a_device_that_is_used_small_or_tears_does_not_join_and_stays_as_it_is() {
+    let refused = |config: DiskConfig, content: Option<&[u8]>| {
+        let (world, _) = made(23, 1);
+        let added = world.add_disk(config);
+        if let Some(content) = content {
+            let mut block = content.to_vec();
+            block.resize(4096, 0);
+            write(&mut world.io(), FileId(1), 0, &block).unwrap();
+        }
+        let before = world.image(added).digest();
+        let error = grow(&world, 200).unwrap_err();
+        assert_eq!(world.image(added).digest(), before);
+        error
+    };
+    let small = refused(disk(5 << 20, 512), None);
+    assert_eq!(small, PoolError::TooSmallToJoin { device: 1, found: 5 << 20, minimum: (5 << 20) + 4096 });
+    let used = refused(disk(SIZE, 512), Some(b"EXT4FAKE"));
+    assert!(used.to_string().contains("belongs to another program"), "{used}");
+    let (other, _) = world(24, 1);
+    format(&mut other.io(), &FormatOptions { uuid: Uuid::from_u128(99), ..options(1) }, &mut |_| {}).unwrap();
+    let front = other.bytes(DiskId(0), 0, 4096);
+    let used = refused(disk(SIZE, 512), Some(&front));
+    assert!(used.to_string().contains("is part of pool"), "{used}");
 }

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::buffers;
 use super::config::{FormatOptions, PoolSpec};
 use super::error::StartError;
-use crate::pool::{self, LayoutOptions};
+use crate::pool::{self, LayoutOptions, PoolError};
 use crate::space::{Geometry, SlabArea};
 
 /// Shards of a pool where nothing is said: as many as reactors are worth having, as long as each gets some gigabytes.
@@ -51,7 +51,9 @@ impl Devices {
         for note in files.iter().flat_map(OpenFile::notes) {
             tracing::info!("{note}");
         }
-        let paths = paths.iter().map(|path| path.display().to_string()).collect();
+        // Whoever reads them may have another working directory.
+        let paths = paths.iter().map(|path| std::path::absolute(path).unwrap_or_else(|_| path.clone()));
+        let paths = paths.map(|path| path.display().to_string()).collect();
         Devices { files, paths, volatile: false, null_bytes: None }
     }
 
@@ -94,6 +96,24 @@ impl Devices {
         setup_ring(&self.files[..real])
     }
 
+    /// Names the file that a directory lacks.
+    pub(super) fn name_missing(&self, spec: &PoolSpec, error: PoolError) -> StartError {
+        match (spec, error) {
+            (PoolSpec::Path(path), PoolError::Missing { found, expected }) if path.is_dir() => {
+                StartError::MissingDevice { path: file_in(path, found), expected }
+            }
+            (_, error) => error.into(),
+        }
+    }
+
+    /// Lets go of files that turned out not to be part of the pool.
+    pub(super) fn keep(&mut self, devices: usize) {
+        if self.null_bytes.is_none() {
+            self.files.truncate(devices);
+            self.paths.truncate(devices);
+        }
+    }
+
     /// In a null pool, all space is on the device that is none; its metadata has a device in memory.
     pub(super) fn geometry(&self, geometry: &Geometry) -> Option<Geometry> {
         let bytes = self.null_bytes?;
@@ -104,7 +124,7 @@ impl Devices {
     }
 }
 
-fn setup_ring(files: &[OpenFile]) -> Result<UringIo, StartError> {
+pub(super) fn setup_ring(files: &[OpenFile]) -> Result<UringIo, StartError> {
     let mut io = UringIo::new(&UringConfig { entries: 64, ..UringConfig::new(vec![buffers::setup()], 0) })?;
     for file in files {
         io.add_file(file)?;
@@ -133,11 +153,11 @@ fn write_pool(files: &[OpenFile], options: &FormatOptions) -> Result<(), StartEr
     Ok(())
 }
 
-fn is_block_device(path: &Path) -> bool {
+pub(super) fn is_block_device(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device())
 }
 
-fn file_in(folder: &Path, number: usize) -> PathBuf {
+pub(super) fn file_in(folder: &Path, number: usize) -> PathBuf {
     folder.join(format!("device-{number}.ringway"))
 }
 

@@ -23,6 +23,14 @@ pub enum StartError {
     /// There is no pool.
     #[error("{} holds no pool; format one first (`ringway pool format`), or start with a pool size", .0.display())]
     NoPool(PathBuf),
+    /// A file of the pool is gone.
+    #[error("{} is missing: the pool has {expected} devices; put it back where it was", path.display())]
+    MissingDevice {
+        /// Where it has to be.
+        path: PathBuf,
+        /// Devices of the pool.
+        expected: usize,
+    },
     /// There is one already.
     #[error("{} holds a pool already; remove it, or format with force to lose what it holds", .0.display())]
     PoolExists(PathBuf),
@@ -89,7 +97,7 @@ impl StartError {
     pub fn kind(&self) -> ControlErrorKind {
         match self {
             StartError::File(error) => file_kind(error),
-            StartError::NoPool(_) => ControlErrorKind::NotFound,
+            StartError::NoPool(_) | StartError::MissingDevice { .. } => ControlErrorKind::NotFound,
             StartError::PoolExists(_) => ControlErrorKind::Exists,
             StartError::Invalid(_) => ControlErrorKind::Invalid,
             StartError::Core(_) => ControlErrorKind::Denied,
@@ -139,6 +147,8 @@ fn pool_kind(error: &PoolError) -> ControlErrorKind {
         PoolError::Devices(_)
         | PoolError::Shards(_)
         | PoolError::TooSmall { .. }
+        | PoolError::TooSmallToJoin { .. }
+        | PoolError::TearsVolumes { .. }
         | PoolError::Option { .. }
         | PoolError::LogicalBlock { .. }
         | PoolError::Tears { .. }

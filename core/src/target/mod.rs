@@ -5,6 +5,7 @@ mod buffers;
 mod config;
 mod devices;
 mod error;
+mod grow;
 mod in_process;
 pub mod log;
 mod running;
@@ -12,6 +13,7 @@ mod start;
 
 pub use config::{Allocation, FormatOptions, PoolSpec, TargetConfig};
 pub use error::StartError;
+pub use grow::{Addition, Grown, grow};
 pub use in_process::InProcess;
 pub use ringway_reactor::files::Progress;
 pub use running::{RunningTarget, StopError};

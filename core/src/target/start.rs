@@ -82,8 +82,9 @@ pub fn start(config: TargetConfig, progress: &mut dyn FnMut(&Progress)) -> Resul
     if config.cores.is_empty() {
         return Err(StartError::Invalid("a target needs a core to run on".to_owned()));
     }
-    let devices = open_devices(&config, progress)?;
+    let mut devices = open_devices(&config, progress)?;
     let (pool, mut logs, machine_restarted) = open_pool(&config, &devices)?;
+    devices.keep(pool.superblocks.len());
     let reactors = config.cores.len();
     let plan = Arc::new(Plan::new(pool, surrounds(&config, &devices, machine_restarted)));
     let config = Arc::new(config);
@@ -167,7 +168,7 @@ fn open_devices(config: &TargetConfig, progress: &mut dyn FnMut(&Progress)) -> R
 pub(super) fn open_pool(config: &TargetConfig, devices: &Devices) -> Result<(OpenPool, Logs, bool), StartError> {
     let mut io = devices.setup_ring()?;
     let options = OpenOptions::default();
-    let found = pool::inspect(&mut io)?;
+    let found = pool::inspect(&mut io).map_err(|error| devices.name_missing(&config.pool, error))?;
     let mut logs = Vec::new();
     let mut machine_restarted = false;
     for shard in (0..found.layout.shards).map(ShardId) {

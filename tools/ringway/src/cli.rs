@@ -95,8 +95,10 @@ pub(crate) enum PoolCommand {
     /// Show the running target's pool, or one that nobody serves
     #[command(after_help = "Examples:\n  ringway pool show\n  ringway pool show ./ringway-data")]
     Show(PoolShowArgs),
-    /// Add space to the running target's pool
-    #[command(after_help = "Examples:\n  ringway pool grow --size 10GiB\n  ringway pool grow --device /dev/nvme2n1")]
+    /// Add a file or a block device to a pool that nobody serves
+    #[command(
+        after_help = "Examples:\n  ringway pool grow ./ringway-data --size 10GiB\n  ringway pool grow /dev/nvme1n1 --device /dev/nvme2n1\n\nA pool grows while it is not served. Without a pool, the running target says what to run once it is stopped."
+    )]
     Grow(PoolGrowArgs),
 }
 
@@ -154,12 +156,21 @@ pub(crate) struct PoolShowArgs {
 #[derive(Args, Debug)]
 #[group(id = "space", required = true, multiple = false, args = ["size", "device"])]
 pub(crate) struct PoolGrowArgs {
+    /// The pool: its directory, or its block devices, separated by commas
+    #[arg(value_name = "DIR|DEVICE")]
+    pub(crate) pool: Option<PoolPlace>,
     /// Add a file of this size to the pool's directory
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, visible_alias = "add", value_name = "SIZE")]
     pub(crate) size: Option<Size>,
     /// Add a block device
     #[arg(long, value_name = "DEVICE")]
     pub(crate) device: Option<PathBuf>,
+    /// How the space of the file is obtained
+    #[arg(long, value_enum, value_name = "HOW", default_value_t = Allocate::Written, conflicts_with = "device")]
+    pub(crate) allocate: Allocate,
+    /// Add the block device whatever is on it; all of that is lost
+    #[arg(long, requires = "device")]
+    pub(crate) force: bool,
     #[command(flatten)]
     pub(crate) daemon: DaemonArgs,
 }

@@ -1,9 +1,11 @@
 //! `ringway pool ...`.
 
+use std::path::PathBuf;
+
 use indicatif::{ProgressBar, ProgressStyle};
 use ringway_core::control::{PoolGrow, PoolInfo};
 use ringway_core::pool::OpenPool;
-use ringway_core::target::{self, Allocation, FormatOptions, PoolSpec, Progress};
+use ringway_core::target::{self, Addition, Allocation, FormatOptions, PoolSpec, Progress, StartError};
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -20,7 +22,7 @@ pub(crate) fn run(command: PoolCommand, format: Format) -> Result<(), Failure> {
             let pool = client(&args.daemon).pool()?;
             format.print(&pool, show);
         }
-        PoolCommand::Grow(args) => format.print(&grow(args)?, show),
+        PoolCommand::Grow(args) => grow(args, format)?,
     }
     Ok(())
 }
@@ -34,33 +36,47 @@ fn make(args: &FormatArgs, format: Format) -> Result<(), Failure> {
     }
     let options = FormatOptions {
         size: args.size.map(|size| size.0),
-        allocation: match args.allocate {
-            Allocate::Written => Allocation::Written,
-            Allocate::Reserved => Allocation::Reserved,
-            Allocate::Sparse => Allocation::Sparse,
-        },
+        allocation: args.allocate.into(),
         shards: args.shards,
         slab_bytes: args.slab.map(|size| size.0),
         journal_bytes: args.journal.map(|size| size.0),
         assume_atomic_4k: args.assume_atomic_4k,
         force: args.force,
     };
+    let formatted = watched(format, |progress| target::format(&args.pool.0, &options, progress))?;
+    format.print(&Made::of(&formatted), Made::text);
+    Ok(())
+}
+
+/// Runs a long step with a bar that shows how far it is.
+fn watched<T>(
+    format: Format,
+    step: impl FnOnce(&mut dyn FnMut(&Progress)) -> Result<T, StartError>,
+) -> Result<T, Failure> {
     let bar = match format {
         Format::Json => ProgressBar::hidden(),
         Format::Text => ProgressBar::new(0)
             .with_style(ProgressStyle::with_template("[{bar:40}] {msg}").expect("the template is valid")),
     };
-    let mut progress = |progress: &Progress| {
+    let outcome = step(&mut |progress: &Progress| {
         if let Progress::Writing { done, total } = progress {
             bar.set_length(*total);
             bar.set_position(*done);
         }
         bar.set_message(progress.to_string());
-    };
-    let formatted = target::format(&args.pool.0, &options, &mut progress).map_err(|error| Failure::from(&error))?;
+    });
     bar.finish_and_clear();
-    format.print(&Made::of(&formatted), Made::text);
-    Ok(())
+    outcome.map_err(|error| Failure::from(&error))
+}
+
+impl From<Allocate> for Allocation {
+    fn from(allocate: Allocate) -> Allocation {
+        match allocate {
+            Allocate::Written => Allocation::Written,
+            Allocate::Reserved => Allocation::Reserved,
+            Allocate::Sparse => Allocation::Sparse,
+        }
+    }
 }
 
 /// A pool that was just made.
@@ -100,11 +116,46 @@ impl Made {
     }
 }
 
-fn grow(args: PoolGrowArgs) -> Result<PoolInfo, Failure> {
-    // The daemon has another working directory.
-    let device =
-        args.device.map(|device| std::path::absolute(&device).map_err(|error| Failure::io("find", &device, &error)));
-    client(&args.daemon).pool_grow(&PoolGrow { device: device.transpose()?, size: args.size.map(|size| size.0) })
+fn grow(args: PoolGrowArgs, format: Format) -> Result<(), Failure> {
+    // The daemon has another working directory, and a link in the pool's directory leads from there.
+    let absolute = |path: PathBuf| std::path::absolute(&path).map_err(|error| Failure::io("find", &path, &error));
+    let device = args.device.map(absolute).transpose()?;
+    let size = args.size.map(|size| size.0);
+    let Some(pool) = args.pool else {
+        format.print(&client(&args.daemon).pool_grow(&PoolGrow { device, size })?, show);
+        return Ok(());
+    };
+    let addition = match (device, size) {
+        (Some(path), _) => Addition::Device { path, force: args.force },
+        (None, Some(size)) => Addition::File { size, allocation: args.allocate.into() },
+        (None, None) => unreachable!("one of the two is required"),
+    };
+    let grown = watched(format, |progress| target::grow(&pool.0, &addition, progress))?;
+    let grown = Grown {
+        device: grown.device.display().to_string(),
+        serve: grown.spec.to_string(),
+        pool: Made::of(&grown.pool),
+    };
+    format.print(&grown, Grown::text);
+    Ok(())
+}
+
+/// A pool that just got another device.
+#[derive(Debug, Serialize)]
+struct Grown {
+    /// The new one.
+    device: String,
+    /// How the pool is named from now on.
+    serve: String,
+    #[serde(flatten)]
+    pool: Made,
+}
+
+impl Grown {
+    fn text(&self) -> String {
+        let added = facts(&[("added", self.device.clone()), ("serve it by", format!("--pool {}", self.serve))]);
+        format!("{added}\n{}", self.pool.text())
+    }
 }
 
 pub(crate) fn show(pool: &PoolInfo) -> String {

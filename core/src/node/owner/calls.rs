@@ -3,8 +3,8 @@
 use super::{FROM_OWNER, Owner, Syncing, Task};
 use crate::catalog::{CatalogRecord, VolumeEntry};
 use crate::control::{
-    ControlAnswer, ControlCall, ControlError, ControlErrorKind, ControlRequest, Reply, VolumeCreate, check_host_nqn,
-    check_volume_size,
+    ControlAnswer, ControlCall, ControlError, ControlErrorKind, ControlRequest, PoolGrow, Reply, VolumeCreate,
+    check_host_nqn, check_volume_size,
 };
 use crate::ids::{AssociationId, RequestId, ShardId, VolumeId};
 use crate::pool::check_lba;
@@ -52,13 +52,33 @@ impl Owner {
                 let change = (!same).then(|| CatalogRecord::HostsAllowed(record.id, hosts.clone()));
                 Ok((change.into_iter().collect(), Some(record.id)))
             }
-            ControlRequest::PoolGrow(_) => Err(ControlError::new(
-                ControlErrorKind::Unavailable,
-                "a pool in use takes no further device in this version; stop the target, make a larger pool and copy the \
-                 volumes (`ringway volume export` and `import`)",
-            )),
+            ControlRequest::PoolGrow(grow) => Err(self.refuse_grow(grow)),
             other => unreachable!("{other:?} changes nothing"),
         }
+    }
+
+    /// A pool in use takes no further device: every ring and every shard would have to learn of it first. Says what to run.
+    fn refuse_grow(&self, grow: &PoolGrow) -> ControlError {
+        let paths = &self.pool.paths;
+        let folder = paths[0].strip_suffix("/device-0.ringway");
+        let pool = folder.map_or_else(|| paths.join(","), str::to_owned);
+        if !pool.starts_with('/') {
+            return ControlError::invalid(format!(
+                "pool {pool} lives in this process and cannot grow; serve a larger one"
+            ));
+        }
+        let what = match (&grow.device, grow.size) {
+            (Some(device), _) => format!("--device {}", device.display()),
+            (None, Some(size)) => format!("--size {size}"),
+            (None, None) => "--size SIZE".to_owned(),
+        };
+        ControlError::new(
+            ControlErrorKind::Busy,
+            format!(
+                "a pool grows only while it is not served: stop this target, run `ringway pool grow {pool} {what}`, and start it \
+                 again"
+            ),
+        )
     }
 
     fn plan_create(&mut self, create: &VolumeCreate) -> Result<Planned, ControlError> {
