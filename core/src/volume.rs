@@ -71,7 +71,7 @@ impl VolumeRecord {
     #[must_use]
     pub fn redirects(&self, birth: Epoch, stamp: Epoch) -> bool {
         // Cuts ascend and are few and mostly old: look from the newest.
-        self.cuts.iter().rev().skip_while(|&&cut| cut >= stamp).next().is_some_and(|&cut| birth <= cut)
+        self.cuts.iter().rev().find(|&&cut| cut < stamp).is_some_and(|&cut| birth <= cut)
     }
 }
 

@@ -55,9 +55,9 @@ pub struct IoCommand {
     pub data: DataPlace,
 }
 
-/// The state of an association that a command depends on.
+/// What a command of an association sees.
 #[derive(Clone, Copy, Debug)]
-pub struct IoContext<'a> {
+pub struct IoSight<'a> {
     /// Namespaces of the subsystem.
     pub namespaces: &'a [Namespace],
     /// The volumes as they are now.
@@ -67,7 +67,7 @@ pub struct IoContext<'a> {
 }
 
 /// Checks command `sqe`, which came in a capsule with `capsule_data` bytes of data.
-pub fn check_io(sqe: &Sqe, capsule_data: usize, context: &IoContext<'_>) -> Result<IoCommand, NvmeStatus> {
+pub fn check_io(sqe: &Sqe, capsule_data: usize, sight: &IoSight<'_>) -> Result<IoCommand, NvmeStatus> {
     if sqe.opcode == FABRICS {
         return Err(refuse_fabrics(sqe));
     }
@@ -75,7 +75,7 @@ pub fn check_io(sqe: &Sqe, capsule_data: usize, context: &IoContext<'_>) -> Resu
         return Err(NvmeStatus::INVALID_FIELD.dnr());
     }
     let fuse = check_fuse(sqe)?;
-    let entry = find(sqe.nsid.get(), context)?;
+    let entry = find(sqe.nsid.get(), sight)?;
     let record = &*entry.record;
     let work = match sqe.opcode {
         nvm::READ => on_blocks(sqe, record, Command::Read, REQUEST_BYTES_MAX)?,
@@ -85,12 +85,12 @@ pub fn check_io(sqe: &Sqe, capsule_data: usize, context: &IoContext<'_>) -> Resu
                 // Directives are not supported.
                 return Err(NvmeStatus::INVALID_FIELD.dnr());
             }
-            let fua = sqe.block_range().fua || context.write_through;
+            let fua = sqe.block_range().fua || sight.write_through;
             on_blocks(sqe, record, Command::Write { fua }, REQUEST_BYTES_MAX)?
         }
         nvm::WRITE_ZEROES => {
             let range = sqe.block_range();
-            let fua = range.fua || context.write_through;
+            let fua = range.fua || sight.write_through;
             let command = Command::WriteZeroes { fua, deallocate: range.deallocate };
             on_blocks(sqe, record, command, WRITE_ZEROES_BYTES_MAX)?
         }
@@ -106,7 +106,7 @@ pub fn check_io(sqe: &Sqe, capsule_data: usize, context: &IoContext<'_>) -> Resu
         IoWork::Deallocate { .. } => true,
         IoWork::Hints => false,
     };
-    if changes && context.directory.read_only() {
+    if changes && sight.directory.read_only() {
         return Err(NvmeStatus::NAMESPACE_WRITE_PROTECTED.dnr());
     }
     let wanted = data_len(sqe, &work);
@@ -120,12 +120,12 @@ pub fn check_io(sqe: &Sqe, capsule_data: usize, context: &IoContext<'_>) -> Resu
 }
 
 /// The volume behind a namespace, fit for I/O.
-fn find<'a>(nsid: u32, context: &IoContext<'a>) -> Result<&'a VolumeEntry, NvmeStatus> {
-    let entry = context
+fn find<'a>(nsid: u32, sight: &IoSight<'a>) -> Result<&'a VolumeEntry, NvmeStatus> {
+    let entry = sight
         .namespaces
         .iter()
         .find(|namespace| namespace.nsid == nsid)
-        .and_then(|namespace| context.directory.entry(namespace.volume))
+        .and_then(|namespace| sight.directory.entry(namespace.volume))
         .ok_or(NvmeStatus::INVALID_NAMESPACE_OR_FORMAT.dnr())?;
     if entry.fault.is_some() {
         return Err(NvmeStatus::NAMESPACE_NOT_READY.dnr());

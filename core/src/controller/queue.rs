@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::association::{Association, AssociationState};
-use super::io::{IoCommand, IoContext, check_io};
+use super::io::{IoCommand, IoSight, check_io};
 use crate::directory::Directory;
 use crate::wire::command::Sqe;
 use crate::wire::completion::NvmeStatus;
@@ -60,7 +60,7 @@ impl IoQueue {
         }
         let subsystem = self.association.subsystem().expect("checked when it was made");
         let context =
-            IoContext { namespaces: &subsystem.namespaces, directory, write_through: self.association.write_through() };
+            IoSight { namespaces: &subsystem.namespaces, directory, write_through: self.association.write_through() };
         check_io(sqe, capsule_data, &context)
     }
 }

@@ -55,7 +55,7 @@ impl PduType {
         }
     }
 
-    fn from_host(self) -> bool {
+    fn is_from_host(self) -> bool {
         matches!(self, PduType::IcReq | PduType::H2cTermReq | PduType::CapsuleCmd | PduType::H2cData)
     }
 
@@ -244,7 +244,7 @@ impl Frame {
     /// Checks a common header against what was agreed. `data_max` bounds the data of any PDU.
     pub fn check(common: &Common, reader: Reader, agreed: &Agreed, data_max: usize) -> Result<Frame, Termination> {
         let pdu_type = PduType::of(common.pdu_type).ok_or(Termination::field(0))?;
-        if pdu_type.from_host() != (reader == Reader::Controller) {
+        if pdu_type.is_from_host() != (reader == Reader::Controller) {
             return Err(Termination::field(0));
         }
         let hlen = pdu_type.header_len();

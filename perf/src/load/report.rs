@@ -101,7 +101,7 @@ pub(crate) fn kind_name(kind: FaultKind) -> &'static str {
     }
 }
 
-/// The outcome of [`super::run`].
+/// The outcome of [`super::run()`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LoadReport {
     /// As spelled.

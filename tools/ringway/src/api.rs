@@ -1,17 +1,19 @@
 //! The control interface: HTTP/JSON over a unix socket, on a thread of its own.
 //!
-//!     GET    /v1/target                     the running target
-//!     GET    /v1/pool                       the pool
-//!     POST   /v1/pool/devices               PoolGrow
-//!     POST   /v1/pool/sync                  make everything acknowledged so far durable
-//!     GET    /v1/volumes                    all volumes
-//!     POST   /v1/volumes                    VolumeCreate
-//!     GET    /v1/volumes/{name}             one volume; `/` in a name is written %2F
-//!     PUT    /v1/volumes/{name}/size        {"size": bytes}
-//!     PUT    /v1/volumes/{name}/name        {"name": new}
-//!     PUT    /v1/volumes/{name}/hosts       {"hosts": [nqn, ...]}
-//!     DELETE /v1/volumes/{name}?force=true  remove it
-//!     GET    /metrics                       Prometheus
+//! ```text
+//! GET    /v1/target                     the running target
+//! GET    /v1/pool                       the pool
+//! POST   /v1/pool/devices               PoolGrow
+//! POST   /v1/pool/sync                  make everything acknowledged so far durable
+//! GET    /v1/volumes                    all volumes
+//! POST   /v1/volumes                    VolumeCreate
+//! GET    /v1/volumes/{name}             one volume; `/` in a name is written %2F
+//! PUT    /v1/volumes/{name}/size        {"size": bytes}
+//! PUT    /v1/volumes/{name}/name        {"name": new}
+//! PUT    /v1/volumes/{name}/hosts       {"hosts": [nqn, ...]}
+//! DELETE /v1/volumes/{name}?force=true  remove it
+//! GET    /metrics                       Prometheus
+//! ```
 //!
 //! A failure is `{"error": {"kind": ..., "message": ...}}` with the status of its kind.
 

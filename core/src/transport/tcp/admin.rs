@@ -103,7 +103,7 @@ impl Connection {
     /// An admin or fabrics command whose data is here.
     pub(super) fn run_admin<I: Io>(&mut self, cx: &mut Cx<'_, I>, slot: usize, sqe: &Sqe, buf: Option<Buf>) {
         match &self.queue {
-            Queue::Unconnected => self.run_connect(cx, slot, sqe, buf),
+            Queue::Unconnected => self.run_connect(cx, slot, sqe, buf.as_deref().unwrap_or(&[])),
             Queue::Fencing { .. } => self.answer(cx, slot, Answer::status(NvmeStatus::COMMAND_SEQUENCE_ERROR.dnr())),
             Queue::Admin { .. } => self.run_controller(cx, slot, sqe, buf),
             Queue::Io(_) => unreachable!("an I/O queue refuses these before they run"),
@@ -142,8 +142,7 @@ impl Connection {
         }
     }
 
-    fn run_connect<I: Io>(&mut self, cx: &mut Cx<'_, I>, slot: usize, sqe: &Sqe, buf: Option<Buf>) {
-        let data: &[u8] = buf.as_deref().unwrap_or(&[]);
+    fn run_connect<I: Io>(&mut self, cx: &mut Cx<'_, I>, slot: usize, sqe: &Sqe, data: &[u8]) {
         let path = Path { local: self.local, peer: self.peer };
         let connected = first_command(sqe, data.len())
             .and_then(|(connect, _)| cx.registry.connect(&connect, data, path, cx.directory, cx.io.now()));

@@ -29,7 +29,7 @@ const FORBIDDEN: &[(&str, &str)] = &[
 /// Names that say nothing about what a thing is.
 const EMPTY_NAMES: &[&str] = &["Manager", "Context", "Util", "Utils", "Helper", "Helpers", "Handler"];
 const EMPTY_FUNCTIONS: &[&str] = &["process", "handle", "do_it"];
-const EMPTY_MODULES: &[&str] = &["util", "utils", "helper", "helpers", "misc", "common", "manager", "context"];
+const EMPTY_MODULES: &[&str] = &["util", "utils", "helper", "helpers", "misc", "manager", "context"];
 
 /// Rules for Rust.
 pub(super) fn check(name: &str, text: &str, say: &mut impl FnMut(usize, &str)) {

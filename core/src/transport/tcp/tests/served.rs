@@ -108,7 +108,7 @@ fn a_full_queue_of_mixed_commands_ends_each_exactly_once_under_any_segmentation(
     for seed in 0..20 {
         let mut pair = Pair::connect(seed, |config| {
             if seed % 2 == 0 {
-                digests(config)
+                digests(config);
             }
         });
         for round in 0..20u64 {
