@@ -29,7 +29,7 @@ pub struct EchoResult {
     pub client_cpu_ns: f64,
 }
 
-/// Runs the echo for `time` with `depth` messages in flight, the server on `server_core`, the client here on `client_core`.
+/// Runs the echo for `time` with `depth` messages in flight, the server on `server_core`, the client on `client_core`.
 pub fn run(depth: usize, time: Duration, server_core: usize, client_core: usize) -> io::Result<EchoResult> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let addr = listener.local_addr()?;
@@ -38,8 +38,12 @@ pub fn run(depth: usize, time: Duration, server_core: usize, client_core: usize)
             cpu::pin(server_core)?;
             serve(&listener.accept()?.0)
         });
-        cpu::pin(client_core)?;
-        let result = TcpStream::connect(addr).and_then(|stream| load(&stream, depth, time));
+        // Not on this thread: what it starts later, a target say, would inherit the one core.
+        let client = scope.spawn(move || -> io::Result<EchoResult> {
+            cpu::pin(client_core)?;
+            load(&TcpStream::connect(addr)?, depth, time)
+        });
+        let result = client.join().expect("the echo client does not panic");
         server.join().expect("the echo server does not panic")?;
         result
     })
