@@ -102,11 +102,12 @@ impl CatalogState {
             CatalogRecord::VolumeRemoved(id) => {
                 let entry = self.volumes.remove(id).ok_or(ApplyError::NoVolume(*id))?;
                 self.names.remove(&entry.record.name);
-                self.faults.remove(id);
+                // Its faults stay until it is erased: a shard that lost records of it must not give away what it names.
                 self.removed.insert(*id, entry.record.shards);
             }
             CatalogRecord::VolumeErased(id) => {
                 self.removed.remove(id).ok_or(ApplyError::NoVolume(*id))?;
+                self.faults.remove(id);
             }
             CatalogRecord::VolumeResized(id, size) => {
                 let lba = u64::from(self.entry(*id)?.record.lba_bytes);

@@ -141,6 +141,14 @@ impl Record {
         }
     }
 
+    /// Makes it free nothing: what it unmaps stays in use.
+    pub fn keep_freed(&mut self) {
+        match self {
+            Record::Set { freed, .. } | Record::Drop { freed, .. } => *freed = Place::NONE,
+            Record::DropRange { freed, .. } | Record::Free { places: freed } => freed.clear(),
+        }
+    }
+
     /// Bytes of its encoding.
     #[must_use]
     pub fn encoded_len(&self) -> usize {

@@ -5,10 +5,14 @@ use ringway_reactor::io::{Instant, Io};
 use super::api::{Event, RecordLog};
 use super::parts::{PartKey, Stage};
 use super::{Shard, SlabRequest};
+use crate::limits::CLUSTER;
+use crate::map::PAGE_BYTES;
 use crate::request::Status;
 
 /// A shard asks for another slab when it has fewer free clusters than this part of a slab left.
 const LOW_SPACE_PART: u64 = 8;
+/// Bytes of a checkpoint's image for each node with one page.
+const IMAGE_BYTES_A_NODE: u64 = 40;
 /// After the pool had no slab left, nanoseconds until it is asked again.
 const REFUSED_NS: u64 = 1_000_000_000;
 
@@ -41,8 +45,37 @@ impl<L: RecordLog> Shard<L> {
         }
     }
 
+    /// Whether data may take so many more clusters: what a checkpoint would now need for changed nodes stays free, or a pool full
+    /// of lone clusters could never write its map again (H18). The reserve alone is for a map that is dense.
+    pub(super) fn has_space(&self, places: u64) -> bool {
+        let left = self.space.available().checked_sub(places);
+        left.is_some_and(|left| self.checkpoint_fits(left) || self.nodes.changed_pages() == 0)
+    }
+
+    /// Whether another node may be changed that was clean. Pages are replaced, and the old ones held for two checkpoints: so one
+    /// of them takes at most a third of what is left.
+    pub(super) fn map_has_room(&self) -> bool {
+        self.checkpoint_fits(self.space.counts().free / 3) || self.nodes.changed_pages() == 0
+    }
+
+    fn checkpoint_fits(&self, clusters: u64) -> bool {
+        let need = |pages: usize| {
+            let image = (self.nodes.table.len() + pages) as u64 * IMAGE_BYTES_A_NODE + self.space.counts().total / 8;
+            (pages as u64 + 1).div_ceil(CLUSTER / PAGE_BYTES as u64) + image.div_ceil(CLUSTER)
+        };
+        need(self.nodes.changed_pages_bound()) <= clusters || need(self.nodes.changed_pages()) <= clusters
+    }
+
+    /// The part would change a node, and has to wait until a checkpoint has written those that are changed already.
+    pub(super) fn park_for_map(&mut self, key: PartKey) {
+        self.parts.at(key).stage = Stage::Parked;
+        self.parked.space.push(key);
+        self.stats.waits += 1;
+        self.checkpoint.want();
+    }
+
     /// The part needs more clusters than there are: it waits as long as some may come, and fails only in a full pool (H7).
-    pub(super) fn park_for_space(&mut self, key: PartKey, out: &mut Vec<Event>) {
+    pub(super) fn park_for_space(&mut self, key: PartKey, places: u64, out: &mut Vec<Event>) {
         if self.space.quarantine_lsn().is_some_and(|lsn| lsn > self.commit.durable()) {
             self.commit.force();
         }
@@ -53,6 +86,9 @@ impl<L: RecordLog> Shard<L> {
         let asked = matches!(self.slab_request, SlabRequest::Asked { .. });
         let in_hand = !self.openings.is_empty() || !self.erasing.is_empty();
         if !quarantined && !asked && !in_hand {
+            if places <= self.space.available() {
+                return self.park_for_map(key);
+            }
             return self.finish(key, Status::CapacityExceeded, out);
         }
         self.parts.at(key).stage = Stage::Parked;

@@ -218,8 +218,14 @@ impl<L: RecordLog> Shard<L> {
             match self.require(io, key) {
                 Readiness::Ready => {}
                 Readiness::Loading => break,
-                // What has been gathered becomes clean and makes room.
-                Readiness::Full => break,
+                Readiness::Full => {
+                    // Nodes that are here become clean and make room, wherever they stand in line.
+                    let nodes = &self.nodes;
+                    let here = self.checkpoint.todo.iter().position(|&other| nodes.get(other).is_some());
+                    let Some(here) = here else { break };
+                    self.checkpoint.todo.swap(0, here);
+                    continue;
+                }
             }
             self.checkpoint.todo.pop_front();
             let node = self.nodes.get_mut(key).expect("it is ready");
@@ -442,6 +448,11 @@ impl<L: RecordLog> Shard<L> {
         }
         // The tail may go as far as the header before the new one still needs.
         self.commit.ring.release(roots.start);
+        if roots.start == draft.start {
+            // It released nothing; another one at once would not either.
+            self.checkpoint.retry_at = self.now.plus_ns(RETRY_NS);
+        }
+        let roots = &mut self.checkpoint.roots;
         roots.start = draft.start;
         roots.generation += 1;
         self.checkpoint.covered = draft.covers;

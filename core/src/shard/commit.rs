@@ -65,6 +65,8 @@ pub(super) struct Commit {
     kept: Lsn,
     /// The crash log missed a record: nothing is added until the journal has caught up.
     gap: bool,
+    /// The crash log has records of a journal's end that is lost, with numbers that are given again.
+    stale_log: bool,
     pub(super) dirty: FileSet,
     round: Round,
     /// Number of the round under way, or of the last one.
@@ -88,6 +90,7 @@ impl Commit {
             last: durable,
             kept: durable,
             gap: false,
+            stale_log: false,
             dirty: FileSet::default(),
             round: Round::Idle,
             number: 0,
@@ -151,6 +154,11 @@ impl Commit {
         lsn
     }
 
+    /// What is in the crash log follows records that are lost: it goes when the next one comes.
+    pub(super) fn distrust_log(&mut self) {
+        self.stale_log = true;
+    }
+
     fn pending(&self) -> bool {
         self.last > self.durable()
     }
@@ -194,6 +202,9 @@ impl<L: RecordLog> Shard<L> {
         let lsn = self.commit.push(record, due);
         self.nodes.apply(lsn, record);
         self.stats.records += 1;
+        if std::mem::take(&mut self.commit.stale_log) {
+            self.log.truncate(Lsn(u64::MAX));
+        }
         if !self.commit.gap {
             let mut encoded = std::mem::take(&mut self.commit.encoded);
             encoded.clear();

@@ -33,6 +33,9 @@ impl<L: RecordLog> Shard<L> {
         if changes > 0 && !self.journal_admits(key, changes, Use::Unmap) {
             return;
         }
+        if changes > 0 && !self.map_has_room() {
+            return self.park_for_map(key);
+        }
         if !self.take_targets(key, edges.iter().flatten().copied(), out) {
             return;
         }

@@ -9,7 +9,7 @@ use super::Shard;
 use super::api::{Event, RecordLog};
 use super::nodes::Readiness;
 use crate::ids::{Lsn, VolumeId};
-use crate::map::NodeKey;
+use crate::map::{NodeKey, Record};
 use crate::request::Status;
 use crate::space::Ticket;
 
@@ -21,6 +21,8 @@ pub(super) struct Erasure {
     todo: Option<Vec<NodeKey>>,
     /// The last record; erased when a checkpoint has it.
     last: Lsn,
+    /// Records of its map were lost: a cluster that it names may be another's by now, so none is given back.
+    suspect: bool,
 }
 
 impl<L: RecordLog> Shard<L> {
@@ -37,7 +39,8 @@ impl<L: RecordLog> Shard<L> {
             self.finish(key, Status::VolumeGone, out);
         }
         if self.erasing.iter().all(|erasure| erasure.volume != volume) {
-            self.erasing.push_back(Erasure { volume, todo: None, last: Lsn(0) });
+            let suspect = self.suspect.contains(&volume);
+            self.erasing.push_back(Erasure { volume, todo: None, last: Lsn(0), suspect });
         }
     }
 
@@ -67,11 +70,15 @@ impl<L: RecordLog> Shard<L> {
             return false;
         };
         while let Some(&key) = todo.last() {
+            let condemned = self.nodes.stand_in_if_condemned(key);
             if self.require(io, key) != Readiness::Ready {
                 return false;
             }
             let node = self.nodes.get(key).expect("it is ready");
-            let records = if node.is_empty() { Vec::new() } else { node.drop_records() };
+            let mut records = if node.is_empty() && !condemned { Vec::new() } else { node.drop_records() };
+            if erasure.suspect {
+                records.iter_mut().for_each(Record::keep_freed);
+            }
             if !self.journal_has_room(records.len()) {
                 self.commit.force();
                 self.checkpoint.want();
@@ -86,6 +93,10 @@ impl<L: RecordLog> Shard<L> {
                 }
             }
             todo.pop();
+            // One that was only read is neither on disk nor changed: no checkpoint would come by it.
+            if self.nodes.table.get(key).is_none() {
+                self.nodes.forget(key);
+            }
         }
         if self.commit.durable() < erasure.last {
             self.commit.force();

@@ -35,7 +35,8 @@ impl Mapped {
 
     fn apply(&mut self, volume: VolumeId, by: i64) {
         let count = self.counts.entry(volume).or_default();
-        *count = count.checked_add_signed(by).expect("a volume frees what it had mapped");
+        // Below zero only where the journal lost records: a cluster then counts for who had it, and is freed by who has it.
+        *count = count.saturating_add_signed(by);
         if *count == 0 {
             self.counts.remove(&volume);
         }
@@ -56,9 +57,8 @@ impl Mapped {
         for &(_, volume, by) in &self.pending {
             *counts.entry(volume).or_default() -= by;
         }
-        let whole =
-            |(volume, count): (VolumeId, i64)| (volume, u64::try_from(count).expect("what is pending was counted"));
-        let mut clusters: Vec<_> = counts.into_iter().filter(|&(_, count)| count != 0).map(whole).collect();
+        let whole = |(volume, count): (VolumeId, i64)| (volume, count.max(0) as u64);
+        let mut clusters: Vec<_> = counts.into_iter().map(whole).filter(|&(_, count)| count != 0).collect();
         clusters.sort_unstable();
         MappedCounts { lsn: durable, clusters }
     }

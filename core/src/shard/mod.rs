@@ -132,6 +132,8 @@ pub struct Shard<L> {
     commit: Commit,
     checkpoint: Checkpoint,
     erasing: VecDeque<erase::Erasure>,
+    /// Volumes that have lost records of their map: what they name may be another's.
+    suspect: Vec<VolumeId>,
     log: L,
     /// Why no write is taken any more.
     fault: Option<String>,
@@ -188,6 +190,7 @@ impl<L: RecordLog> Shard<L> {
             commit,
             checkpoint,
             erasing: VecDeque::new(),
+            suspect: spec.suspect,
             log: spec.log,
             fault: None,
             draining: false,

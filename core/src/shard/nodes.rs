@@ -19,12 +19,18 @@ use super::ops::Owner;
 use super::parts::{PartKey, Run};
 use super::scratch::Lent;
 use crate::ids::{Lsn, VolumeId};
+use crate::journal::Pressure;
 use crate::limits::CLUSTER;
-use crate::map::{MapNode, NodeKey, PAGE_BYTES, PageTable, Record, decode_node};
+use crate::map::{MapNode, NodeKey, NodePages, PAGE_BYTES, PageTable, Record, decode_node};
 use crate::request::Status;
 
 /// A shard works with this many nodes whatever the bound says.
 const NODES_MIN: usize = 2;
+
+/// Bytes in memory of which a node has at least as many for each of its pages.
+const NODE_BYTES_A_PAGE: usize = 1536;
+/// The generation of pages that are never believed again: no checkpoint has it, and it is part of their checksum.
+const CONDEMNED: u64 = u64::MAX;
 
 /// Whether a node can be used now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +75,8 @@ pub(super) struct NodeCache {
     bound: usize,
     pub(super) table: PageTable,
     overlay: FxHashMap<NodeKey, Vec<(Lsn, Record)>>,
+    /// Pages that the overlay may come to, as recovery found it.
+    overlay_pages: usize,
     /// Loads without a buffer.
     stalled: VecDeque<NodeKey>,
 }
@@ -81,6 +89,9 @@ impl NodeCache {
                 by_node.entry(key).or_default().push((lsn, record));
             }
         }
+        let pages =
+            |(&key, records): (&NodeKey, &Vec<_>)| table.get(key).map_or(1, NodePages::len) + records.len() / 128;
+        let overlay_pages = by_node.iter().map(pages).sum();
         NodeCache {
             entries: FxHashMap::default(),
             clock: VecDeque::new(),
@@ -88,6 +99,7 @@ impl NodeCache {
             bound,
             table,
             overlay: by_node,
+            overlay_pages,
             stalled: VecDeque::new(),
         }
     }
@@ -204,6 +216,41 @@ impl NodeCache {
         keys
     }
 
+    /// Gives the node up for good, records that its pages lack included: they must not hold the journal. As soon as a
+    /// checkpoint has this, the node cannot be read at any later boot either, whatever its pages then say.
+    fn condemn(&mut self, key: NodeKey) {
+        self.overlay.remove(&key);
+        if let Some(pages) = self.table.get(key).map(|pages| pages.iter().copied().collect()) {
+            self.table.insert(key, NodePages::new(CONDEMNED, pages));
+        }
+    }
+
+    /// Puts an empty node where one was given up, so that a volume can be erased; whether it was.
+    pub(super) fn stand_in_if_condemned(&mut self, key: NodeKey) -> bool {
+        let condemned = self.table.get(key).is_some_and(|pages| pages.generation == CONDEMNED);
+        if condemned && !self.entries.contains_key(&key) {
+            self.insert(MapNode::new(key));
+        }
+        condemned
+    }
+
+    /// Pages that the next checkpoint has to write.
+    pub(super) fn changed_pages(&self) -> usize {
+        let cached = self.entries.values().map(|entry| match entry {
+            Entry::Ready(Cached { map, .. }) if map.first_dirty().is_some() && !map.is_empty() => map.page_count(),
+            _ => 0,
+        });
+        let table = &self.table;
+        let overlay =
+            self.overlay.iter().map(|(&key, records)| table.get(key).map_or(1, NodePages::len) + records.len() / 128);
+        cached.sum::<usize>() + overlay.sum::<usize>()
+    }
+
+    /// No fewer than [`NodeCache::changed_pages`], and known at once.
+    pub(super) fn changed_pages_bound(&self) -> usize {
+        self.bytes / NODE_BYTES_A_PAGE + if self.overlay.is_empty() { 0 } else { self.overlay_pages }
+    }
+
     /// Forgets a node that has become empty.
     pub(super) fn forget(&mut self, key: NodeKey) {
         if let Some(Entry::Ready(cached)) = self.entries.get(&key)
@@ -315,6 +362,7 @@ impl<L: RecordLog> Shard<L> {
         let Some(Entry::Loading(load)) = self.nodes.entries.remove(&key) else {
             panic!("only a loading node fails to")
         };
+        let wrong = self.give_up(key, wrong);
         if let Some(why) = wrong {
             self.fault_volume(key.volume, why, out);
         }
@@ -330,6 +378,18 @@ impl<L: RecordLog> Shard<L> {
             self.finish(part, status, out);
         }
         self.checkpoint.load_failed(key);
+    }
+
+    /// Gives the node up for good where somebody would wait for it for ever: the journal, that cannot let go of records which
+    /// its pages lack (so that in the end no other volume could write), or the erasure of its volume.
+    fn give_up(&mut self, key: NodeKey, wrong: Option<String>) -> Option<String> {
+        // What cannot be read now may be later; what is read and wrong will stay so.
+        let patience = if wrong.is_some() { Pressure::Checkpoint } else { Pressure::Reserve };
+        let holds = self.nodes.overlay.contains_key(&key) && self.commit.ring.pressure() >= patience;
+        if holds || !self.volumes.contains_key(&key.volume) {
+            self.nodes.condemn(key);
+        }
+        wrong.or_else(|| holds.then(|| format!("map node {} cannot be read, and its records are given up", key.range)))
     }
 
     /// Answers nothing but faults for this volume from now on.

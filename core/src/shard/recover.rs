@@ -4,7 +4,8 @@
 //! Headers -> Chunks* (of an older header if the newest image is bad) -> Journal* -> Opened
 //! ```
 //! Sequential reads through one buffer. A shard that has never been written recovers like any other: no header, an empty journal.
-//! Damage never stops the shard: volumes that lost records are faulted, the others come up (I4).
+//! What is read is taken as durable: the pool's opening has made it so, by a barrier on each device after the process before was
+//! certainly gone. Damage never stops the shard: volumes that lost records are faulted, the others come up (I4).
 
 use std::sync::Arc;
 
@@ -68,6 +69,8 @@ pub struct RecoverySpec<L> {
     pub volumes: Vec<Arc<VolumeRecord>>,
     /// Volumes that are removed and perhaps not yet erased.
     pub removed: Vec<VolumeId>,
+    /// Volumes, removed ones too, of which the catalog knows that this shard has lost records.
+    pub suspect: Vec<VolumeId>,
     /// What survived the process.
     pub log: L,
 }
@@ -316,11 +319,17 @@ impl<L: RecordLog> Recovery<L> {
             damage.push(VolumeList::Any);
         }
         let replayed = (recovered.records.len(), kept.len());
+        let lost = !damage.is_empty();
         let (space, mapped) =
-            self.space(&recovered.records, &kept, durable).map_err(|error| OpenError::Place(id, error))?;
-        let faulted = self.faulted(&damage);
+            self.space(&recovered.records, &kept, durable, lost).map_err(|error| OpenError::Place(id, error))?;
+        let mut faulted = self.losers(&damage);
+        self.spec.suspect.extend(&faulted);
+        faulted.retain(|id| self.spec.volumes.iter().any(|volume| volume.id == *id));
         let notes = std::mem::take(&mut self.notes);
         let mut shard = self.assemble(io, &header, recovered.ring, recovered.records, kept, (space, mapped));
+        if missing {
+            shard.commit.distrust_log();
+        }
         for volume in &faulted {
             shard.fault_volume(*volume, format!("shard {id}: records of its map are lost"), &mut Vec::new());
         }
@@ -353,6 +362,7 @@ impl<L: RecordLog> Recovery<L> {
         records: &[(Lsn, Record)],
         kept: &[(Lsn, Record)],
         durable: Lsn,
+        lost: bool,
     ) -> Result<(Space, Mapped), UnknownPlace> {
         let mut mapped = Mapped::recovered(&self.image.mapped);
         let mut space = Space::new(Arc::clone(&self.spec.geometry), self.spec.reserve);
@@ -381,7 +391,17 @@ impl<L: RecordLog> Recovery<L> {
         for (lsn, record) in kept {
             let used = record.used().map_or(Ok(false), |place| space.mark_used(place))?;
             if let Some(volume) = record.volume() {
-                mapped.change(*lsn, volume, i64::from(used) - record.freed().len() as i64);
+                // The record that had mapped what this frees may be lost.
+                let freed = record.freed().iter().filter(|&&place| space.is_in_use(place)).count();
+                mapped.change(*lsn, volume, i64::from(used) - freed as i64);
+            }
+        }
+        if lost {
+            // A record that freed what has become a page or a chunk since may be among those lost.
+            let pages = self.image.table.iter().flat_map(|(_, pages)| pages.iter()).map(|page| page.place);
+            for place in pages.chain(self.chunks.iter().copied()) {
+                let (slab, cluster) = self.spec.geometry.slab_of(place).ok_or(UnknownPlace(place))?;
+                space.mark_free(self.spec.geometry.place(slab, cluster))?;
             }
         }
         for page in self.image.table.iter().flat_map(|(_, pages)| pages.iter()) {
@@ -390,23 +410,26 @@ impl<L: RecordLog> Recovery<L> {
         self.chunks.iter().try_for_each(|&chunk| space.mark_chunk(chunk))?;
         space.recovered(durable);
         for (lsn, record) in kept {
-            record.freed().iter().for_each(|&place| space.free(place, *lsn, Ticket(0)));
+            // The record that had mapped it may be lost: then it is free already.
+            let mapped = record.freed().iter().filter(|&&place| space.is_in_use(place)).copied().collect::<Vec<_>>();
+            mapped.into_iter().for_each(|place| space.free(place, *lsn, Ticket(0)));
         }
         Ok((space, mapped))
     }
 
-    /// Volumes that lost records.
-    fn faulted(&self, damage: &[VolumeList]) -> Vec<VolumeId> {
+    /// Volumes that lost records, those being erased included.
+    fn losers(&self, damage: &[VolumeList]) -> Vec<VolumeId> {
         let mut faulted: Vec<VolumeId> = Vec::new();
         for list in damage {
             match list {
                 VolumeList::Some(list) => faulted.extend(list),
-                VolumeList::Any => faulted.extend(self.spec.volumes.iter().map(|volume| volume.id)),
+                VolumeList::Any => {
+                    faulted.extend(self.spec.volumes.iter().map(|volume| volume.id).chain(self.spec.removed.clone()));
+                }
             }
         }
         faulted.sort_unstable();
         faulted.dedup();
-        faulted.retain(|id| self.spec.volumes.iter().any(|volume| volume.id == *id));
         faulted
     }
 

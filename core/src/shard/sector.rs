@@ -31,6 +31,9 @@ impl<L: RecordLog> Shard<L> {
     /// Goes on with the part's next step, or completes it.
     pub(super) fn next_step<I: Io>(&mut self, io: &mut I, key: PartKey, out: &mut Vec<Event>) {
         let state = self.parts.at(key);
+        if state.step < state.steps.len() && !self.volumes.contains_key(&state.part.volume) {
+            state.status = state.status.and(Status::VolumeGone);
+        }
         if state.status != Status::Success || state.step == state.steps.len() {
             return self.complete(key, out);
         }

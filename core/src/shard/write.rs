@@ -78,8 +78,12 @@ impl<L: RecordLog> Shard<L> {
         if changes > 0 && !self.journal_admits(key, changes, Use::Write) {
             return false;
         }
-        if places > self.space.available() {
-            self.park_for_space(key, out);
+        if places > 0 && !self.has_space(places) {
+            self.park_for_space(key, places, out);
+            return false;
+        }
+        if changes > 0 && !self.map_has_room() {
+            self.park_for_map(key);
             return false;
         }
         let mut targets = std::mem::take(&mut self.parts.at(key).targets);

@@ -194,6 +194,12 @@ impl Space {
         self.slabs.iter().map(|slab| (slab.id, slab.free))
     }
 
+    /// Whether a cluster lies in a slab of this shard and is not free.
+    #[must_use]
+    pub fn is_in_use(&self, place: Place) -> bool {
+        self.owns(place) && self.is_used(place)
+    }
+
     /// Whether a cluster or page read from disk lies in a slab of this shard.
     #[must_use]
     pub fn owns(&self, place: Place) -> bool {

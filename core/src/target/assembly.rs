@@ -181,6 +181,12 @@ impl Plan {
             slabs: self.state.slabs_of(id).collect(),
             volumes: self.directory.volumes_of(id).cloned().collect(),
             removed: self.directory.erasing_of(id).collect(),
+            suspect: self
+                .state
+                .faults()
+                .filter(|(_, fault)| fault.shard == Some(id))
+                .map(|(volume, _)| volume)
+                .collect(),
             log,
         }
     }

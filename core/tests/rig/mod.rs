@@ -62,6 +62,8 @@ pub struct Setup {
     pub owned: Vec<SlabId>,
     pub volumes: Vec<Arc<VolumeRecord>>,
     pub removed: Vec<VolumeId>,
+    /// Volumes that a shard has said to have lost records.
+    pub suspect: Vec<VolumeId>,
 }
 
 pub fn volume(id: u32, size: u64, lba_bytes: u32) -> VolumeRecord {
@@ -95,6 +97,7 @@ impl Setup {
             owned: Vec::new(),
             volumes: vec![Arc::new(volume(1, 4 * MIB, 512)), Arc::new(volume(2, 4 * MIB, 512))],
             removed: Vec::new(),
+            suspect: Vec::new(),
         }
     }
 
@@ -136,6 +139,18 @@ impl Setup {
 
     pub fn journal(&self) -> Region {
         Region { file: FileId(0), offset: JOURNAL, len: self.journal_blocks * 4096 }
+    }
+}
+
+/// What opening a pool does before its shards: what a killed process had written is read as if it were durable, so it must be.
+fn make_durable(io: &mut SimIo, disks: u16) {
+    let mut completions = Vec::new();
+    for file in 0..disks {
+        io.submit(Token(0), Op::Barrier { file: FileId(file) });
+        while completions.is_empty() {
+            io.poll(Wait::Until(ringway_reactor::io::Instant::NEVER), &mut completions);
+        }
+        completions.clear();
     }
 }
 
@@ -183,6 +198,7 @@ impl Rig {
     pub fn try_open(world: World, mut setup: Setup) -> Result<Rig, String> {
         setup.boot += 1;
         let mut io = world.io();
+        make_durable(&mut io, setup.disks);
         let tokens = TokenBase::new(KIND_SHARD, SHARD);
         let spec = RecoverySpec {
             id: SHARD,
@@ -197,6 +213,7 @@ impl Rig {
             slabs: setup.owned.clone(),
             volumes: setup.volumes.clone(),
             removed: setup.removed.clone(),
+            suspect: setup.suspect.clone(),
             log: Log(world.log(0, setup.log_bytes)),
         };
         let mut recovery = Recovery::start(&mut io, spec).map_err(|error| error.to_string())?;
@@ -212,6 +229,7 @@ impl Rig {
             }
         };
         let Opened { shard, notes, faulted, replayed } = opened;
+        setup.suspect.extend(&faulted);
         Ok(Rig {
             word: Epoch::first_of(setup.boot).0,
             world,
