@@ -174,7 +174,7 @@ impl Connection {
     pub(super) fn await_fences<I: Io>(&mut self, cx: &mut Cx<'_, I>) {
         let Queue::Fencing { admin, slot } = &self.queue else { return };
         if !cx.registry.unfenced(admin.association()).is_empty() {
-            cx.starved.push_back(self.index);
+            self.starve(cx);
             return;
         }
         let (slot, result) = (*slot, u64::from(admin.association().controller_id));

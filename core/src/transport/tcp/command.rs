@@ -160,7 +160,7 @@ impl Connection {
                 self.pair(cx, slot);
                 if !self.supply(cx, slot) {
                     cx.stats.waited_for_buffer += 1;
-                    cx.starved.push_back(self.index);
+                    self.starve(cx);
                     match data {
                         Coming::InCapsule { .. } => self.stalled = Some(slot),
                         _ => self.bufferless.push(slot),
@@ -404,7 +404,7 @@ impl Connection {
         if let Some(answer) = self.write_answer(cx, index, answer) {
             self.commands[index].state = State::Answering(answer);
             self.unanswered.push(index);
-            cx.starved.push_back(self.index);
+            self.starve(cx);
             return;
         }
         let slot = self.commands.remove(index);
@@ -468,6 +468,7 @@ impl Connection {
 
     /// Tries again what waited for a buffer.
     pub(super) fn retry<I: Io>(&mut self, cx: &mut Cx<'_, I>) {
+        self.served();
         if matches!(self.phase, Phase::Closing | Phase::Terminating) {
             return;
         }
@@ -491,7 +492,7 @@ impl Connection {
             self.stalled = None;
         }
         if !self.bufferless.is_empty() || self.stalled.is_some() {
-            cx.starved.push_back(self.index);
+            self.starve(cx);
         }
         if self.stalled.is_none() && !self.input.is_posted() {
             self.advance(cx);

@@ -71,6 +71,9 @@ pub(super) struct Connection {
     pub(super) bufferless: Vec<usize>,
     /// A capsule whose in-capsule data waits for a buffer: the stream stands still.
     pub(super) stalled: Option<usize>,
+    /// Whether it stands in the line of those who wait for a buffer or a fence: once, or each turn would lengthen the line by
+    /// every command that waits, and the next one by as many for each of those.
+    starving: bool,
     /// The last moment at which the peer sent or took a byte.
     pub(super) last_progress: Instant,
     pub(super) requests_in_flight: usize,
@@ -95,6 +98,7 @@ impl Connection {
             unanswered: Vec::new(),
             bufferless: Vec::new(),
             stalled: None,
+            starving: false,
             last_progress: now,
             requests_in_flight: 0,
             bytes_held: 0,
@@ -107,6 +111,18 @@ impl Connection {
             && !self.input.is_posted()
             && !self.output.is_in_flight()
             && self.requests_in_flight == 0
+    }
+
+    /// Tries again in a later turn.
+    pub(super) fn starve<I>(&mut self, cx: &mut Cx<'_, I>) {
+        if !std::mem::replace(&mut self.starving, true) {
+            cx.starved.push_back(self.index);
+        }
+    }
+
+    /// Its turn in the line has come.
+    pub(super) fn served(&mut self) {
+        self.starving = false;
     }
 
     /// A receive ended.
@@ -135,12 +151,12 @@ impl Connection {
             match step {
                 Ok(Step::Again) => {}
                 Ok(Step::Stalled) => {
-                    cx.starved.push_back(self.index);
+                    self.starve(cx);
                     return;
                 }
                 Ok(Step::Starved) => {
                     if !self.input.post(cx.io, self.socket, token::receive(self.index), self.inflow.as_mut()) {
-                        cx.starved.push_back(self.index);
+                        self.starve(cx);
                     }
                     return;
                 }

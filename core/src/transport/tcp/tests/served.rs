@@ -279,3 +279,28 @@ fn every_command_ends_exactly_once_wherever_connections_break() {
         }
     }
 }
+
+#[test]
+fn i5_a_connection_stands_once_in_the_line_for_a_buffer_however_many_answers_wait() {
+    let mut pair = Pair::connect(77, |_| {});
+    let mut waited = 0;
+    // Headers are carved from one buffer: it takes some rounds until it is used up while no other is to be had.
+    for _ in 0..50 {
+        pair.target.hold = true;
+        (1..=12).for_each(|user| pair.submit(user, Command::Flush, 0, 0, None));
+        while pair.target.held.len() < 12 {
+            pair.turn();
+        }
+        let mut all: Vec<_> = std::iter::from_fn(|| pair.target.io.buffers().get(1)).collect();
+        pair.target.hold = false;
+        for _ in 0..6 {
+            pair.target.turn();
+            let line = pair.target.transport.starved.len();
+            waited = waited.max(line);
+            assert!(line <= pair.target.transport.connections(), "{line} places in the line");
+        }
+        all.clear();
+        (1..=12).for_each(|user| assert!(pair.end_of(user).0.is_success()));
+    }
+    assert!(waited > 0, "no answer ever had to wait");
+}
