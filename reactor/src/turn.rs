@@ -27,6 +27,9 @@ pub trait Application<I: Io, M> {
     /// Everything was pulled: run what is ready. The only place that sends.
     fn execute(&mut self, io: &mut I, mail: &mut Endpoint<M>);
 
+    /// What the loop has counted so far, before each [`Application::execute`]; for those who show it.
+    fn observe(&mut self, _stats: &TurnStats) {}
+
     /// The earliest instant at which [`Application::execute`] has to run although nothing arrives.
     fn next_deadline(&self) -> Instant;
 
@@ -109,6 +112,7 @@ impl<I: Io, M: Send, A: Application<I, M>> Reactor<I, M, A> {
             self.application.on_control(&mut self.io, message);
         }
         let worked = worked || self.application.busy() || self.application.next_deadline() <= self.io.now();
+        self.application.observe(&self.stats);
         self.application.execute(&mut self.io, &mut self.mail);
         self.mail.flush();
         if worked {

@@ -1,9 +1,12 @@
-//! What the shards count, copied to where other threads read it.
+//! What this reactor counts, copied to where other threads read it.
 
-use ringway_reactor::io::Instant;
+use std::sync::Arc;
+
+use ringway_reactor::io::{Instant, Io};
 
 use super::Node;
 use crate::limits::CLUSTER;
+use crate::metrics::{ConnectionLabel, Counter};
 use crate::shard::RecordLog;
 
 /// How often: the thresholds of a filling pool and the metrics need no more.
@@ -11,21 +14,75 @@ const COUNT_NS: u64 = 100_000_000;
 
 impl<L: RecordLog> Node<L> {
     /// Copies the counters now and then.
-    pub(super) fn count(&mut self, now: Instant) {
+    pub(super) fn count<I: Io>(&mut self, io: &I, now: Instant) {
         if !self.uncounted || now < self.next_count {
             return;
         }
         self.uncounted = false;
         self.next_count = now.plus_ns(COUNT_NS);
+        self.count_shards();
+        self.count_reactor(io);
+        self.count_connections();
+    }
+
+    fn count_shards(&self) {
         for shard in self.shards.iter().flatten() {
             let (stats, metrics) = (shard.stats(), self.metrics.shard(shard.id()));
             metrics.allocated_bytes.set(stats.clusters_used * CLUSTER);
             for record in self.directory.volumes_of(shard.id()) {
                 metrics.volume(record.id).allocated_bytes.set(shard.mapped_by(record.id) * CLUSTER);
             }
-            metrics.journal_groups.add(stats.groups - metrics.journal_groups.get());
-            metrics.checkpoints.add(stats.checkpoints - metrics.checkpoints.get());
-            metrics.map_page_loads.add(stats.nodes_loaded - metrics.map_page_loads.get());
+            catch_up(&metrics.journal_groups, stats.groups);
+            catch_up(&metrics.checkpoints, stats.checkpoints);
+            catch_up(&metrics.map_page_loads, stats.nodes_loaded);
         }
     }
+
+    fn count_reactor<I: Io>(&self, io: &I) {
+        let (turns, metrics) = (&self.turns, &self.metrics.reactors[self.index]);
+        catch_up(&metrics.polls_busy, turns.worked);
+        catch_up(&metrics.polls_empty, turns.empty);
+        catch_up(&metrics.sleeps, turns.sleeps);
+        catch_up(&metrics.messages_sent, self.messages_sent);
+        let transport = self.transport.stats();
+        catch_up(&metrics.connections_accepted, transport.accepted);
+        catch_up(&metrics.protocol_errors, transport.terminated);
+        catch_up(&metrics.bytes_copied, transport.bytes_copied);
+        metrics.buffers_in_use.set(io.buffers().in_use() as u64);
+        metrics.device_in_flight.set(io.in_flight() as u64);
+    }
+
+    fn count_connections(&mut self) {
+        let (before, reactor) = (std::mem::take(&mut self.connections), self.index as u16);
+        for seen in self.transport.seen() {
+            let number = u64::from(reactor) << 48 | seen.number;
+            let known = before.get(&number).filter(|metrics| metrics.label.subsystem == seen.subsystem);
+            let metrics = known.map_or_else(
+                || {
+                    let label = ConnectionLabel {
+                        peer: seen.peer.to_string(),
+                        reactor,
+                        queue: seen.queue,
+                        subsystem: seen.subsystem.to_owned(),
+                    };
+                    self.metrics.forget_connection(number);
+                    self.metrics.connection(number, label)
+                },
+                Arc::clone,
+            );
+            catch_up(&metrics.commands, seen.commands);
+            catch_up(&metrics.bytes_received, seen.bytes_received);
+            catch_up(&metrics.bytes_sent, seen.bytes_sent);
+            metrics.in_flight.set(seen.in_flight);
+            self.connections.insert(number, metrics);
+        }
+        for number in before.keys().filter(|number| !self.connections.contains_key(number)) {
+            self.metrics.forget_connection(*number);
+        }
+    }
+}
+
+/// Brings a counter to what has been counted elsewhere.
+fn catch_up(counter: &Counter, to: u64) {
+    counter.add(to.saturating_sub(counter.get()));
 }

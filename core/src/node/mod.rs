@@ -25,12 +25,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use ringway_reactor::io::{Completion, FileId, Instant, Io};
 use ringway_reactor::mailbox::Endpoint;
-use ringway_reactor::turn::Application;
+use ringway_reactor::turn::{Application, TurnStats};
+use rustc_hash::FxHashMap;
 
 use crate::controller::registry::Registry;
 use crate::directory::Directory;
 use crate::ids::{Epoch, RequestId, ShardId};
-use crate::metrics::Metrics;
+use crate::metrics::{ConnectionMetrics, Metrics};
 use crate::request::{Done, Request};
 use crate::shard::{Event, Part, PartDone, RecordLog, Shard, TokenBase};
 use crate::tokens;
@@ -98,6 +99,9 @@ pub struct Node<L> {
     next_count: Instant,
     /// Something has happened since the counters were copied.
     uncounted: bool,
+    turns: TurnStats,
+    messages_sent: u64,
+    connections: FxHashMap<u64, Arc<ConnectionMetrics>>,
     coalescers: BTreeMap<FileId, Coalescer>,
     barriers: OpenBarriers,
     fences: Fences,
@@ -142,6 +146,9 @@ impl<L: RecordLog> Node<L> {
             owner: parts.owner,
             next_count: Instant(0),
             uncounted: true,
+            turns: TurnStats::default(),
+            messages_sent: 0,
+            connections: FxHashMap::default(),
             coalescers: BTreeMap::new(),
             barriers: OpenBarriers::default(),
             fences: Fences::default(),
@@ -288,13 +295,18 @@ impl<I: Io, L: RecordLog> Application<I, Message> for Node<L> {
             self.shard_events.extend(self.scratch.drain(..).map(|event| (id, event)));
         }
         self.take_shard_events(io, now);
-        self.count(now);
+        self.count(io, now);
         self.execute_owner(io);
         self.stop_step();
         self.transport.flush(io);
         for (to, message) in self.outbox.drain(..) {
+            self.messages_sent += u64::from(to != self.index);
             mail.send(to, message);
         }
+    }
+
+    fn observe(&mut self, stats: &TurnStats) {
+        self.turns = *stats;
     }
 
     fn next_deadline(&self) -> Instant {

@@ -2,4 +2,4 @@
 
 pub mod tcp;
 
-pub use tcp::{Adopted, TcpTransport, TransportConfig, TransportEvent, TransportStats};
+pub use tcp::{Adopted, ConnectionSeen, TcpTransport, TransportConfig, TransportEvent, TransportStats};

@@ -13,11 +13,12 @@ use super::command::Answer;
 use super::connection::{Connection, Phase};
 use super::{Cx, STALL_NS, TransportEvent};
 use crate::controller::admin::{AdminAction, AdminQueue, Verdict};
-use crate::controller::association::Association;
+use crate::controller::association::{Association, ControllerKind};
 use crate::controller::connect::{Path, first_command};
 use crate::controller::queue::IoQueue;
 use crate::controller::registry::Connected;
 use crate::ids::AssociationId;
+use crate::wire::DISCOVERY_NQN;
 use crate::wire::command::Sqe;
 use crate::wire::completion::NvmeStatus;
 
@@ -83,6 +84,23 @@ impl Queue {
     pub(super) fn refused(&mut self, sqe: &Sqe, status: NvmeStatus, now: Instant) {
         if let Queue::Admin { admin, .. } = self {
             admin.refuse(sqe, status, now);
+        }
+    }
+
+    /// Its number; 0 is the admin queue, or none yet.
+    pub(super) fn number(&self) -> u16 {
+        match self {
+            Queue::Io(io) => io.queue.queue_id(),
+            Queue::Unconnected | Queue::Fencing { .. } | Queue::Admin { .. } => 0,
+        }
+    }
+
+    /// The subsystem that it belongs to; empty before Connect.
+    pub(super) fn subsystem(&self) -> &str {
+        match self.association().map(|association| &association.kind) {
+            Some(ControllerKind::Io(subsystem)) => &subsystem.nqn,
+            Some(ControllerKind::Discovery) => DISCOVERY_NQN,
+            None => "",
         }
     }
 

@@ -150,6 +150,7 @@ impl Connection {
             return Err(Termination { status: FatalStatus::Sequence, information: 0 });
         }
         cx.stats.commands += 1;
+        self.commands_taken += 1;
         self.queue.advance_head();
         match self.classify(cx, frame, sqe) {
             Ok((work, len, data)) => {

@@ -19,7 +19,7 @@ use super::admin::Queue;
 use super::command::Slot;
 use super::receive::{Inflow, Input};
 use super::send::Output;
-use super::{Cx, token};
+use super::{ConnectionSeen, Cx, token};
 use crate::limits::REQUEST_BYTES_MAX;
 use crate::wire::pdu::{
     self, Agreed, COMMON, CapsuleCmd, Common, FatalStatus, Frame, HEADER_MAX, InitConnection, PduType, Reader, TermReq,
@@ -55,6 +55,8 @@ enum Step {
 /// One NVMe/TCP connection.
 pub(super) struct Connection {
     pub(super) index: usize,
+    number: u64,
+    pub(super) commands_taken: u64,
     pub(super) socket: SocketId,
     pub(super) peer: SocketAddr,
     pub(super) local: SocketAddr,
@@ -82,9 +84,17 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub(super) fn new(index: usize, socket: SocketId, peer: SocketAddr, local: SocketAddr, now: Instant) -> Self {
+    pub(super) fn new(
+        (index, number): (usize, u64),
+        socket: SocketId,
+        peer: SocketAddr,
+        local: SocketAddr,
+        now: Instant,
+    ) -> Self {
         Self {
             index,
+            number,
+            commands_taken: 0,
             socket,
             peer,
             local,
@@ -102,6 +112,20 @@ impl Connection {
             last_progress: now,
             requests_in_flight: 0,
             bytes_held: 0,
+        }
+    }
+
+    /// What there is to know of it.
+    pub(super) fn seen(&self) -> ConnectionSeen<'_> {
+        ConnectionSeen {
+            number: self.number,
+            peer: self.peer,
+            queue: self.queue.number(),
+            subsystem: self.queue.subsystem(),
+            commands: self.commands_taken,
+            bytes_received: self.input.bytes_received,
+            bytes_sent: self.output.bytes_sent,
+            in_flight: self.commands.len() as u64,
         }
     }
 
@@ -168,7 +192,10 @@ impl Connection {
     /// Data of a PDU whose header was taken before.
     fn take_data<I: Io>(&mut self, cx: &mut Cx<'_, I>) -> Result<Step, Termination> {
         let inflow = self.inflow.as_mut().expect("called with data to come");
-        if !self.input.fill(inflow) {
+        let before = inflow.at;
+        let whole = self.input.fill(inflow);
+        cx.stats.bytes_copied += (inflow.at - before) as u64;
+        if !whole {
             return Ok(Step::Starved);
         }
         if inflow.digest {

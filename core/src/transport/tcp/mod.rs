@@ -86,6 +86,26 @@ pub enum TransportEvent {
     Handover { to: usize, adopted: Adopted },
 }
 
+/// One connection, as it is shown.
+#[derive(Clone, Copy, Debug)]
+pub struct ConnectionSeen<'a> {
+    /// Never used again on this reactor.
+    pub number: u64,
+    /// The host's end.
+    pub peer: SocketAddr,
+    /// 0 is the admin queue, or a connection without a queue.
+    pub queue: u16,
+    /// Empty before Connect.
+    pub subsystem: &'a str,
+    /// Commands taken.
+    pub commands: u64,
+    /// Bytes in and out.
+    pub bytes_received: u64,
+    pub bytes_sent: u64,
+    /// Commands that are not yet answered.
+    pub in_flight: u64,
+}
+
 /// Plain counters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TransportStats {
@@ -97,6 +117,8 @@ pub struct TransportStats {
     pub terminated: u64,
     /// Commands taken.
     pub commands: u64,
+    /// Bytes copied between buffers on the way in: data that came together with its header.
+    pub bytes_copied: u64,
     /// Commands that had to wait for a buffer.
     pub waited_for_buffer: u64,
 }
@@ -181,6 +203,7 @@ pub struct TcpTransport {
     stats: TransportStats,
     next_tick: Instant,
     last_turn: Instant,
+    last_number: u64,
     draining: bool,
 }
 
@@ -202,6 +225,7 @@ impl TcpTransport {
             stats: TransportStats::default(),
             next_tick: Instant(0),
             last_turn: Instant(0),
+            last_number: 0,
             draining: false,
         }
     }
@@ -251,9 +275,11 @@ impl TcpTransport {
             }
         };
         self.stats.accepted += 1;
+        self.last_number += 1;
+        let number = self.last_number;
         let index = self.connections.vacant_key();
         let now = io.now();
-        self.connections.insert(Connection::new(index, socket, adopted.peer, adopted.local, now));
+        self.connections.insert(Connection::new((index, number), socket, adopted.peer, adopted.local, now));
         self.with(io, out, index, |connection, cx| connection.advance(cx));
     }
 
@@ -420,6 +446,11 @@ impl TcpTransport {
     #[must_use]
     pub fn stats(&self) -> TransportStats {
         self.stats
+    }
+
+    /// What there is to know of each connection.
+    pub fn seen(&self) -> impl Iterator<Item = ConnectionSeen<'_>> {
+        self.connections.iter().map(|(_, connection)| connection.seen())
     }
 
     /// Connections now.
