@@ -490,3 +490,54 @@ fn with_too_little_memory_to_lock_it_works_without_registered_buffers_and_says_s
     assert!(out.status.success(), "{text}{}", String::from_utf8_lossy(&out.stderr));
     assert!(text.contains("2304 KiB would have to be locked and the limit is 64 KiB"), "{text}");
 }
+
+/// The kernel's worker threads of this process, with the cores that each may run on.
+fn workers() -> Vec<String> {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+    let read =
+        |task: &std::fs::DirEntry, file: &str| std::fs::read_to_string(task.path().join(file)).unwrap_or_default();
+    tasks
+        .filter(|task| read(task, "comm").starts_with("iou-wrk"))
+        .filter_map(|task| {
+            let status = read(&task, "status");
+            let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
+            Some(allowed.trim().to_owned())
+        })
+        .collect()
+}
+
+#[test]
+fn h15_the_kernels_workers_keep_to_the_cores_without_a_reactor() {
+    let cores = crate::pin::allowed_cores().unwrap();
+    let (reactor, worker) = (cores[0], *cores.last().unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let file = pool_file(folder.path(), 1 << 20);
+    let seen = std::thread::spawn(move || {
+        crate::pin::pin_current(reactor).unwrap();
+        let mut io = UringIo::new(&UringConfig { worker_cores: vec![worker], ..config() }).unwrap();
+        let id = io.add_file(&file).unwrap();
+        io.enable();
+        let mut seen = Vec::new();
+        // A worker lives for some seconds after its work; the barrier is what the kernel hands to one.
+        for _ in 0..50 {
+            let buf = filled(&io, 4096, 1);
+            io.submit(Token(1), Op::Write { file: id, offset: 0, buf, durable: false });
+            wait_for(&mut io, 1);
+            io.submit(Token(2), Op::Barrier { file: id });
+            wait_for(&mut io, 1);
+            seen = workers();
+            if !seen.is_empty() {
+                break;
+            }
+        }
+        seen
+    })
+    .join()
+    .unwrap();
+    assert!(!seen.is_empty(), "a barrier is worked off by a worker thread");
+    // Workers of other tests' rings run beside this one's and were told other cores, or none.
+    assert!(
+        seen.iter().any(|allowed| *allowed == worker.to_string()),
+        "workers may run on {seen:?}, not on {worker} alone"
+    );
+}

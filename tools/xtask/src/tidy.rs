@@ -1,5 +1,6 @@
 //! Rules of this repository that no other tool knows. A rule here is one that a machine can decide.
 
+mod histories;
 mod links;
 mod source;
 
@@ -14,6 +15,7 @@ pub(crate) fn check(root: &Path) -> Result<(), String> {
     walk(root, &mut files)?;
     let mut wrong = Vec::new();
     let mut with_unsafe = Vec::new();
+    let mut sources = Vec::new();
     for file in &files {
         let Ok(text) = std::fs::read_to_string(file) else { continue }; // pictures, seeds
         let name = file.strip_prefix(root).unwrap_or(file).to_string_lossy().into_owned();
@@ -24,6 +26,7 @@ pub(crate) fn check(root: &Path) -> Result<(), String> {
                 if source::has_unsafe(&text) {
                     with_unsafe.push(name.clone());
                 }
+                sources.push(text.clone());
             }
             Some("md") => links::check(root, file, &text, &mut say),
             _ => {}
@@ -31,6 +34,9 @@ pub(crate) fn check(root: &Path) -> Result<(), String> {
         source::check_text(&name, &text, &mut |line, what| wrong.push(format!("{name}:{line}: {what}")));
     }
     wrong.extend(source::check_unsafe_files(&with_unsafe));
+    let document = std::fs::read_to_string(root.join(histories::DOCUMENT)).unwrap_or_default();
+    let name = histories::DOCUMENT;
+    histories::check(&document, &sources, &mut |line, what| wrong.push(format!("{name}:{line}: {what}")));
     if wrong.is_empty() { Ok(()) } else { Err(format!("{} findings\n{}", wrong.len(), wrong.join("\n"))) }
 }
 
