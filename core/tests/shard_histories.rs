@@ -109,20 +109,21 @@ fn c6_zeroes_hide_what_a_snapshot_keeps() {
 #[test]
 fn c7_a_freed_cluster_waits_for_the_read_that_looked_it_up() {
     let mut setup = lazy();
-    setup.slabs_per_disk = 1;
-    setup.reserve = 2;
+    setup.slabs_per_disk = 2;
     let mut rig = Rig::new(4, setup);
-    for cluster in 0..14 {
-        assert_eq!(rig.write(1, cluster * CLUSTER, &[1; 65536], false), Status::Success);
+    let mut full = 0;
+    while rig.write(1, full * CLUSTER, &[1; 65536], false) == Status::Success {
+        full += 1;
     }
     let disk = rig.disk(0);
     rig.world.inject(disk, OpKind::Read, 1, Fault::Stall(900_000_000));
     let buf = rig.buf(&[0; 65536]);
     let read = rig.submit(1, Command::Read, 0, 65536, Some(buf));
     rig.turn();
-    assert_eq!(rig.command(1, Command::Deallocate, 0, 65536), Status::Success);
+    // Four, since the other volume's map wants room as well.
+    assert_eq!(rig.command(1, Command::Deallocate, 0, 4 * 65536), Status::Success);
     assert_eq!(rig.flush(1), Status::Success);
-    assert_eq!(rig.shard.stats().clusters_quarantined, 1);
+    assert_eq!(rig.shard.stats().clusters_quarantined, 4);
     let buf = rig.buf(&[2; 65536]);
     let write = rig.submit(2, Command::Write { fua: false }, 0, 65536, Some(buf));
     while rig.done.is_empty() {
@@ -350,7 +351,8 @@ fn h7_a_full_pool_says_so_and_can_be_emptied() {
     assert!(written >= 24, "32 clusters, 6 in reserve, {written} written");
     assert_eq!(rig.write(1, 0, &[2; 4096], false), Status::Success, "what is mapped can be overwritten");
     assert_eq!(rig.command(1, Command::Deallocate, 0, 1 << 20), Status::Success);
-    for cluster in 0..16 {
+    // Sixteen came free; the map of the other volume takes some of that room for its next checkpoint.
+    for cluster in 0..14 {
         assert_eq!(rig.write(2, cluster * CLUSTER, &[3; 65536], false), Status::Success, "cluster {cluster}");
     }
     rig.drain_and_verify();

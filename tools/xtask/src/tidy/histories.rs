@@ -34,7 +34,7 @@ mod tests {
         let document = "| | What |\n|---|---|\n| C3 | lost |\n| H15 | slow |\n| Word | no history |\n";
         let mut said = Vec::new();
         check(document, &["fn c3_a_write_survives() {}".to_owned()], &mut |line, what| {
-            said.push((line, what.to_owned()))
+            said.push((line, what.to_owned()));
         });
         assert_eq!(said.len(), 1, "{said:?}");
         assert!(said[0].0 == 4 && said[0].1.contains("H15"), "{said:?}");
