@@ -332,8 +332,9 @@ fn a_sleep_ends_at_its_deadline_by_a_wake_up_and_by_data() {
         })
         .collect();
     late.sort_unstable();
-    // The best of them: others may be on this core at the wrong moment, the timer's slack would be in all of them.
-    assert!(late[0] < 50_000, "{late:?}");
+    // The best of them: others may be on this core at the wrong moment. A deadline that is rounded to a tick, or missed until
+    // the next event, would be in all of them; how late a sleep ends on a quiet machine is printed, and no matter of a test.
+    assert!(late[0] < 2_000_000, "{late:?}");
     println!("sleeps end late by {} us (median), {} us (worst)", late[10] / 1000, late[19] / 1000);
 
     let far = io.now_precise().plus_ns(10_000_000_000);
