@@ -71,6 +71,11 @@ impl Host {
         self.events.push_back(Event::Lost(error));
     }
 
+    /// Takes the buffer of the start sequence and of notices back. The data of a Connect has another length and is not kept.
+    fn keep_scratch(&mut self, buf: Option<Buf>) {
+        self.scratch = buf.filter(|buf| buf.len() == SCRATCH_BYTES).or(self.scratch.take());
+    }
+
     /// Answers that arrived together with the end of another queue's connection are answers all the same: their commands are no
     /// orphans, and nobody else will end them.
     fn deliver_answers(&mut self) {
@@ -78,9 +83,7 @@ impl Host {
             while let Some(event) = self.queues[queue].events.pop_front() {
                 let QueueEvent::Finished { cqe, buf, owner } = event else { continue };
                 match owner {
-                    Owner::Start | Owner::Notice(_) => {
-                        self.scratch = buf.filter(|buf| buf.len() == SCRATCH_BYTES).or(self.scratch.take());
-                    }
+                    Owner::Start | Owner::Notice(_) => self.keep_scratch(buf),
                     Owner::KeepAlive | Owner::EventRequest => {}
                     Owner::Admin { user } => self.complete(user, outcome(&cqe), buf, cqe.result.get() as u32),
                     Owner::Io(io) => self.on_io_finished(io, cqe, buf),
@@ -96,10 +99,7 @@ impl Host {
             for orphan in self.queues[queue].orphans() {
                 let Orphan { owner, buf, sent, .. } = orphan;
                 match owner {
-                    // The data of a Connect has another length and is not kept.
-                    Owner::Start | Owner::Notice(_) => {
-                        self.scratch = buf.filter(|buf| buf.len() == SCRATCH_BYTES).or(self.scratch.take());
-                    }
+                    Owner::Start | Owner::Notice(_) => self.keep_scratch(buf),
                     Owner::KeepAlive | Owner::EventRequest => {}
                     Owner::Admin { user } => self.complete(user, Outcome::Unknown, buf, 0),
                     Owner::Io(io) => match io.half {
