@@ -1,15 +1,15 @@
 //! One request on its way from a transport to the shards and back.
 
-use ringway_reactor::buf::Buf;
+use ringway_reactor::data::Data;
 
 use crate::ids::{AssociationId, RequestId, VolumeId};
 
 /// What is to be done to a byte range of a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Command {
-    /// Fills the buffer.
+    /// Fills the data.
     Read,
-    /// Writes the buffer; with `fua` it is on stable storage when it completes.
+    /// Writes the data; with `fua` it is on stable storage when it completes.
     Write { fua: bool },
     /// Everything of this volume that completed before is on stable storage when it completes.
     Flush,
@@ -17,9 +17,9 @@ pub enum Command {
     WriteZeroes { fua: bool, deallocate: bool },
     /// Gives space back; whole blocks then read as zeros.
     Deallocate,
-    /// Compares the buffer with what is stored.
+    /// Compares the data with what is stored.
     Compare,
-    /// Compares with the first half of the buffer and, where equal, writes the second half: one logical block, atomic
+    /// Compares with the first half of the data and, where equal, writes the second half: one logical block, atomic
     /// against every other command on that block (NVM command set, fused operations).
     CompareAndWrite { fua: bool },
 }
@@ -45,8 +45,9 @@ pub struct Request {
     pub offset: u64,
     /// Bytes of the range; at most [`crate::limits::REQUEST_BYTES_MAX`] where there is a buffer.
     pub len: u32,
-    /// `len` bytes (twice that for [`Command::CompareAndWrite`]) where data moves.
-    pub buf: Option<Buf>,
+    /// `len` bytes (twice that for [`Command::CompareAndWrite`]) where data moves. A peer's memory is aligned to the devices'
+    /// logical block, piece by piece ([`Data::is_aligned`]): the transport copies what is not.
+    pub data: Option<Data>,
 }
 
 /// How a request ended.
@@ -72,6 +73,8 @@ pub enum Status {
     VolumeGone,
     /// The volume or the pool is read-only.
     WriteProtected,
+    /// The client's memory could not be reached.
+    DataTransfer,
     /// Its association ended before it started.
     Aborted,
     /// A bug of ours, contained.
@@ -93,6 +96,6 @@ pub struct Done {
     pub id: RequestId,
     /// How it ended.
     pub status: Status,
-    /// The request's buffer, filled where it was a successful read.
-    pub buf: Option<Buf>,
+    /// The request's memory, filled where it was a successful read.
+    pub data: Option<Data>,
 }

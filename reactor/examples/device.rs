@@ -6,7 +6,7 @@
 use std::path::Path;
 
 use rand::{Rng, SeedableRng};
-use ringway_reactor::buf::{BufPool, BufPoolConfig};
+use ringway_reactor::buf::{Buf, BufPool, BufPoolConfig};
 use ringway_reactor::files::{Access, OpenFile};
 use ringway_reactor::io::{Io, Op, Payload, Token, Wait};
 use ringway_reactor::uring::{UringConfig, UringIo};
@@ -31,11 +31,11 @@ fn main() {
     };
     let blocks = file.info().size / 4096;
     let file = io.add_file(&file).expect("a slot");
-    let mut next = |buf| {
+    let mut next = |buf: Buf| {
         let offset = random.random_range(0..blocks) * 4096;
         match what.as_str() {
-            "write" => Op::Write { file, offset, buf, durable: false },
-            _ => Op::Read { file, offset, buf },
+            "write" => Op::Write { file, offset, data: buf.into(), durable: false },
+            _ => Op::Read { file, offset, data: buf.into() },
         }
     };
     let started = io.now_precise();
@@ -47,7 +47,8 @@ fn main() {
         io.poll(Wait::No, &mut done);
         for completion in done.drain(..) {
             completion.result.expect("the device works");
-            let Payload::Buf(buf) = completion.payload else { unreachable!("a buffer comes back") };
+            let Payload::Data(data) = completion.payload else { unreachable!("a buffer comes back") };
+            let buf = data.into_own();
             io.submit(completion.token, next(buf));
             count += 1;
         }

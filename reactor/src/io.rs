@@ -10,6 +10,9 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use crate::buf::{Buf, BufPool};
+use crate::data::Data;
+use crate::event::EventFd;
+use crate::shared::SharedMemory;
 
 /// Nanoseconds on the monotonic clock of this process (or of the simulation). Not comparable across processes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -61,10 +64,10 @@ pub enum Socket {
 /// block size.
 #[derive(Debug)]
 pub enum Op {
-    /// Fills the whole of `buf`. A short read is [`ErrorKind::UnexpectedEnd`].
-    Read { file: FileId, offset: u64, buf: Buf },
-    /// Writes the whole of `buf`. With `durable` it completes when the data is on stable storage (RWF_DSYNC).
-    Write { file: FileId, offset: u64, buf: Buf, durable: bool },
+    /// Fills the whole of `data`. A short read is [`ErrorKind::UnexpectedEnd`].
+    Read { file: FileId, offset: u64, data: Data },
+    /// Writes the whole of `data`. With `durable` it completes when the data is on stable storage (RWF_DSYNC).
+    Write { file: FileId, offset: u64, data: Data, durable: bool },
     /// Everything whose completion was reaped before this was submitted is on stable storage when it completes
     /// (fdatasync).
     Barrier { file: FileId },
@@ -78,14 +81,20 @@ pub enum Op {
     Recv { socket: SocketId, buf: Buf },
     /// All bytes of all of `bufs`, in order. At most one `Send` may be in flight on a socket.
     Send { socket: SocketId, bufs: Vec<Buf> },
+    /// Completes when the event is signalled, and resets it; at once if it is signalled already.
+    WaitEvent { event: Arc<EventFd> },
+    /// Signals the event, without ever waiting for whoever else holds it.
+    Signal { event: Arc<EventFd> },
 }
 
 /// What an operation gives back besides its result: everything it owned, or what it made.
 #[derive(Debug)]
 pub enum Payload {
-    /// Nothing was owned ([`Op::Barrier`], [`Op::Deallocate`], a failed [`Op::Accept`] or [`Op::Connect`]).
+    /// Nothing was owned ([`Op::Barrier`], [`Op::Deallocate`], events, a failed [`Op::Accept`] or [`Op::Connect`]).
     None,
-    /// The buffer of a read, a write or a receive.
+    /// The memory of a read or a write.
+    Data(Data),
+    /// The buffer of a receive.
     Buf(Buf),
     /// The buffers of a send; the vector is handed back so that it can be used again.
     Bufs(Vec<Buf>),
@@ -115,7 +124,9 @@ pub enum ErrorKind {
     UnexpectedEnd,
     /// The connection is gone (reset, broken pipe, timed out, refused).
     Disconnected,
-    /// The operation was cancelled because its socket or listener was closed.
+    /// A peer's memory is not there (EFAULT): it took away what it had shared.
+    Memory,
+    /// The operation was cancelled because its socket or listener was closed, or its event forgotten.
     Cancelled,
     /// Anything else; the errno says what.
     Other,
@@ -204,6 +215,17 @@ pub trait Io {
 
     /// Stops listening; an accept in flight completes as cancelled.
     fn close_listener(&mut self, listener: ListenerId);
+
+    /// Cancels the waits for `event`: each completes, [`ErrorKind::Cancelled`] or otherwise.
+    fn forget_event(&mut self, event: &Arc<EventFd>);
+
+    /// Registers a peer's memory with the ring, so that operations on it save the kernel looking its pages up. The pages that
+    /// are there now are the ones that will be read and written: not for memory whose owner replaces pages (a guest with a
+    /// balloon, history C12). At most 1 GiB.
+    fn register_memory(&mut self, memory: &Arc<SharedMemory>) -> Result<(), IoError>;
+
+    /// Undoes [`Io::register_memory`]; without it the memory stays locked and mapped. Nothing may be in flight on it.
+    fn release_memory(&mut self, memory: &Arc<SharedMemory>);
 
     /// The buffers of this reactor, registered with its ring where the kernel allows.
     fn buffers(&self) -> &'static BufPool;

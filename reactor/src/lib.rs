@@ -7,10 +7,13 @@
 pub mod buf;
 pub mod clock;
 pub mod crash_log;
+pub mod data;
+pub mod event;
 pub mod files;
 pub mod io;
 pub mod mailbox;
 pub mod pin;
+pub mod shared;
 pub mod sim;
 pub mod timer;
 pub mod turn;

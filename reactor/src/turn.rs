@@ -24,8 +24,15 @@ pub trait Application<I: Io, M> {
     /// A control thread sent `message`.
     fn on_control(&mut self, io: &mut I, message: M);
 
-    /// Everything was pulled: run what is ready. The only place that sends.
-    fn execute(&mut self, io: &mut I, mail: &mut Endpoint<M>);
+    /// Everything was pulled but what lies in peers' rings, which is pulled first: run what is ready. The only place that sends.
+    /// Returns whether a peer's ring had something, which the loop cannot see.
+    fn execute(&mut self, io: &mut I, mail: &mut Endpoint<M>) -> bool;
+
+    /// The loop is about to sleep: ask the peers whose rings are polled to ring a bell, then look at their rings once more.
+    /// `false` if there was something: then it does not sleep.
+    fn before_sleep(&mut self, _io: &mut I) -> bool {
+        true
+    }
 
     /// What the loop has counted so far, before each [`Application::execute`]; for those who show it.
     fn observe(&mut self, _stats: &TurnStats) {}
@@ -90,7 +97,11 @@ impl<I: Io, M: Send, A: Application<I, M>> Reactor<I, M, A> {
 
     /// One turn. With `wait_allowed` it may sleep in the ring until there is something to do. Returns whether it did anything.
     pub fn turn(&mut self, wait_allowed: bool) -> bool {
-        let park = wait_allowed && !self.application.busy() && self.mail.prepare_park();
+        // The peers' bells are asked for before the mail's, which is undone by `unpark` alone.
+        let park = wait_allowed
+            && !self.application.busy()
+            && self.application.before_sleep(&mut self.io)
+            && self.mail.prepare_park();
         let wait = if park { Wait::Until(self.application.next_deadline()) } else { Wait::No };
         self.io.poll(wait, &mut self.completions);
         if park {
@@ -113,7 +124,7 @@ impl<I: Io, M: Send, A: Application<I, M>> Reactor<I, M, A> {
         }
         let worked = worked || self.application.busy() || self.application.next_deadline() <= self.io.now();
         self.application.observe(&self.stats);
-        self.application.execute(&mut self.io, &mut self.mail);
+        let worked = self.application.execute(&mut self.io, &mut self.mail) || worked;
         self.mail.flush();
         if worked {
             self.stats.worked += 1;
@@ -201,7 +212,7 @@ mod tests {
         fn on_control(&mut self, _: &mut I, message: u64) {
             if message == u64::MAX { self.stopped = true } else { self.to_send.push(message) }
         }
-        fn execute(&mut self, io: &mut I, mail: &mut Endpoint<u64>) {
+        fn execute(&mut self, io: &mut I, mail: &mut Endpoint<u64>) -> bool {
             for message in self.to_send.drain(..) {
                 mail.send(1 - self.index, message);
             }
@@ -209,6 +220,7 @@ mod tests {
                 self.fired += 1;
                 self.deadline = io.now().plus_ns(5_000_000);
             }
+            false
         }
         fn next_deadline(&self) -> Instant {
             self.deadline

@@ -25,11 +25,15 @@ use rustix::fs::FallocateFlags;
 
 use crate::buf::BufPool;
 use crate::clock::Clock;
+use crate::data::Data;
+use crate::event::EventFd;
 use crate::files::{FileKind, OpenFile};
 use crate::io::{
-    Completion, FileId, FileInfo, Instant, Io, IoError, ListenerId, Op, Payload, Socket, SocketId, Token, Wait, Wake,
+    Completion, ErrorKind, FileId, FileInfo, Instant, Io, IoError, ListenerId, Op, Payload, Socket, SocketId, Token,
+    Wait, Wake,
 };
-use in_flight::{Extra, Table, Target, WAKE, Whereabouts};
+use crate::shared::SharedMemory;
+use in_flight::{Extra, Registered, Table, Target, WAKE, Whereabouts};
 use ring::Ring;
 pub use ring::UringError;
 use sockets::Sockets;
@@ -84,6 +88,8 @@ enum Device {
     Null,
 }
 
+/// Memories of peers that can be registered at once.
+const MEMORIES_MAX: u16 = 256;
 /// How long a dropped ring waits for its operations before it leaks them.
 const DRAIN: Duration = Duration::from_secs(5);
 /// The longest single sleep; deadlines beyond it sleep again.
@@ -109,6 +115,8 @@ pub struct UringIo {
     woken: bool,
     pool: &'static BufPool,
     fixed_buffers: u16,
+    /// Memory of peers behind the pools in the table of buffers.
+    registered: Registered,
     files_max: u32,
     notes: Vec<String>,
     enabled: bool,
@@ -133,7 +141,7 @@ impl UringIo {
         let mut notes = Vec::new();
         let ring = Ring::new(config.entries, &mut notes)?;
         ring.register_file_table(config.files_max)?;
-        let fixed_buffers = match ring.register_buffers(&config.pools) {
+        let fixed_buffers = match ring.register_buffers(&config.pools, MEMORIES_MAX) {
             Ok(()) => config.pools.len() as u16,
             Err(error) => {
                 notes.push(no_fixed_buffers(&config.pools, &error));
@@ -168,6 +176,7 @@ impl UringIo {
             woken: false,
             pool: config.pools[config.own_pool],
             fixed_buffers,
+            registered: Registered::new(),
             files_max: config.files_max,
             notes,
             enabled: false,
@@ -228,7 +237,7 @@ impl UringIo {
     fn finish(&mut self, key: usize, result: Result<usize, IoError>) {
         let entry = self.table.remove(key);
         let payload = match entry.op {
-            Op::Read { buf, .. } | Op::Write { buf, .. } => Payload::Buf(buf),
+            Op::Read { data, .. } | Op::Write { data, .. } => Payload::Data(data),
             Op::Recv { buf, socket } => {
                 self.sockets.received(socket);
                 Payload::Buf(buf)
@@ -241,7 +250,11 @@ impl UringIo {
                 self.sockets.accepted(listener, key);
                 Payload::None
             }
-            Op::Barrier { .. } | Op::Deallocate { .. } | Op::Connect { .. } => Payload::None,
+            Op::Barrier { .. }
+            | Op::Deallocate { .. }
+            | Op::Connect { .. }
+            | Op::WaitEvent { .. }
+            | Op::Signal { .. } => Payload::None,
         };
         self.ready.push(Completion { token: entry.token, result, payload });
     }
@@ -273,7 +286,7 @@ impl UringIo {
                 let Device::Ring(target) = self.devices[file.0 as usize] else {
                     unreachable!("other devices are done at once")
                 };
-                self.table.device_entry(key, target)
+                self.table.device_entry(key, target, &self.registered)
             }
             Op::Accept { listener } => {
                 let fd = self.sockets.listener_fd(*listener);
@@ -284,6 +297,7 @@ impl UringIo {
                 self.table.socket_entry(key, fd)
             }
             Op::Connect { .. } => self.table.connect_entry(key),
+            Op::WaitEvent { .. } | Op::Signal { .. } => self.table.event_entry(key),
         };
         // Visible to the kernel with the push: it is in the table since its submission.
         self.table.get(key).whereabouts = Whereabouts::Ring;
@@ -336,6 +350,9 @@ impl UringIo {
 
     /// What a completion of the ring means for its operation.
     fn apply(&mut self, key: usize, result: i32) {
+        if let Op::WaitEvent { .. } | Op::Signal { .. } = self.table.get(key).op {
+            return self.apply_event(key, result);
+        }
         if result < 0 && error::is_transient(-result) {
             return self.try_again(key);
         }
@@ -362,8 +379,9 @@ impl UringIo {
             }
             _ if result < 0 => self.finish(key, Err(error::of_device(-result))),
             Op::Barrier { .. } | Op::Deallocate { .. } => self.finish(key, Ok(0)),
-            Op::Read { file, buf, .. } | Op::Write { file, buf, .. } => {
-                let total = buf.len();
+            Op::WaitEvent { .. } | Op::Signal { .. } => unreachable!("looked at above"),
+            Op::Read { file, data, .. } | Op::Write { file, data, .. } => {
+                let total = data.len();
                 let block = self.infos[file.0 as usize].logical_block as usize;
                 entry.done += moved;
                 if entry.done >= total {
@@ -374,6 +392,23 @@ impl UringIo {
                     self.hand_over(key);
                 }
             }
+        }
+    }
+
+    fn apply_event(&mut self, key: usize, result: i32) {
+        let entry = self.table.get(key);
+        let polled = matches!(entry.op, Op::WaitEvent { .. }) && entry.done == 0;
+        match -result {
+            libc::EINTR => self.hand_over(key),
+            libc::ECANCELED => self.finish(key, Err(error::CANCELLED)),
+            _ if polled && result >= 0 => {
+                entry.done = 1;
+                self.hand_over(key);
+            }
+            // Somebody else reset it, or its counter is full: it was signalled either way.
+            libc::EAGAIN => self.finish(key, Ok(0)),
+            _ if result < 0 => self.finish(key, Err(error::of_socket(-result))),
+            _ => self.finish(key, Ok(0)),
         }
     }
 
@@ -426,13 +461,17 @@ impl UringIo {
         let fd = file.fd().expect("memory has a descriptor");
         let mut done = 0;
         loop {
-            let moved = match op {
-                Op::Read { offset, buf, .. } if done < buf.len() => {
-                    rustix::io::pread(fd, &mut buf[done..], *offset + done as u64)
-                }
-                Op::Write { offset, buf, .. } if done < buf.len() => {
-                    rustix::io::pwrite(fd, &buf[done..], *offset + done as u64)
-                }
+            let moved: std::io::Result<usize> = match op {
+                Op::Read { offset, data, .. } if done < data.len() => match data {
+                    Data::Own(buf) => {
+                        rustix::io::pread(fd, &mut buf[done..], *offset + done as u64).map_err(Into::into)
+                    }
+                    Data::Shared(shared) => shared.read_file(done, fd, *offset + done as u64),
+                },
+                Op::Write { offset, data, .. } if done < data.len() => match data {
+                    Data::Own(buf) => rustix::io::pwrite(fd, &buf[done..], *offset + done as u64).map_err(Into::into),
+                    Data::Shared(shared) => shared.write_file(done, fd, *offset + done as u64),
+                },
                 Op::Deallocate { offset, len, .. } => {
                     let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
                     return rustix::fs::fallocate(fd, mode, *offset, *len)
@@ -444,8 +483,8 @@ impl UringIo {
             match moved {
                 Ok(0) => return Err(error::SHORT),
                 Ok(moved) => done += moved,
-                Err(rustix::io::Errno::INTR) => {}
-                Err(errno) => return Err(error::of_device(errno.raw_os_error())),
+                Err(failure) if failure.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(failure) => return Err(error::of_device(failure.raw_os_error().unwrap_or(libc::EIO))),
             }
         }
     }
@@ -460,7 +499,7 @@ impl UringIo {
             Device::Null => null_op(&mut op),
         };
         let payload = match op {
-            Op::Read { buf, .. } | Op::Write { buf, .. } => Payload::Buf(buf),
+            Op::Read { data, .. } | Op::Write { data, .. } => Payload::Data(data),
             _ => Payload::None,
         };
         self.finish_at_once(token, result, payload);
@@ -481,11 +520,11 @@ impl UringIo {
 /// Reads give zeros: the buffer holds what its last owner left.
 fn null_op(op: &mut Op) -> Result<usize, IoError> {
     match op {
-        Op::Read { buf, .. } => {
-            buf.fill(0);
-            Ok(buf.len())
+        Op::Read { data, .. } => {
+            data.zero();
+            Ok(data.len())
         }
-        Op::Write { buf, .. } => Ok(buf.len()),
+        Op::Write { data, .. } => Ok(data.len()),
         _ => Ok(0),
     }
 }
@@ -521,6 +560,10 @@ impl Io for UringIo {
             Op::Send { socket, .. } => self.submit_send(token, socket, op),
             Op::Accept { listener } => self.submit_accept(token, listener, op),
             Op::Connect { addr } => self.submit_connect(token, addr),
+            Op::WaitEvent { .. } | Op::Signal { .. } => {
+                let key = self.table.insert(token, op, Whereabouts::Queued, Extra::None);
+                self.hand_over(key);
+            }
         }
     }
 
@@ -566,6 +609,41 @@ impl Io for UringIo {
 
     fn close_listener(&mut self, listener: ListenerId) {
         self.close_listening(listener);
+    }
+
+    fn forget_event(&mut self, event: &Arc<EventFd>) {
+        for (key, whereabouts) in self.table.waits_for(event) {
+            if whereabouts == Whereabouts::Ring {
+                self.cancel(key);
+            } else {
+                self.queue.retain(|&queued| queued != key);
+                self.finish(key, Err(error::CANCELLED));
+            }
+        }
+    }
+
+    fn register_memory(&mut self, memory: &Arc<SharedMemory>) -> Result<(), IoError> {
+        let used = |index: u16| self.registered.iter().any(|&(_, other)| other == index);
+        let free = (self.fixed_buffers..self.fixed_buffers + MEMORIES_MAX).find(|&index| !used(index));
+        let (true, Some(index)) = (self.fixed_buffers > 0, free) else {
+            return Err(IoError { kind: ErrorKind::Other, errno: libc::ENOSPC });
+        };
+        match self.ring.register_memory(index, memory) {
+            Ok(()) => {
+                self.registered.push((Arc::clone(memory), index));
+                Ok(())
+            }
+            Err(failure) => {
+                Err(IoError { kind: ErrorKind::Other, errno: failure.raw_os_error().unwrap_or(libc::EINVAL) })
+            }
+        }
+    }
+
+    fn release_memory(&mut self, memory: &Arc<SharedMemory>) {
+        if let Some(at) = self.registered.iter().position(|(known, _)| Arc::ptr_eq(known, memory)) {
+            let (_, index) = self.registered.swap_remove(at);
+            self.ring.release_memory(index);
+        }
     }
 
     fn buffers(&self) -> &'static BufPool {

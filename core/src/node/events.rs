@@ -107,7 +107,7 @@ impl<L: RecordLog> Node<L> {
             self.requests.drain(..).partition(|(_, request)| request.association == association);
         self.requests = alive;
         for (id, request) in dead {
-            self.answer(io, Done { id, status: Status::Aborted, buf: request.buf });
+            self.answer(io, Done { id, status: Status::Aborted, data: request.data });
         }
         self.router.stop_association(association);
         self.send_all(|| Message::FencePassed { association, origin });

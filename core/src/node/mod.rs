@@ -280,7 +280,7 @@ impl<I: Io, L: RecordLog> Application<I, Message> for Node<L> {
         owner.on_message(message);
     }
 
-    fn execute(&mut self, io: &mut I, mail: &mut Endpoint<Message>) {
+    fn execute(&mut self, io: &mut I, mail: &mut Endpoint<Message>) -> bool {
         let now = io.now();
         self.transport.tick(io, &mut self.transport_events);
         self.take_transport_events();
@@ -303,6 +303,7 @@ impl<I: Io, L: RecordLog> Application<I, Message> for Node<L> {
             self.messages_sent += u64::from(to != self.index);
             mail.send(to, message);
         }
+        false
     }
 
     fn observe(&mut self, stats: &TurnStats) {

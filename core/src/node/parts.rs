@@ -32,7 +32,7 @@ impl<L: RecordLog> Node<L> {
         let mut requests = std::mem::take(&mut self.requests);
         for (id, request) in requests.drain(..) {
             if self.stopping != Stopping::No {
-                self.answer(io, Done { id, status: Status::Aborted, buf: request.buf });
+                self.answer(io, Done { id, status: Status::Aborted, data: request.data });
                 continue;
             }
             let promises = matches!(
@@ -44,7 +44,7 @@ impl<L: RecordLog> Node<L> {
             );
             if promises && id.0 & FROM_OWNER == 0 && self.first_flush.fails(request.volume) {
                 tracing::warn!(volume = %request.volume, "its host is told that writes before the failure of this machine may be lost");
-                self.answer(io, Done { id, status: Status::WriteFault, buf: request.buf });
+                self.answer(io, Done { id, status: Status::WriteFault, data: request.data });
                 continue;
             }
             let volume = self.directory.volume(request.volume);

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use ringway_reactor::buf::Buf;
+use ringway_reactor::data::Data;
 use ringway_reactor::io::Instant;
 use slab::Slab;
 
@@ -54,7 +54,7 @@ struct Running {
     /// Next byte to send a part for, and the end of the range.
     cursor: u64,
     end: u64,
-    bufs: [Option<Buf>; 2],
+    data: [Option<Data>; 2],
     started: Instant,
 }
 
@@ -101,7 +101,7 @@ impl Router {
         now: Instant,
         parts: &mut Vec<(ShardId, Part)>,
     ) -> Option<Done> {
-        let refuse = |request: Request, status| Some(Done { id, status, buf: request.buf });
+        let refuse = |request: Request, status| Some(Done { id, status, data: request.data });
         let Some(volume) = volume else { return refuse(request, Status::VolumeGone) };
         let (begin, len) = (request.offset, u64::from(request.len));
         if begin.checked_add(len).is_none_or(|end| end > volume.size) {
@@ -110,14 +110,14 @@ impl Router {
         if request.command != Command::Flush && len == 0 {
             return refuse(request, Status::Success);
         }
-        if let Some(buf) = &request.buf {
+        if let Some(data) = &request.data {
             let wanted = if matches!(request.command, Command::CompareAndWrite { .. }) { 2 * len } else { len };
             assert!(
-                buf.len() as u64 == wanted && request.len <= REQUEST_BYTES_MAX,
+                data.len() as u64 == wanted && request.len <= REQUEST_BYTES_MAX,
                 "the transport checked {request:?}"
             );
         }
-        let buf = request.buf.take();
+        let data = request.data.take();
         let slot = self.running.insert(Running {
             id,
             request,
@@ -126,12 +126,12 @@ impl Router {
             outstanding: 0,
             cursor: begin,
             end: begin + len,
-            bufs: [None, None],
+            data: [None, None],
             started: now,
         });
-        match (self.running[slot].request.command, buf) {
+        match (self.running[slot].request.command, data) {
             (Command::Flush, _) => self.send_flush(slot, parts),
-            (_, Some(buf)) => self.send_buffer(slot, buf, parts),
+            (_, Some(data)) => self.send_data(slot, data, parts),
             (_, None) => self.send_window(slot, parts),
         }
         None
@@ -145,8 +145,8 @@ impl Router {
         let running = &mut self.running[slot];
         running.outstanding -= 1;
         running.status = running.status.and(done.status);
-        if let Some(buf) = done.buf {
-            let before = running.bufs[usize::from(part.index)].replace(buf);
+        if let Some(data) = done.data {
+            let before = running.data[usize::from(part.index)].replace(data);
             assert!(before.is_none(), "a part comes back once");
         }
         if running.status == Status::Success && running.cursor < running.end {
@@ -167,8 +167,8 @@ impl Router {
 
     fn finish(&mut self, slot: usize, now: Instant) -> Finished {
         let running = self.running.remove(slot);
-        let [first, second] = running.bufs;
-        let buf = match (first, second) {
+        let [first, second] = running.data;
+        let data = match (first, second) {
             (Some(mut front), Some(back)) => {
                 front.join(back);
                 Some(front)
@@ -177,7 +177,7 @@ impl Router {
             (None, Some(_)) => unreachable!("a second part without a first"),
         };
         Finished {
-            done: Done { id: running.id, status: running.status, buf },
+            done: Done { id: running.id, status: running.status, data },
             command: running.request.command,
             volume: running.volume,
             len: running.request.len,
@@ -194,18 +194,18 @@ impl Router {
         }
     }
 
-    fn send_buffer(&mut self, slot: usize, mut buf: Buf, parts: &mut Vec<(ShardId, Part)>) {
+    fn send_data(&mut self, slot: usize, mut data: Data, parts: &mut Vec<(ShardId, Part)>) {
         let running = &mut self.running[slot];
         running.cursor = running.end;
         let (offset, len) = (running.request.offset, u64::from(running.request.len));
         let front = (STRIPE - offset % STRIPE).min(len);
-        let back = (front < len).then(|| buf.split_off(front as usize));
+        let back = (front < len).then(|| data.split_off(front as usize));
         running.outstanding = 1 + u32::from(back.is_some());
-        for (index, buf, offset, len) in [(0, Some(buf), offset, front), (1, back, offset + front, len - front)] {
-            if buf.is_some() {
+        for (index, data, offset, len) in [(0, Some(data), offset, front), (1, back, offset + front, len - front)] {
+            if data.is_some() {
                 let at = running.volume.locate(offset);
                 let start = u64::from(at.cluster) * CLUSTER + u64::from(at.offset);
-                parts.push((at.shard, part(self.reactor, slot, index, &running.request, start, len as u32, buf)));
+                parts.push((at.shard, part(self.reactor, slot, index, &running.request, start, len as u32, data)));
             }
         }
     }
@@ -224,7 +224,7 @@ impl Router {
     }
 }
 
-fn part(reactor: u16, slot: usize, index: u16, request: &Request, start: u64, len: u32, buf: Option<Buf>) -> Part {
+fn part(reactor: u16, slot: usize, index: u16, request: &Request, start: u64, len: u32, data: Option<Data>) -> Part {
     Part {
         id: PartId { reactor, slot: slot as u32, index }.pack(),
         association: request.association,
@@ -232,7 +232,7 @@ fn part(reactor: u16, slot: usize, index: u16, request: &Request, start: u64, le
         command: request.command,
         start,
         len,
-        buf,
+        data,
         view: None,
     }
 }

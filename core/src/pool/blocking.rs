@@ -46,10 +46,11 @@ pub fn read<I: Io>(io: &mut I, file: FileId, offset: u64, len: usize) -> Result<
         let at = offset + bytes.len() as u64;
         let part = chunk(io).min(len - bytes.len());
         let buf = buffer(io, part)?;
-        let completion = run(io, Op::Read { file, offset: at, buf });
+        let completion = run(io, Op::Read { file, offset: at, data: buf.into() });
         let failed = |source| PoolError::Io { device: file.0, what: "read", offset: at, len: part as u64, source };
         completion.result.map_err(failed)?;
-        let Payload::Buf(buf) = completion.payload else { unreachable!("a read gives its buffer back") };
+        let Payload::Data(data) = completion.payload else { unreachable!("a read gives its buffer back") };
+        let buf = data.into_own();
         bytes.extend_from_slice(&buf);
     }
     Ok(bytes)
@@ -68,7 +69,7 @@ pub fn write<I: Io>(io: &mut I, file: FileId, offset: u64, bytes: &[u8]) -> Resu
 
 fn write_buf<I: Io>(io: &mut I, file: FileId, offset: u64, buf: Buf) -> Result<(), PoolError> {
     let len = buf.len() as u64;
-    let completion = run(io, Op::Write { file, offset, buf, durable: false });
+    let completion = run(io, Op::Write { file, offset, data: buf.into(), durable: false });
     completion.result.map_err(|source| PoolError::Io { device: file.0, what: "write", offset, len, source })?;
     Ok(())
 }

@@ -3,7 +3,7 @@
 //! A shard never calls back. Whatever it wants from its surroundings (a barrier, a slab, an answer to be sent) is an
 //! [`Event`] appended to the list that its caller passes in, so that one place, the node, decides what happens next.
 
-use ringway_reactor::buf::Buf;
+use ringway_reactor::data::Data;
 use ringway_reactor::io::{Instant, Token};
 
 use crate::ids::{AssociationId, Epoch, Lsn, ShardId, VolumeId};
@@ -25,7 +25,7 @@ pub struct Part {
     /// Bytes of the range.
     pub len: u32,
     /// As in [`crate::request::Request`].
-    pub buf: Option<Buf>,
+    pub data: Option<Data>,
     /// Read the volume as it was at the end of this epoch; `None` is the live volume. Reads only.
     pub view: Option<Epoch>,
 }
@@ -37,8 +37,8 @@ pub struct PartDone {
     pub id: u64,
     /// How it ended.
     pub status: Status,
-    /// The part's buffer, always given back.
-    pub buf: Option<Buf>,
+    /// The part's memory, always given back.
+    pub data: Option<Data>,
 }
 
 /// A set of the pool's devices.

@@ -17,10 +17,10 @@ impl<L: RecordLog> Shard<L> {
         state.stamp = Some(word);
         for piece in clusters_of(state.part.start, state.part.len) {
             let segment = Some(state.segments.len());
-            state.segments.push(Segment { buf: None, at: None, len: piece.end - piece.start });
+            state.segments.push(Segment { data: None, at: None, len: piece.end - piece.start });
             state.steps.push(Step { target: 0, segment, cluster: piece.cluster, start: piece.start, end: piece.end });
         }
-        state.split_buf();
+        state.split_data();
         self.pin(key);
         self.submit_segments(io, key, false, out);
     }
@@ -37,7 +37,7 @@ impl<L: RecordLog> Shard<L> {
         state.lsn = mapped_by;
         let piece = clusters_of(start, len).next().expect("one block lies in one cluster");
         // The buffer stays whole: what is compared, then what is written.
-        state.segments.push(Segment { buf: None, at: None, len: 2 * len });
+        state.segments.push(Segment { data: None, at: None, len: 2 * len });
         state.steps.push(Step {
             target: 0,
             segment: Some(0),
@@ -45,7 +45,7 @@ impl<L: RecordLog> Shard<L> {
             start: piece.start,
             end: piece.end,
         });
-        state.split_buf();
+        state.split_data();
         self.pin(key);
         self.submit_segments(io, key, true, out);
     }

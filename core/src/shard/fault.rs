@@ -1,6 +1,6 @@
 //! Which errors of the device are fatal to what: the one place that decides.
 //!
-//! A failed read or write of data is its part's. A failed read of a map page is for those who wait for the page. A journal group
+//! A failed read or write of data is its part's, and so is memory of its client that is not there. A failed read of a map page is for those who wait for the page. A journal group
 //! or a barrier that failed leaves unknown what is on stable storage: the shard takes no more writes until the pool has been
 //! opened again and its journal checked. A checkpoint that failed is tried again: nothing has been released for it.
 
@@ -22,6 +22,7 @@ pub(crate) enum Verdict {
 
 pub(crate) fn classify(owner: Owner, kind: Kind, error: IoError) -> Verdict {
     match (owner, kind) {
+        (Owner::Segment { .. }, _) if error.kind == ErrorKind::Memory => Verdict::Part(Status::DataTransfer),
         (Owner::Segment { .. } | Owner::Scratch { .. }, Kind::Read) => Verdict::Part(Status::UnrecoveredRead),
         (Owner::Segment { .. } | Owner::Scratch { .. }, _) => Verdict::Part(match error.kind {
             ErrorKind::NoSpace => Status::CapacityExceeded,
@@ -56,6 +57,9 @@ mod tests {
             assert_eq!(classify(owner, Kind::Write, error), Verdict::Part(Status::WriteFault));
             assert_eq!(classify(owner, Kind::DurableWrite, full), Verdict::Part(Status::CapacityExceeded));
         }
+        let gone = IoError { kind: ErrorKind::Memory, errno: 14 };
+        assert_eq!(classify(segment, Kind::Read, gone), Verdict::Part(Status::DataTransfer));
+        assert_eq!(classify(segment, Kind::Write, gone), Verdict::Part(Status::DataTransfer));
         let page = Owner::NodePage(NodeKey { volume: VolumeId(1), range: 0 });
         assert_eq!(classify(page, Kind::Read, error), Verdict::Attempt(error));
         assert_eq!(classify(Owner::Checkpoint { nth: 0 }, Kind::Write, error), Verdict::Attempt(error));

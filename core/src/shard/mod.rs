@@ -346,11 +346,11 @@ impl<L: RecordLog> Shard<L> {
         self.release_claim(key);
         self.unpin(key);
         let state = self.parts.at(key);
-        state.join_buf();
+        state.join_data();
         let mut part = self.parts.remove(key);
         self.stats.parts += 1;
         let association = part.association;
-        out.push(Event::Done(PartDone { id: part.id, status, buf: part.buf.take() }));
+        out.push(Event::Done(PartDone { id: part.id, status, data: part.data.take() }));
         let left = self.associations.get_mut(&association).expect("its part was counted");
         *left -= 1;
         if *left == 0 {

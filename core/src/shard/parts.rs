@@ -7,6 +7,7 @@
 //! generation, so that one left over in a list of waiters names nobody rather than somebody else.
 
 use ringway_reactor::buf::Buf;
+use ringway_reactor::data::Data;
 
 use super::api::Part;
 use super::overlap::StripeKey;
@@ -53,7 +54,7 @@ pub(crate) enum Stage {
 #[derive(Debug)]
 pub(crate) struct Segment {
     /// The stretch, while it is not at the device.
-    pub(crate) buf: Option<Buf>,
+    pub(crate) data: Option<Data>,
     /// Where it goes: `None` where it is read as zeros or moved through a scratch buffer.
     pub(crate) at: Option<Run>,
     /// Bytes.
@@ -173,7 +174,7 @@ impl PartTable {
         assert!(state.segments.is_empty() && state.scratch.is_empty());
         *generation = generation.wrapping_add(1);
         self.free.push(key.slot);
-        let placeholder = Part { buf: None, ..state.part };
+        let placeholder = Part { data: None, ..state.part };
         let part = std::mem::replace(&mut state.part, placeholder);
         state.stage = Stage::Queued;
         state.stamp = None;

@@ -32,15 +32,15 @@ impl<L: RecordLog> Shard<L> {
                     start: piece.start,
                     end: piece.end,
                 };
-                segments.push(Segment { buf: None, at: None, len: piece.end - piece.start });
+                segments.push(Segment { data: None, at: None, len: piece.end - piece.start });
                 self.parts.at(key).steps.push(step);
             }
         }
         let state = self.parts.at(key);
         state.segments = segments;
-        state.split_buf();
+        state.split_data();
         for segment in state.segments.iter_mut().filter(|segment| direct && segment.at.is_none()) {
-            segment.buf.as_mut().expect("the buffer was just split").fill(0);
+            segment.data.as_mut().expect("the data was just split").zero();
         }
         if !direct {
             self.pin(key);
@@ -91,34 +91,34 @@ pub(super) fn push_run(segments: &mut Vec<Segment>, run: Option<Run>, len: u32) 
             return;
         }
     }
-    segments.push(Segment { buf: None, at: run, len });
+    segments.push(Segment { data: None, at: run, len });
 }
 
 impl PartState {
     /// Splits the part's buffer along its segments.
-    pub(super) fn split_buf(&mut self) {
-        let mut rest = self.part.buf.take().expect("a part that moves data has a buffer");
+    pub(super) fn split_data(&mut self) {
+        let mut rest = self.part.data.take().expect("a part that moves data has some");
         let count = self.segments.len();
         for (number, segment) in self.segments.iter_mut().enumerate() {
             if number + 1 == count {
                 // What lies beyond the last segment (the second half of a compare-and-write) stays with it.
-                segment.buf = Some(rest);
+                segment.data = Some(rest);
                 return;
             }
             let tail = rest.split_off(segment.len as usize);
-            segment.buf = Some(std::mem::replace(&mut rest, tail));
+            segment.data = Some(std::mem::replace(&mut rest, tail));
         }
     }
 
     /// Joins the segments again into the part's buffer.
-    pub(super) fn join_buf(&mut self) {
+    pub(super) fn join_data(&mut self) {
         let mut segments = self.segments.drain(..);
         if let Some(first) = segments.next() {
-            let mut buf = first.buf.expect("nothing is at the device any more");
+            let mut data = first.data.expect("nothing is at the device any more");
             for segment in segments {
-                buf.join(segment.buf.expect("nothing is at the device any more"));
+                data.join(segment.data.expect("nothing is at the device any more"));
             }
-            self.part.buf = Some(buf);
+            self.part.data = Some(data);
         }
     }
 }

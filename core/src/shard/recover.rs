@@ -191,12 +191,13 @@ impl<L: RecordLog> Recovery<L> {
     fn read<I: Io>(&mut self, io: &mut I, file: FileId, offset: u64, len: usize) {
         let mut buf = self.bufs.pop().expect("one read at a time");
         self.rest = Some(buf.split_off(len));
-        io.submit(self.spec.tokens.token(0), Op::Read { file, offset, buf });
+        io.submit(self.spec.tokens.token(0), Op::Read { file, offset, data: buf.into() });
     }
 
     /// A read came back; the shard, once it is open.
     pub fn on_completion<I: Io>(mut self, io: &mut I, completion: Completion) -> Result<Progress<L>, OpenError> {
-        let Payload::Buf(mut buf) = completion.payload else { panic!("a read gives its buffer back") };
+        let Payload::Data(data) = completion.payload else { panic!("a read gives its buffer back") };
+        let mut buf = data.into_own();
         let content = buf.to_vec();
         buf.join(self.rest.take().expect("what was split off"));
         self.bufs.push(buf);

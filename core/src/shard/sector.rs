@@ -72,10 +72,10 @@ impl<L: RecordLog> Shard<L> {
         for (number, piece) in pieces.iter_mut().enumerate() {
             match piece.at {
                 Some(run) => {
-                    let buf = piece.buf.take().expect("the buffer was just split");
-                    self.submit_read(io, Owner::Scratch { part: key, piece: number as u32 }, run, buf);
+                    let data = piece.data.take().expect("the buffer was just split");
+                    self.submit_read(io, Owner::Scratch { part: key, piece: number as u32 }, run, data);
                 }
-                None => piece.buf.as_mut().expect("the buffer was just split").fill(0),
+                None => piece.data.as_mut().expect("the buffer was just split").zero(),
             }
         }
         self.parts.at(key).scratch = pieces;
@@ -96,27 +96,25 @@ impl<L: RecordLog> Shard<L> {
         let (first, end) = ((step.start - from) as usize, (step.end - from) as usize);
         let stored = &mut lent.buf[first..end];
         let segment =
-            step.segment.map(|number| state.segments[number].buf.as_mut().expect("the client's bytes are here"));
+            step.segment.map(|number| state.segments[number].data.as_mut().expect("the client's bytes are here"));
         let mut patch = false;
         if state.status == Status::Success {
             match (state.part.command, segment) {
-                (Command::Read, Some(client)) => client[..stored.len()].copy_from_slice(stored),
+                (Command::Read, Some(client)) => client.copy_from(0, stored),
                 (Command::Write { .. }, Some(client)) => {
-                    stored.copy_from_slice(&client[..stored.len()]);
+                    client.copy_to(0, stored);
                     patch = true;
                 }
                 (Command::WriteZeroes { .. }, None) => {
                     stored.fill(0);
                     patch = true;
                 }
-                (Command::Compare | Command::CompareAndWrite { .. }, Some(client))
-                    if client[..stored.len()] != *stored =>
-                {
+                (Command::Compare | Command::CompareAndWrite { .. }, Some(client)) if !client.equals(0, stored) => {
                     state.status = Status::CompareFailure;
                 }
                 (Command::Compare, Some(_)) => {}
                 (Command::CompareAndWrite { .. }, Some(client)) => {
-                    stored.copy_from_slice(&client[stored.len()..]);
+                    client.copy_to(stored.len(), stored);
                     patch = true;
                 }
                 (command, _) => unreachable!("{command:?} has no step of this kind"),
@@ -140,7 +138,7 @@ impl<L: RecordLog> Shard<L> {
         let run = Run { file: u16::from(place.device()), offset: place.offset() + u64::from(step.scratch_range().0) };
         state.outstanding = 1;
         state.scratch_rest = lent.rest;
-        state.scratch.push(Segment { buf: None, at: Some(run), len: lent.buf.len() as u32 });
+        state.scratch.push(Segment { data: None, at: Some(run), len: lent.buf.len() as u32 });
         let kind = if state.durable { Kind::DurableWrite } else { Kind::Write };
         self.submit_write(io, Owner::Scratch { part: key, piece: 0 }, run, lent.buf, kind);
     }
@@ -148,7 +146,7 @@ impl<L: RecordLog> Shard<L> {
     /// An operation on the scratch buffer is back.
     pub(super) fn on_scratch<I: Io>(&mut self, io: &mut I, key: PartKey, piece: u32, buf: Buf, out: &mut Vec<Event>) {
         let state = self.parts.at(key);
-        state.scratch[piece as usize].buf = Some(buf);
+        state.scratch[piece as usize].data = Some(buf.into());
         state.outstanding -= 1;
         if state.outstanding > 0 {
             return;
@@ -166,7 +164,8 @@ impl<L: RecordLog> Shard<L> {
     /// The scratch buffer in one piece again.
     fn take_scratch(&mut self, key: PartKey) -> Lent {
         let state = self.parts.at(key);
-        let mut pieces = state.scratch.drain(..).map(|piece| piece.buf.expect("nothing is at the device any more"));
+        let mut pieces =
+            state.scratch.drain(..).map(|piece| piece.data.expect("nothing is at the device any more").into_own());
         let mut buf = pieces.next().expect("a step has a scratch buffer");
         pieces.for_each(|piece| buf.join(piece));
         Lent { buf, rest: state.scratch_rest.take() }
@@ -178,6 +177,6 @@ fn split_along(buf: Buf, pieces: &mut [Segment]) {
     let count = pieces.len();
     for (number, piece) in pieces.iter_mut().enumerate() {
         let tail = rest.split_off(if number + 1 == count { rest.len() } else { piece.len as usize });
-        piece.buf = Some(std::mem::replace(&mut rest, tail));
+        piece.data = Some(std::mem::replace(&mut rest, tail).into());
     }
 }

@@ -1,6 +1,6 @@
 //! To the device and back: every operation of a shard is submitted and reaped here.
 
-use ringway_reactor::buf::Buf;
+use ringway_reactor::data::Data;
 use ringway_reactor::io::{Completion, FileId, Io, Op, Payload};
 
 use super::Shard;
@@ -11,17 +11,26 @@ use super::parts::{PartKey, Run, Stage};
 use crate::request::Status;
 
 impl<L: RecordLog> Shard<L> {
-    pub(super) fn submit_read<I: Io>(&mut self, io: &mut I, owner: Owner, run: Run, buf: Buf) {
+    pub(super) fn submit_read<I: Io>(&mut self, io: &mut I, owner: Owner, run: Run, data: impl Into<Data>) {
+        let data = data.into();
         self.stats.device_reads += 1;
         let slot = self.ops.insert(owner, Kind::Read, run.file);
-        io.submit(self.tokens.token(slot), Op::Read { file: FileId(run.file), offset: run.offset, buf });
+        io.submit(self.tokens.token(slot), Op::Read { file: FileId(run.file), offset: run.offset, data });
     }
 
-    pub(super) fn submit_write<I: Io>(&mut self, io: &mut I, owner: Owner, run: Run, buf: Buf, kind: Kind) {
+    pub(super) fn submit_write<I: Io>(
+        &mut self,
+        io: &mut I,
+        owner: Owner,
+        run: Run,
+        data: impl Into<Data>,
+        kind: Kind,
+    ) {
+        let data = data.into();
         self.stats.device_writes += 1;
         let durable = kind == Kind::DurableWrite;
         let slot = self.ops.insert(owner, kind, run.file);
-        io.submit(self.tokens.token(slot), Op::Write { file: FileId(run.file), offset: run.offset, buf, durable });
+        io.submit(self.tokens.token(slot), Op::Write { file: FileId(run.file), offset: run.offset, data, durable });
     }
 
     pub(super) fn submit_punch<I: Io>(&mut self, io: &mut I, hole: u32, run: Run, len: u64) {
@@ -39,12 +48,12 @@ impl<L: RecordLog> Shard<L> {
         state.outstanding = count;
         for (number, segment) in segments.iter_mut().enumerate() {
             let Some(run) = segment.at else { continue };
-            let buf = segment.buf.take().expect("the buffer was just split");
+            let data = segment.data.take().expect("the data was just split");
             let owner = Owner::Segment { part: key, segment: number as u32 };
             if write {
-                self.submit_write(io, owner, run, buf, kind);
+                self.submit_write(io, owner, run, data, kind);
             } else {
-                self.submit_read(io, owner, run, buf);
+                self.submit_read(io, owner, run, data);
             }
         }
         self.parts.at(key).segments = segments;
@@ -66,24 +75,28 @@ impl<L: RecordLog> Shard<L> {
             }
             verdict
         });
-        let buf = match completion.payload {
-            Payload::Buf(buf) => Some(buf),
+        let data = match completion.payload {
+            Payload::Data(data) => Some(data),
             _ => None,
         };
-        let given_back = "a read or write gives its buffer back";
+        let given_back = "a read or write gives its memory back";
         match op.owner {
             Owner::Segment { part, segment } => {
                 self.note_failure(part, failed.as_ref());
-                self.on_segment(io, part, segment, buf.expect(given_back), out);
+                self.on_segment(io, part, segment, data.expect(given_back), out);
             }
             Owner::Scratch { part, piece } => {
                 self.note_failure(part, failed.as_ref());
-                self.on_scratch(io, part, piece, buf.expect(given_back), out);
+                self.on_scratch(io, part, piece, data.expect(given_back).into_own(), out);
             }
-            Owner::NodePage(node) => self.on_node_page(io, node, buf.expect(given_back), failed.as_ref(), out),
-            Owner::Group => self.on_group(io, buf.expect(given_back), failed.is_some(), out),
+            Owner::NodePage(node) => {
+                self.on_node_page(io, node, data.expect(given_back).into_own(), failed.as_ref(), out)
+            }
+            Owner::Group => self.on_group(io, data.expect(given_back).into_own(), failed.is_some(), out),
             Owner::Punch { hole } => self.on_punched(hole),
-            Owner::Checkpoint { nth } => self.on_checkpoint_op(io, nth, buf.expect(given_back), failed.is_some(), out),
+            Owner::Checkpoint { nth } => {
+                self.on_checkpoint_op(io, nth, data.expect(given_back).into_own(), failed.is_some(), out)
+            }
         }
     }
 
@@ -94,9 +107,9 @@ impl<L: RecordLog> Shard<L> {
         }
     }
 
-    fn on_segment<I: Io>(&mut self, io: &mut I, key: PartKey, segment: u32, buf: Buf, out: &mut Vec<Event>) {
+    fn on_segment<I: Io>(&mut self, io: &mut I, key: PartKey, segment: u32, data: Data, out: &mut Vec<Event>) {
         let state = self.parts.at(key);
-        state.segments[segment as usize].buf = Some(buf);
+        state.segments[segment as usize].data = Some(data);
         state.outstanding -= 1;
         if state.outstanding == 0 {
             self.next_step(io, key, out);

@@ -52,7 +52,7 @@ impl<L: RecordLog> Shard<L> {
             self.lay_out(key, number, piece);
         }
         let state = self.parts.at(key);
-        state.split_buf();
+        state.split_data();
         let steps = !state.steps.is_empty();
         if unmapped || steps {
             self.pin(key);
@@ -135,7 +135,7 @@ impl<L: RecordLog> Shard<L> {
         let Piece { cluster, start, end } = piece;
         let mut step = |from: u32, to: u32, segments: &mut Vec<Segment>| {
             let segment = Some(segments.len());
-            segments.push(Segment { buf: None, at: None, len: to - from });
+            segments.push(Segment { data: None, at: None, len: to - from });
             state.steps.push(Step { target: number, segment, cluster, start: from, end: to });
         };
         let segments = &mut state.segments;

@@ -122,7 +122,8 @@ mod tests {
             let mut buf = target.buffers().get(4096).unwrap();
             buf.fill(0xA5);
             let association = AssociationId(1);
-            let request = Request { association, volume: volume.id, command, offset: 8192, len: 4096, buf: Some(buf) };
+            let request =
+                Request { association, volume: volume.id, command, offset: 8192, len: 4096, data: Some(buf.into()) };
             target.submit(RequestId(id as u64), request);
             let done = loop {
                 target.turn();
@@ -132,7 +133,7 @@ mod tests {
             };
             assert_eq!((done.id, done.status), (RequestId(id as u64), Status::Success));
             let expected = if command == Command::Read { 0 } else { 0xA5 };
-            assert!(done.buf.unwrap().iter().all(|&byte| byte == expected));
+            assert!(done.data.unwrap().own().iter().all(|&byte| byte == expected));
         }
     }
 }

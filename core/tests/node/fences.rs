@@ -14,10 +14,10 @@ fn c11_a_write_of_a_dead_association_never_lands_on_one_that_came_after_its_fenc
         let volume = target.create("vm1", 12 * MIB).id;
         let places: Vec<u64> = (0..12).map(|stripe| stripe * MIB + 8 * BLOCK).collect();
         let write = |target: &mut Target, reactor: usize, association: u64, offset: u64, value: u8| {
-            let buf = Some(target.buf(&[value; 4096]));
+            let data = Some(target.buf(&[value; 4096]).into());
             let command = Command::Write { fua: false };
             let association = AssociationId(association);
-            target.submit(reactor, Request { association, volume, command, offset, len: 4096, buf })
+            target.submit(reactor, Request { association, volume, command, offset, len: 4096, data })
         };
         // Several for each place: they wait for each other at the shard, as others wait in the mailboxes.
         let old: Vec<_> = (0..48).map(|n| write(&mut target, 1, 7, places[n % places.len()], 0xAA)).collect();

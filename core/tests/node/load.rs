@@ -106,7 +106,7 @@ impl Driver {
             Flying::Write { volume, blocks, durable } => self.model.written(volume, blocks, true, durable),
             Flying::Flush { volume, snapshot } => self.model.flushed(volume, &snapshot),
             Flying::Read { volume, first } => {
-                let bytes = done.buf.as_ref().expect("a read gives its buffer back");
+                let bytes = done.data.as_ref().expect("a read gives its buffer back").own();
                 self.model.check(volume, first, bytes, End::None)?;
             }
         }

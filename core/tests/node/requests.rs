@@ -48,6 +48,6 @@ fn requests_that_cannot_be_end_with_their_status_and_give_their_buffer_back() {
     ] {
         let id = target.request(volume, Command::Read, offset, 8192, Some(&[0; 8192]));
         let done = target.wait(id);
-        assert_eq!((done.status, done.buf.map(|buf| buf.len())), (status, Some(8192)));
+        assert_eq!((done.status, done.data.map(|data| data.len())), (status, Some(8192)));
     }
 }

@@ -347,7 +347,7 @@ impl Rig {
             command,
             start,
             len,
-            buf,
+            data: buf.map(Into::into),
             view,
         });
         id
@@ -394,7 +394,7 @@ impl Rig {
         buf.fill(0xEE);
         let id = self.submit_as(1, volume, Command::Read, start, len, Some(buf), view);
         let done = self.wait(id);
-        let buf = done.buf.expect("a read gives its buffer back");
+        let buf = done.data.expect("a read gives its buffer back").into_own();
         if done.status == Status::Success { Ok(buf.to_vec()) } else { Err(done.status) }
     }
 

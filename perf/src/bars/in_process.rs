@@ -102,7 +102,7 @@ impl Client {
             command,
             offset,
             len: BLOCK_BYTES,
-            buf: Some(buf),
+            data: Some(buf.into()),
         };
         self.target.submit(RequestId(slot), request);
     }
@@ -147,7 +147,8 @@ impl Client {
                 requests += self.ended.len() as u64;
                 let mut ended = std::mem::take(&mut self.ended);
                 for done in ended.drain(..) {
-                    let (offset, buf) = (self.offset(), done.buf.ok_or("a read did not give its buffer back")?);
+                    let (offset, buf) =
+                        (self.offset(), done.data.ok_or("a read did not give its buffer back")?.into_own());
                     self.submit(done.id.0, Command::Read, offset, buf);
                 }
                 self.ended = ended;

@@ -3,7 +3,7 @@
 //! Invariants: each operation reaches its disk at most once as a whole (a write may land in two steps, of disjoint
 //! ranges); one whose process has died never completes, but may still land.
 
-use crate::buf::Buf;
+use crate::data::Data;
 use crate::io::{FileInfo, IoError, Payload, Token};
 
 use super::DiskConfig;
@@ -20,11 +20,39 @@ pub(super) struct Device {
     pub(super) script: Script,
 }
 
+/// The bytes of a write: our own buffer, or what a peer's memory held when the write was submitted.
+#[derive(Debug)]
+pub(super) struct Written {
+    data: Data,
+    copy: Box<[u8]>,
+}
+
+impl From<Data> for Written {
+    fn from(data: Data) -> Written {
+        let mut copy = Vec::new();
+        if let Data::Shared(shared) = &data {
+            copy.resize(shared.len(), 0);
+            shared.copy_to(0, &mut copy);
+        }
+        Written { data, copy: copy.into() }
+    }
+}
+
+impl std::ops::Deref for Written {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        match &self.data {
+            Data::Own(buf) => buf,
+            Data::Shared(_) => &self.copy,
+        }
+    }
+}
+
 /// What is asked of a device.
 #[derive(Debug)]
 pub(super) enum Request {
-    Read { offset: u64, buf: Buf },
-    Write { offset: u64, buf: Buf, durable: bool },
+    Read { offset: u64, data: Data },
+    Write { offset: u64, buf: Written, durable: bool },
     Barrier,
     Deallocate { offset: u64, len: u64 },
 }
@@ -42,7 +70,8 @@ impl Request {
     /// Offset and length.
     fn range(&self) -> (u64, u64) {
         match self {
-            Request::Read { offset, buf } | Request::Write { offset, buf, .. } => (*offset, buf.len() as u64),
+            Request::Read { offset, data } => (*offset, data.len() as u64),
+            Request::Write { offset, buf, .. } => (*offset, buf.len() as u64),
             Request::Barrier => (0, 0),
             Request::Deallocate { offset, len } => (*offset, *len),
         }
@@ -106,9 +135,9 @@ impl Device {
             offset.is_multiple_of(unit) && len.is_multiple_of(unit),
             "{request:?} is not aligned to the logical block of {unit} bytes"
         );
-        if let Request::Read { buf, .. } | Request::Write { buf, .. } = request {
+        if let Request::Read { data, .. } | Request::Write { buf: Written { data, .. }, .. } = request {
             assert!(
-                (buf.as_ptr() as u64).is_multiple_of(unit),
+                data.is_aligned(self.info.logical_block),
                 "the memory of {request:?} is not aligned to {unit} bytes"
             );
         }
@@ -201,7 +230,7 @@ impl State {
             self.reap_keys(op.device, keys);
         } else {
             let payload = match op.request {
-                Request::Read { buf, .. } | Request::Write { buf, .. } => Payload::Buf(buf),
+                Request::Read { data, .. } | Request::Write { buf: Written { data, .. }, .. } => Payload::Data(data),
                 Request::Barrier | Request::Deallocate { .. } => Payload::None,
             };
             self.push(op.reactor, Ready { token: op.token, result, payload, device: op.device, keys });
@@ -218,14 +247,21 @@ impl State {
         match (&mut op.request, op.verdict) {
             (Request::Read { .. } | Request::Deallocate { .. }, Verdict::NoSpace) => (Err(SHORT), none),
             (_, Verdict::NoSpace) => (Err(ENOSPC), none),
-            (Request::Read { buf, .. }, Verdict::Error) => {
+            (Request::Read { data, .. }, Verdict::Error) => {
                 let rubbish = self.rng.bits() as u8;
-                buf.fill(rubbish);
+                data.copy_from(0, &vec![rubbish; data.len()]);
                 (Err(EIO), none)
             }
-            (Request::Read { offset, buf }, _) => {
-                device.disk.read(*offset, buf);
-                (Ok(buf.len()), none)
+            (Request::Read { offset, data }, _) => {
+                match data {
+                    Data::Own(buf) => device.disk.read(*offset, buf),
+                    Data::Shared(shared) => {
+                        let mut bytes = vec![0; shared.len()];
+                        device.disk.read(*offset, &mut bytes);
+                        shared.copy_from(0, &bytes);
+                    }
+                }
+                (Ok(data.len()), none)
             }
             (Request::Barrier, Verdict::Error) => {
                 device.disk.doom(op.coverage);

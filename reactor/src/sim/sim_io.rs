@@ -7,12 +7,16 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use crate::buf::BufPool;
+use crate::event::EventFd;
 use crate::io::{
-    Completion, ErrorKind, FileId, FileInfo, Instant, Io, IoError, ListenerId, Op, Socket, SocketId, Token, Wait, Wake,
+    Completion, ErrorKind, FileId, FileInfo, Instant, Io, IoError, ListenerId, Op, Payload, Socket, SocketId, Token,
+    Wait, Wake,
 };
+use crate::shared::SharedMemory;
 
 use super::device::Request;
-use super::world::{Polled, Reactor, SimWake, State};
+use super::fault::CANCELLED;
+use super::world::{NO_DEVICE, Polled, Reactor, Ready, SimWake, State};
 use super::{Crashed, DiskId, World, pools};
 
 /// One reactor of a [`World`]. Dropping it ends it as if it had drained: what it has at the devices lands, its sockets close.
@@ -25,6 +29,15 @@ pub struct SimIo {
     now: Instant,
     wake: Arc<SimWake>,
     buffers: &'static BufPool,
+    /// Waits for events, which are real ones: they are looked at in each poll.
+    events: Vec<(Token, Arc<EventFd>)>,
+}
+
+const EBADF: IoError = IoError { kind: ErrorKind::Other, errno: libc::EBADF };
+
+/// A completion of no device.
+fn ended(token: Token, result: Result<usize, IoError>) -> Ready {
+    Ready { token, result, payload: Payload::None, device: NO_DEVICE, keys: [None, None] }
 }
 
 impl SimIo {
@@ -47,7 +60,7 @@ impl SimIo {
         let files = disks.iter().map(|&disk| state.devices[disk].info).collect();
         let (now, buffers) = (Instant(state.now), state.config.buffers.unwrap_or_else(pools::mine));
         drop(state);
-        Self { world, number, disks, files, now, wake, buffers }
+        Self { world, number, disks, files, now, wake, buffers, events: Vec::new() }
     }
 
     /// Makes a disk that was added later, or one that is not this reactor's yet, its next file.
@@ -81,11 +94,11 @@ impl SimIo {
     fn dispatch(&self, state: &mut State, token: Token, op: Op) {
         let me = self.number;
         match op {
-            Op::Read { file, offset, buf } => {
-                state.submit_device(me, token, self.disk(file), Request::Read { offset, buf });
+            Op::Read { file, offset, data } => {
+                state.submit_device(me, token, self.disk(file), Request::Read { offset, data });
             }
-            Op::Write { file, offset, buf, durable } => {
-                state.submit_device(me, token, self.disk(file), Request::Write { offset, buf, durable });
+            Op::Write { file, offset, data, durable } => {
+                state.submit_device(me, token, self.disk(file), Request::Write { offset, buf: data.into(), durable });
             }
             Op::Barrier { file } => state.submit_device(me, token, self.disk(file), Request::Barrier),
             Op::Deallocate { file, offset, len } => {
@@ -95,6 +108,7 @@ impl SimIo {
             Op::Connect { addr } => state.connect(me, token, addr),
             Op::Recv { socket, buf } => state.recv(me, token, socket.0, buf),
             Op::Send { socket, bufs } => state.send(me, token, socket.0, bufs),
+            Op::WaitEvent { .. } | Op::Signal { .. } => unreachable!("events are real ones"),
         }
     }
 }
@@ -115,11 +129,26 @@ impl Io for SimIo {
         }
         state.reactors[self.number].in_flight += 1;
         state.stir();
-        self.dispatch(&mut state, token, op);
+        match op {
+            Op::WaitEvent { event } => self.events.push((token, event)),
+            Op::Signal { event } => {
+                let result = event.signal().map(|()| 0).map_err(|_| EBADF);
+                state.push(self.number, ended(token, result));
+            }
+            op => self.dispatch(&mut state, token, op),
+        }
     }
 
     fn poll(&mut self, wait: Wait, completions: &mut Vec<Completion>) {
         let mut state = self.world.0.borrow_mut();
+        let number = self.number;
+        self.events.retain(|(token, event)| {
+            let signalled = event.take().expect("an event can be read");
+            if signalled {
+                state.push(number, ended(*token, Ok(0)));
+            }
+            !signalled
+        });
         let polled = state.poll(self.number, wait, completions);
         self.now = Instant(state.now);
         let unwinds = state.unwinds && matches!(polled, Polled::Crashed);
@@ -138,10 +167,9 @@ impl Io for SimIo {
     }
 
     fn attach(&mut self, socket: Socket) -> Result<SocketId, IoError> {
-        let error = IoError { kind: ErrorKind::Other, errno: libc::EBADF };
-        let Socket::Sim(number) = socket else { return Err(error) };
+        let Socket::Sim(number) = socket else { return Err(EBADF) };
         let mut state = self.world.0.borrow_mut();
-        state.attach(self.number, number).map(SocketId).ok_or(error)
+        state.attach(self.number, number).map(SocketId).ok_or(EBADF)
     }
 
     fn close(&mut self, socket: SocketId) {
@@ -162,6 +190,24 @@ impl Io for SimIo {
             state.close_listener(listener.0);
         }
     }
+
+    fn forget_event(&mut self, event: &Arc<EventFd>) {
+        let mut state = self.world.0.borrow_mut();
+        let number = self.number;
+        self.events.retain(|(token, waited)| {
+            let forgotten = Arc::ptr_eq(waited, event);
+            if forgotten {
+                state.push(number, ended(*token, Err(CANCELLED)));
+            }
+            !forgotten
+        });
+    }
+
+    fn register_memory(&mut self, _: &Arc<SharedMemory>) -> Result<(), IoError> {
+        Ok(())
+    }
+
+    fn release_memory(&mut self, _: &Arc<SharedMemory>) {}
 
     fn buffers(&self) -> &'static BufPool {
         self.buffers

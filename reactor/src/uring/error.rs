@@ -12,6 +12,7 @@ pub(super) fn of_device(errno: i32) -> IoError {
     let kind = match errno {
         libc::ENOSPC | libc::EDQUOT => ErrorKind::NoSpace,
         libc::ECANCELED => ErrorKind::Cancelled,
+        libc::EFAULT => ErrorKind::Memory,
         libc::EINVAL | libc::EOPNOTSUPP | libc::EPERM | libc::EFBIG | libc::ENOMEM => ErrorKind::Other,
         // EIO, ENXIO, ENODEV, EBADMSG, EILSEQ, EREMOTEIO, ENOLINK, ENODATA, ETIMEDOUT, EROFS ...: what is stored there is in doubt.
         _ => ErrorKind::Device,

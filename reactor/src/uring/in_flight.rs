@@ -5,14 +5,18 @@
 //! successor. Whatever the kernel points at lies outside the table (a buffer's slot, a box), since the table moves as it grows.
 
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
 
 use io_uring::types::{Fd, Fixed, FsyncFlags};
 use io_uring::{opcode, squeue};
 use slab::Slab;
 
 use crate::buf::Buf;
+use crate::data::Data;
+use crate::event::EventFd;
 use crate::io::{Op, Token};
+use crate::shared::SharedMemory;
 
 /// Where an operation is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +33,10 @@ pub(super) enum Whereabouts {
 pub(super) enum Extra {
     None,
     Message(Box<Message>),
+    /// The pieces of a peer's memory.
+    Vectors(Vectors),
+    /// Where the count of an event goes, or comes from.
+    Count(Box<u64>),
     Connection(Box<Address>, OwnedFd),
 }
 
@@ -40,6 +48,12 @@ pub(super) struct Message {
 
 // SAFETY: the pointers lead into buffers of the operation that owns the message, which is Send itself.
 unsafe impl Send for Message {}
+
+/// The pieces of a peer's memory, as readv wants them.
+pub(super) struct Vectors(Vec<libc::iovec>);
+
+// SAFETY: as for `Message`; the pieces lie in mappings that the operation's data keeps.
+unsafe impl Send for Vectors {}
 
 /// A socket address as the kernel wants it.
 pub(super) enum Address {
@@ -79,6 +93,9 @@ pub(super) struct Target {
     /// Pools below this index are registered buffers.
     pub(super) fixed_buffers: u16,
 }
+
+/// Memory of peers that is registered with the ring: each with its place in the table of buffers.
+pub(super) type Registered = Vec<(Arc<SharedMemory>, u16)>;
 
 impl Table {
     pub(super) fn with_capacity(entries: usize) -> Self {
@@ -142,27 +159,31 @@ impl Table {
     }
 
     /// The ring entry for a device operation, from where it stands.
-    pub(super) fn device_entry(&mut self, key: usize, target: Target) -> squeue::Entry {
+    pub(super) fn device_entry(&mut self, key: usize, target: Target, registered: &Registered) -> squeue::Entry {
         let user_data = self.user_data(key);
         let entry = &mut self.entries[key];
         let fd = Fixed(target.slot);
         let done = entry.done;
         let entry = match &mut entry.op {
-            Op::Read { offset, buf, .. } => {
-                let (start, len, at, pool) = rest(buf, done, *offset);
-                if pool < target.fixed_buffers {
-                    opcode::ReadFixed::new(fd, start, len, pool).offset(at).build()
-                } else {
-                    opcode::Read::new(fd, start, len).offset(at).build()
+            Op::Read { offset, data, .. } => {
+                let at = *offset + done as u64;
+                match rest(data, done, target, registered, &mut entry.extra) {
+                    Rest::Fixed(start, len, index) => opcode::ReadFixed::new(fd, start, len, index).offset(at).build(),
+                    Rest::Plain(start, len) => opcode::Read::new(fd, start, len).offset(at).build(),
+                    Rest::Pieces(start, count) => opcode::Readv::new(fd, start, count).offset(at).build(),
                 }
             }
-            Op::Write { offset, buf, durable, .. } => {
-                let (start, len, at, pool) = rest(buf, done, *offset);
+            Op::Write { offset, data, durable, .. } => {
+                let at = *offset + done as u64;
                 let flags = if *durable { libc::RWF_DSYNC } else { 0 };
-                if pool < target.fixed_buffers {
-                    opcode::WriteFixed::new(fd, start, len, pool).offset(at).rw_flags(flags).build()
-                } else {
-                    opcode::Write::new(fd, start, len).offset(at).rw_flags(flags).build()
+                match rest(data, done, target, registered, &mut entry.extra) {
+                    Rest::Fixed(start, len, index) => {
+                        opcode::WriteFixed::new(fd, start, len, index).offset(at).rw_flags(flags).build()
+                    }
+                    Rest::Plain(start, len) => opcode::Write::new(fd, start, len).offset(at).rw_flags(flags).build(),
+                    Rest::Pieces(start, count) => {
+                        opcode::Writev::new(fd, start, count).offset(at).rw_flags(flags).build()
+                    }
                 }
             }
             Op::Barrier { .. } => opcode::Fsync::new(fd).flags(FsyncFlags::DATASYNC).build(),
@@ -197,6 +218,36 @@ impl Table {
         built.user_data(user_data)
     }
 
+    /// The ring entry for an event. Waiting is a poll and then a read that resets it: whatever the peer makes of the
+    /// descriptor meanwhile, neither blocks.
+    pub(super) fn event_entry(&mut self, key: usize) -> squeue::Entry {
+        let user_data = self.user_data(key);
+        let entry = &mut self.entries[key];
+        let fd = |event: &Arc<EventFd>| Fd(event.as_fd().as_raw_fd());
+        if !matches!(entry.extra, Extra::Count(_)) {
+            entry.extra = Extra::Count(Box::new(1));
+        }
+        let Extra::Count(count) = &mut entry.extra else { unreachable!("made above") };
+        let start: *mut u64 = &raw mut **count;
+        let built = match &entry.op {
+            Op::WaitEvent { event } if entry.done == 0 => opcode::PollAdd::new(fd(event), libc::POLLIN as u32).build(),
+            Op::WaitEvent { event } => opcode::Read::new(fd(event), start.cast(), 8).offset(u64::MAX).build(),
+            // Without NOWAIT a full counter would keep the write in flight until the peer resets it.
+            Op::Signal { event } => {
+                let write = opcode::Write::new(fd(event), start.cast(), 8).offset(u64::MAX);
+                write.rw_flags(libc::RWF_NOWAIT).build()
+            }
+            _ => unreachable!("no operation on an event"),
+        };
+        built.user_data(user_data)
+    }
+
+    /// Waits for `event`: those in the ring, and those that have not got there.
+    pub(super) fn waits_for(&self, event: &Arc<EventFd>) -> Vec<(usize, Whereabouts)> {
+        let waits = |entry: &Entry| matches!(&entry.op, Op::WaitEvent { event: mine } if Arc::ptr_eq(mine, event));
+        self.entries.iter().filter(|(_, entry)| waits(entry)).map(|(key, entry)| (key, entry.whereabouts)).collect()
+    }
+
     /// The ring entry for an outgoing connection.
     pub(super) fn connect_entry(&mut self, key: usize) -> squeue::Entry {
         let user_data = self.user_data(key);
@@ -210,11 +261,43 @@ impl Table {
     }
 }
 
-/// What is left of a transfer: start, length, device offset, pool.
-fn rest(buf: &mut Buf, done: usize, offset: u64) -> (*mut u8, u32, u64, u16) {
-    let pool = buf.pool().index();
-    let rest = &mut buf[done..];
-    (rest.as_mut_ptr(), rest.len() as u32, offset + done as u64, pool)
+/// What is left of a transfer, as the ring wants it.
+enum Rest {
+    /// Registered memory: start, length, place in the table of buffers.
+    Fixed(*mut u8, u32, u16),
+    Plain(*mut u8, u32),
+    /// Memory in several pieces, listed in the entry's [`Extra`].
+    Pieces(*const libc::iovec, u32),
+}
+
+fn rest(data: &mut Data, done: usize, target: Target, registered: &Registered, extra: &mut Extra) -> Rest {
+    match data {
+        Data::Own(buf) => {
+            let pool = buf.pool().index();
+            let rest = &mut buf[done..];
+            let (start, len) = (rest.as_mut_ptr(), rest.len() as u32);
+            if pool < target.fixed_buffers { Rest::Fixed(start, len, pool) } else { Rest::Plain(start, len) }
+        }
+        Data::Shared(shared) => match shared.single(done) {
+            Some((area, start, len)) => {
+                let memory = &shared.table().areas()[usize::from(area)];
+                match registered.iter().find(|(known, _)| Arc::ptr_eq(known, memory)) {
+                    Some(&(_, index)) => Rest::Fixed(start, len, index),
+                    None => Rest::Plain(start, len),
+                }
+            }
+            None => {
+                let mut vectors = match std::mem::replace(extra, Extra::None) {
+                    Extra::Vectors(vectors) => vectors.0,
+                    _ => Vec::with_capacity(shared.pieces()),
+                };
+                shared.vectors(done, &mut vectors);
+                let rest = Rest::Pieces(vectors.as_ptr(), vectors.len() as u32);
+                *extra = Extra::Vectors(Vectors(vectors));
+                rest
+            }
+        },
+    }
 }
 
 impl Message {

@@ -6,6 +6,7 @@
 
 use std::io;
 use std::os::fd::RawFd;
+use std::sync::Arc;
 use std::thread::ThreadId;
 
 use io_uring::types::{SubmitArgs, Timespec};
@@ -13,6 +14,7 @@ use io_uring::{EnterFlags, IoUring, Probe, opcode, squeue};
 use thiserror::Error;
 
 use crate::buf::BufPool;
+use crate::shared::SharedMemory;
 
 /// Why there is no ring.
 #[derive(Debug, Error)]
@@ -39,9 +41,11 @@ pub enum UringError {
 }
 
 /// Every operation that is used, for the probe.
-const OPCODES: [(u8, &str); 13] = [
+const OPCODES: [(u8, &str); 15] = [
     (opcode::Read::CODE, "READ"),
     (opcode::Write::CODE, "WRITE"),
+    (opcode::Readv::CODE, "READV"),
+    (opcode::Writev::CODE, "WRITEV"),
     (opcode::ReadFixed::CODE, "READ_FIXED"),
     (opcode::WriteFixed::CODE, "WRITE_FIXED"),
     (opcode::Fsync::CODE, "FSYNC"),
@@ -163,8 +167,8 @@ impl Ring {
         }
     }
 
-    /// The arenas of `pools` as buffers 0, 1, 2 ...
-    pub(super) fn register_buffers(&self, pools: &[&'static BufPool]) -> io::Result<()> {
+    /// The arenas of `pools` as buffers 0, 1, 2 ..., with room for `more` behind them where the kernel can (Linux 5.19).
+    pub(super) fn register_buffers(&self, pools: &[&'static BufPool], more: u16) -> io::Result<()> {
         let arenas: Vec<_> = pools
             .iter()
             .map(|pool| {
@@ -172,9 +176,35 @@ impl Ring {
                 libc::iovec { iov_base: start.as_ptr().cast(), iov_len: len }
             })
             .collect();
+        let submitter = self.ring.submitter();
         // SAFETY: arenas live as long as the process and are never mapped anew, so that the pages that get pinned here are
         // the ones that a `Buf` of the pool sees.
-        unsafe { self.ring.submitter().register_buffers(&arenas) }
+        unsafe {
+            if submitter.register_buffers_sparse(arenas.len() as u32 + u32::from(more)).is_err() {
+                return submitter.register_buffers(&arenas);
+            }
+            let registered = submitter.register_buffers_update(0, &arenas, None);
+            if registered.is_err() {
+                // Best effort: the empty table costs nothing, and what failed is reported.
+                let _ = submitter.unregister_buffers();
+            }
+            registered
+        }
+    }
+
+    /// A peer's memory as buffer `index`.
+    pub(super) fn register_memory(&self, index: u16, memory: &Arc<SharedMemory>) -> io::Result<()> {
+        let whole = libc::iovec { iov_base: memory.as_ptr().cast(), iov_len: memory.len() };
+        // SAFETY: the caller keeps the mapping until `release_memory`.
+        unsafe { self.ring.submitter().register_buffers_update(u32::from(index), &[whole], None) }
+    }
+
+    /// Buffer `index` is empty again; the kernel lets go of its pages when the last operation on them has ended.
+    pub(super) fn release_memory(&self, index: u16) {
+        let nothing = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
+        // SAFETY: an empty entry points nowhere.
+        let released = unsafe { self.ring.submitter().register_buffers_update(u32::from(index), &[nothing], None) };
+        released.expect("an entry that was filled can be emptied");
     }
 
     /// Keeps the kernel's workers (fsync, hole punch, allocating writes) on `cores`.

@@ -9,6 +9,8 @@ use crate::buf::{Buf, BufPoolConfig};
 use crate::files::{Access, Allocation};
 use crate::io::ErrorKind;
 
+mod shared;
+
 fn config() -> UringConfig {
     let pool = BufPool::leak(&BufPoolConfig { classes: vec![(4096, 64), (256 << 10, 8)] }, 0);
     UringConfig { entries: 64, ..UringConfig::new(vec![pool], 0) }
@@ -43,6 +45,7 @@ fn filled(io: &UringIo, len: usize, byte: u8) -> Buf {
 fn into_buf(payload: Payload) -> Buf {
     match payload {
         Payload::Buf(buf) => buf,
+        Payload::Data(data) => data.into_own(),
         other => panic!("a buffer comes back, not {other:?}"),
     }
 }
@@ -52,23 +55,23 @@ fn a_device_does_what_it_is_told(io: &mut UringIo, file: FileId) {
     let size = io.files()[file.0 as usize].size;
     let mut buf = filled(io, 256 << 10, 7);
     buf[4096] = 9;
-    io.submit(Token(1), Op::Write { file, offset: 8192, buf, durable: true });
+    io.submit(Token(1), Op::Write { file, offset: 8192, data: buf.into(), durable: true });
     assert_eq!(io.in_flight(), 1);
     let done = wait_for(io, 1).remove(0);
     assert_eq!((done.token, done.result), (Token(1), Ok(256 << 10)));
     drop(done);
     let buf = filled(io, 8192, 0);
-    io.submit(Token(2), Op::Read { file, offset: 8192, buf });
+    io.submit(Token(2), Op::Read { file, offset: 8192, data: buf.into() });
     let buf = into_buf(wait_for(io, 1).remove(0).payload);
     assert_eq!((buf[0], buf[4096], buf[4097]), (7, 9, 7));
     io.submit(Token(3), Op::Barrier { file });
     io.submit(Token(4), Op::Deallocate { file, offset: 8192, len: 4096 });
     let done = wait_for(io, 2);
     assert!(done.iter().all(|done| done.result == Ok(0)), "{done:?}");
-    io.submit(Token(5), Op::Read { file, offset: 8192, buf });
+    io.submit(Token(5), Op::Read { file, offset: 8192, data: buf.into() });
     let buf = into_buf(wait_for(io, 1).remove(0).payload);
     assert!(buf[..4096].iter().all(|&byte| byte == 0) && buf[4096] == 9);
-    io.submit(Token(6), Op::Read { file, offset: size - 4096, buf });
+    io.submit(Token(6), Op::Read { file, offset: size - 4096, data: buf.into() });
     let done = wait_for(io, 1).remove(0);
     assert_eq!(done.result.unwrap_err().kind, ErrorKind::UnexpectedEnd);
     assert_eq!(into_buf(done.payload).len(), 8192, "the buffer comes back with the error");
@@ -109,9 +112,9 @@ fn the_null_device_gives_zeros_at_once() {
     let mut io = uring();
     let file = io.add_file(&OpenFile::null(1 << 40)).unwrap();
     let buf = filled(&io, 4096, 5);
-    io.submit(Token(1), Op::Write { file, offset: 0, buf, durable: true });
+    io.submit(Token(1), Op::Write { file, offset: 0, data: buf.into(), durable: true });
     let buf = filled(&io, 4096, 5);
-    io.submit(Token(2), Op::Read { file, offset: 0, buf });
+    io.submit(Token(2), Op::Read { file, offset: 0, data: buf.into() });
     let mut done = Vec::new();
     io.poll(Wait::No, &mut done);
     assert_eq!(done.len(), 2);
@@ -127,7 +130,10 @@ fn more_operations_than_the_ring_holds_all_complete_once() {
     for round in 0..10u64 {
         for number in 0..60 {
             let buf = filled(&io, 4096, 1);
-            io.submit(Token(round * 60 + number), Op::Write { file, offset: number * 4096, buf, durable: false });
+            io.submit(
+                Token(round * 60 + number),
+                Op::Write { file, offset: number * 4096, data: buf.into(), durable: false },
+            );
         }
         for number in 0..60 {
             io.submit(Token(1000 + number), Op::Barrier { file });
@@ -154,7 +160,7 @@ fn a_ring_dropped_with_operations_in_flight_gives_every_buffer_back() {
     let socket = io.attach(Socket::Os(theirs)).unwrap();
     for number in 0..32 {
         let buf = filled(&io, 4096, 1);
-        io.submit(Token(number), Op::Write { file: id, offset: number * 4096, buf, durable: true });
+        io.submit(Token(number), Op::Write { file: id, offset: number * 4096, data: buf.into(), durable: true });
     }
     let buf = filled(&io, 4096, 0);
     io.submit(Token(100), Op::Recv { socket, buf });
@@ -411,7 +417,7 @@ fn child_that_writes_until_it_is_killed() {
     for number in 0.. {
         while io.in_flight() < 40 {
             let buf = filled(&io, 4096, 1);
-            io.submit(Token(number), Op::Write { file, offset: number % 256 * 4096, buf, durable: true });
+            io.submit(Token(number), Op::Write { file, offset: number % 256 * 4096, data: buf.into(), durable: true });
         }
         io.poll(Wait::Until(io.now().plus_ns(1_000_000)), &mut done);
         done.clear();
@@ -447,11 +453,11 @@ fn c4_after_sigkill_the_lock_is_had_only_when_the_dead_ring_is_gone() {
         let file = io.add_file(&file).unwrap();
         // Nothing of the dead process lands after this: what is written now stays.
         let buf = filled(&io, 256 << 10, 2);
-        io.submit(Token(1), Op::Write { file, offset: 0, buf, durable: false });
+        io.submit(Token(1), Op::Write { file, offset: 0, data: buf.into(), durable: false });
         drop(wait_for(&mut io, 1));
         std::thread::sleep(Duration::from_millis(50));
         let buf = filled(&io, 256 << 10, 0);
-        io.submit(Token(2), Op::Read { file, offset: 0, buf });
+        io.submit(Token(2), Op::Read { file, offset: 0, data: buf.into() });
         assert!(into_buf(wait_for(&mut io, 1).remove(0).payload).iter().all(|&byte| byte == 2));
     }
 }
@@ -522,7 +528,7 @@ fn h15_the_kernels_workers_keep_to_the_cores_without_a_reactor() {
         // A worker lives for some seconds after its work; the barrier is what the kernel hands to one.
         for _ in 0..50 {
             let buf = filled(&io, 4096, 1);
-            io.submit(Token(1), Op::Write { file: id, offset: 0, buf, durable: false });
+            io.submit(Token(1), Op::Write { file: id, offset: 0, data: buf.into(), durable: false });
             wait_for(&mut io, 1);
             io.submit(Token(2), Op::Barrier { file: id });
             wait_for(&mut io, 1);

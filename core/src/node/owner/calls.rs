@@ -174,7 +174,7 @@ impl Owner {
                 command: Command::Flush,
                 offset: 0,
                 len: 0,
-                buf: None,
+                data: None,
             };
             (RequestId(FROM_OWNER | number), request)
         }));

@@ -112,7 +112,7 @@ impl Store {
             buf.copy_from_slice(&frame.bytes);
             let offset = self.place.copies[copy] + frame.offset;
             let token = Token(u64::from(tokens::CATALOG) << 56 | copy as u64);
-            io.submit(token, Op::Write { file: self.place.file, offset, buf, durable: true });
+            io.submit(token, Op::Write { file: self.place.file, offset, data: buf.into(), durable: true });
         }
         writing.outstanding = 2;
     }

@@ -9,6 +9,7 @@
 //! stream there, since its data is next; the others let the stream go on.
 
 use ringway_reactor::buf::Buf;
+use ringway_reactor::data::Data;
 use ringway_reactor::io::Io;
 use zerocopy::little_endian::{U16, U32};
 
@@ -356,7 +357,8 @@ impl Connection {
         buf: Option<Buf>,
     ) {
         let Queue::Io(queue) = &self.queue else { unreachable!("only I/O queues have requests") };
-        let request = Request { association: queue.association.id, volume, command, offset, len, buf };
+        let request =
+            Request { association: queue.association.id, volume, command, offset, len, data: buf.map(Into::into) };
         self.requests_in_flight += 1;
         cx.out.push(TransportEvent::Request { id: request_id(self.index, index), request });
     }
@@ -394,7 +396,7 @@ impl Connection {
             Work::Ranges { .. } if status.is_success() => self.run_ranges(cx, index, None),
             Work::Fused { .. } => self.pair_done(cx, index, status::of_fused(done.status)),
             Work::Io { command: Command::Read, .. } if status.is_success() => {
-                self.answer(cx, index, Answer { status, result: 0, data: done.buf });
+                self.answer(cx, index, Answer { status, result: 0, data: done.data.map(Data::into_own) });
             }
             _ => self.answer(cx, index, Answer::status(status)),
         }

@@ -213,7 +213,7 @@ impl Target {
         let reactor = self.world.pick(self.reactors.len());
         let buf = bytes.map(|bytes| self.buf(bytes));
         let association = AssociationId(1);
-        self.submit(reactor, Request { association, volume, command, offset, len, buf })
+        self.submit(reactor, Request { association, volume, command, offset, len, data: buf.map(Into::into) })
     }
 
     pub(crate) fn wait(&mut self, id: RequestId) -> Done {
@@ -229,7 +229,11 @@ impl Target {
     pub(crate) fn read(&mut self, volume: VolumeId, offset: u64, len: usize) -> Result<Vec<u8>, Status> {
         let id = self.request(volume, Command::Read, offset, len as u32, Some(&vec![0xEE; len]));
         let done = self.wait(id);
-        if done.status == Status::Success { Ok(done.buf.expect("its buffer").to_vec()) } else { Err(done.status) }
+        if done.status == Status::Success {
+            Ok(done.data.expect("its buffer").own().to_vec())
+        } else {
+            Err(done.status)
+        }
     }
 
     pub(crate) fn flush(&mut self, volume: VolumeId) -> Status {

@@ -70,7 +70,7 @@ fn a_durable_write_makes_its_own_data_persistent_and_no_other() {
         let mut io = world.io();
         written(&mut io, 0, K4, 1);
         let buf = filled(&io, 4 * K4, 2);
-        io.submit(Token(1), Op::Write { file: FILE, offset: K4, buf, durable: true });
+        io.submit(Token(1), Op::Write { file: FILE, offset: K4, data: buf.into(), durable: true });
         assert_eq!(result(&mut io, 1), Ok(4 * K4 as usize));
         let blocks = after_power_loss(&world, 5);
         assert_eq!(blocks[1..], [2, 2, 2, 2]);
@@ -86,7 +86,7 @@ fn what_a_durable_write_has_overwritten_never_comes_back() {
         let mut io = world.io();
         written(&mut io, 0, 2 * K4, 1);
         let buf = filled(&io, 512, 2);
-        io.submit(Token(1), Op::Write { file: FILE, offset: 1024, buf, durable: true });
+        io.submit(Token(1), Op::Write { file: FILE, offset: 1024, data: buf.into(), durable: true });
         result(&mut io, 1).unwrap();
         world.power_loss();
         let bytes = world.bytes(DISK, 0, 2 * K4 as usize);

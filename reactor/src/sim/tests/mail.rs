@@ -31,7 +31,7 @@ impl Application<SimIo, u64> for Relay {
         self.waiting.push(hops);
     }
 
-    fn execute(&mut self, io: &mut SimIo, mail: &mut Endpoint<u64>) {
+    fn execute(&mut self, io: &mut SimIo, mail: &mut Endpoint<u64>) -> bool {
         if io.now() >= self.wakes_at {
             self.late_ns = self.late_ns.max(io.now().since_ns(self.wakes_at));
             self.wakes_at = io.now().plus_ns(1_000_000_000);
@@ -42,6 +42,7 @@ impl Application<SimIo, u64> for Relay {
                 hops => mail.send(self.next, hops - 1),
             }
         }
+        false
     }
 
     fn next_deadline(&self) -> Instant {

@@ -37,7 +37,7 @@ fn filled(io: &SimIo, len: u64, byte: u8) -> Buf {
 
 fn write(io: &mut SimIo, token: u64, offset: u64, len: u64, byte: u8) {
     let buf = filled(io, len, byte);
-    io.submit(Token(token), Op::Write { file: FILE, offset, buf, durable: false });
+    io.submit(Token(token), Op::Write { file: FILE, offset, data: buf.into(), durable: false });
 }
 
 fn barrier(io: &mut SimIo, token: u64) {
@@ -46,7 +46,7 @@ fn barrier(io: &mut SimIo, token: u64) {
 
 fn read(io: &mut SimIo, token: u64, offset: u64, len: u64) {
     let buf = filled(io, len, 0xAA);
-    io.submit(Token(token), Op::Read { file: FILE, offset, buf });
+    io.submit(Token(token), Op::Read { file: FILE, offset, data: buf.into() });
 }
 
 /// Polls until the operation has ended; what ends meanwhile is dropped.
@@ -90,7 +90,7 @@ fn content(io: &mut SimIo, offset: u64, len: u64) -> Vec<u8> {
     let done = wait(io, 902);
     assert_eq!(done.result, Ok(len as usize));
     match done.payload {
-        Payload::Buf(buf) => buf.to_vec(),
+        Payload::Data(data) => data.own().to_vec(),
         other => panic!("a read gives its buffer back, not {other:?}"),
     }
 }

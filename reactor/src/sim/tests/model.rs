@@ -70,7 +70,7 @@ fn random_run(seed: u64) -> (World, Model) {
                 let to = from + 1 + rng.below((BLOCKS - from) as u64) as usize;
                 let (token, durable) = (model.writes.len() as u64, rng.one_in(6));
                 let buf = filled(&io, (to - from) as u64 * K4, token as u8 + 1);
-                io.submit(Token(token), Op::Write { file: FILE, offset: from as u64 * K4, buf, durable });
+                io.submit(Token(token), Op::Write { file: FILE, offset: from as u64 * K4, data: buf.into(), durable });
                 let submitted = model.step;
                 model.writes.push(Known { blocks: from..to, submitted, reaped: None, durable, persistent: false });
             }

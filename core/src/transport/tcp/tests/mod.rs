@@ -125,17 +125,17 @@ impl Target {
         let mut status = Status::Success;
         let range = offset..offset + len;
         match request.command {
-            Command::Read => request.buf.as_mut().unwrap().copy_from_slice(&self.store[range]),
-            Command::Write { .. } => self.store[range].copy_from_slice(request.buf.as_ref().unwrap()),
+            Command::Read => request.data.as_mut().unwrap().copy_from(0, &self.store[range]),
+            Command::Write { .. } => request.data.as_ref().unwrap().copy_to(0, &mut self.store[range]),
             Command::WriteZeroes { .. } | Command::Deallocate => self.store[range].fill(0),
             Command::Flush => {}
             Command::Compare => {
-                if self.store[range] != **request.buf.as_ref().unwrap() {
+                if !request.data.as_ref().unwrap().equals(0, &self.store[range]) {
                     status = Status::CompareFailure;
                 }
             }
             Command::CompareAndWrite { .. } => {
-                let (compare, write) = request.buf.as_ref().unwrap().split_at(len);
+                let (compare, write) = request.data.as_ref().unwrap().own().split_at(len);
                 if self.store[range.clone()] == *compare {
                     self.store[range].copy_from_slice(write);
                 } else {
@@ -143,7 +143,7 @@ impl Target {
                 }
             }
         }
-        Done { id, status, buf: request.buf }
+        Done { id, status, data: request.data }
     }
 }
 
