@@ -11,7 +11,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::ids::{ShardId, VolumeId};
+use crate::export::{ExportAdd, ExportInfo};
+use crate::ids::{ExportId, ShardId, VolumeId};
 use crate::limits::VOLUME_BYTES_MAX;
 use crate::volume::{VolumeRecord, check_name};
 
@@ -95,6 +96,13 @@ pub enum ControlRequest {
     PoolShow,
     /// Adds space: a file made in the pool's directory, or another block device. Answered with [`ControlAnswer::Pool`].
     PoolGrow(PoolGrow),
+    /// Gives a volume a socket of its own; answered with [`ControlAnswer::Export`] once its record is durable and clients can
+    /// connect.
+    ExportAdd(ExportAdd),
+    /// All exports by volume and socket; answered with [`ControlAnswer::Exports`].
+    ExportList,
+    /// Takes an export away, from those too who are connected. Answered with [`ControlAnswer::Done`].
+    ExportRemove { id: ExportId },
     /// The running target: listeners, cores, connections; answered with [`ControlAnswer::Target`].
     TargetShow,
     /// Makes everything acknowledged so far durable (a checkpoint of every shard); answered with [`ControlAnswer::Done`].
@@ -208,6 +216,10 @@ pub enum ControlAnswer {
     Pool(PoolInfo),
     /// The running target.
     Target(TargetInfo),
+    /// One export as it is now.
+    Export(ExportInfo),
+    /// All exports, by volume and socket.
+    Exports(Vec<ExportInfo>),
 }
 
 /// A volume as seen from outside.
@@ -418,6 +430,15 @@ impl ControlError {
     /// The request cannot be right.
     pub fn invalid(message: impl Into<String>) -> ControlError {
         ControlError::new(ControlErrorKind::Invalid, message)
+    }
+
+    /// No export of this number.
+    #[must_use]
+    pub fn no_such_export(id: ExportId) -> ControlError {
+        ControlError::new(
+            ControlErrorKind::NotFound,
+            format!("no export has number {id}; `ringway export list` shows what there is"),
+        )
     }
 
     /// No volume of this name.

@@ -23,6 +23,10 @@ id! {
     VolumeId(u32)
 }
 id! {
+    /// An export of this pool.
+    ExportId(u32)
+}
+id! {
     /// A shard of the pool, fixed at format.
     ShardId(u16)
 }

@@ -10,6 +10,7 @@ pub mod checksum;
 pub mod control;
 pub mod controller;
 pub mod directory;
+pub mod export;
 pub mod host;
 pub mod ids;
 pub mod inspect;

@@ -5,7 +5,8 @@ use uuid::Uuid;
 
 use super::*;
 use crate::catalog::{AppendError, Frame};
-use crate::ids::ShardId;
+use crate::export::{ExportKind, ExportRecord, Polling};
+use crate::ids::{ExportId, ShardId};
 use crate::space::SlabId;
 use crate::volume::VolumeRecord;
 
@@ -31,6 +32,19 @@ fn volume(id: u32, name: &str) -> VolumeRecord {
 
 fn created(id: u32) -> CatalogRecord {
     CatalogRecord::VolumeCreated(volume(id, &format!("vm{id}")))
+}
+
+fn export(id: u32, volume: u32) -> ExportRecord {
+    ExportRecord {
+        id: ExportId(id),
+        kind: ExportKind::VhostUser,
+        volume: VolumeId(volume),
+        socket: format!("vhost/{id}.sock"),
+        queues: 4,
+        polling: Polling::Busy,
+        pin_guest: true,
+        read_only: false,
+    }
 }
 
 /// Both copies and their writer.
@@ -103,6 +117,8 @@ fn every_record_comes_back_as_it_was_written() {
         CatalogRecord::Opened(4),
         CatalogRecord::Closed(4),
         CatalogRecord::NextVolume(VolumeId(8)),
+        CatalogRecord::ExportAdded(export(5, 3)),
+        CatalogRecord::ExportRemoved(VolumeId(3), ExportId(5)),
     ];
     let mut kinds = BTreeSet::new();
     for record in records {
@@ -122,6 +138,11 @@ fn the_bytes_of_a_record_are_pinned() {
     let mut bytes = Vec::new();
     created(1).encode(&mut bytes);
     assert_eq!(bytes, include_bytes!("volume_created_v1.bin"), "volumes made by version 1 must stay readable");
+    let mut bytes = Vec::new();
+    CatalogRecord::ExportAdded(export(5, 300)).encode(&mut bytes);
+    let socket = b"vhost/5.sock";
+    let expected = [&[24, 0, 1, 0, 21, 0, 0, 0, 5, 0, 0xAC, 2, 12][..], socket, &[4, 2, 1, 0]].concat();
+    assert_eq!(bytes, expected);
 }
 
 #[test]
@@ -142,6 +163,38 @@ fn h2_a_record_in_one_copy_counts_and_is_repaired_into_the_other() {
         assert!(recovered.state.volume_named("vm1").is_some());
         assert_eq!(recovered.repairs, [Repair { copy: missing, offset: frame.offset, bytes: frame.bytes.clone() }]);
     }
+}
+
+#[test]
+fn exports_come_back_end_with_their_volume_and_go_into_a_snapshot() {
+    let mut disk = Disk::new();
+    disk.append(&[created(1)]);
+    disk.append(&[created(2)]);
+    for (id, volume) in [(1, 1), (2, 2), (3, 2)] {
+        disk.append(&[CatalogRecord::ExportAdded(export(id, volume))]);
+    }
+    disk.append(&[CatalogRecord::ExportRemoved(VolumeId(2), ExportId(3))]);
+    let numbers = |state: &CatalogState| state.exports().map(|export| export.id.0).collect::<Vec<_>>();
+    assert_eq!((numbers(&disk.recover().unwrap().state), disk.state.next_export()), (vec![1, 2], ExportId(3)));
+    let frames = disk.log.compact(&disk.state).unwrap();
+    frames.iter().for_each(|frame| disk.write(frame, [true, true]));
+    assert_eq!(disk.recover().unwrap().state, disk.state);
+    disk.append(&[CatalogRecord::VolumeRemoved(VolumeId(1))]);
+    assert_eq!(numbers(&disk.recover().unwrap().state), [2]);
+}
+
+#[test]
+fn i4_a_lost_removal_of_an_export_faults_its_volume_and_a_later_export_has_number_and_socket() {
+    let mut disk = Disk::new();
+    disk.append(&[created(1)]);
+    disk.append(&[created(2)]);
+    disk.append(&[CatalogRecord::ExportAdded(export(1, 1))]);
+    let lost = disk.append(&[CatalogRecord::ExportRemoved(VolumeId(1), ExportId(1))]);
+    disk.append(&[CatalogRecord::ExportAdded(export(1, 2))]);
+    disk.corrupt(lost.offset + 70, [true, true]);
+    let recovered = disk.recover().unwrap();
+    assert_eq!(recovered.damaged, [VolumeId(1)]);
+    assert_eq!(recovered.state.exports().collect::<Vec<_>>(), [&export(1, 2)]);
 }
 
 #[test]

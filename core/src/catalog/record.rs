@@ -10,7 +10,8 @@ use serde::de::DeserializeOwned;
 use thiserror::Error;
 use uuid::Uuid;
 
-use crate::ids::{ShardId, VolumeId};
+use crate::export::ExportRecord;
+use crate::ids::{ExportId, ShardId, VolumeId};
 use crate::space::SlabId;
 use crate::volume::VolumeRecord;
 
@@ -32,6 +33,8 @@ pub mod kind {
     pub const OPENED: u16 = 18;
     pub const CLOSED: u16 = 19;
     pub const NEXT_VOLUME: u16 = 20;
+    pub const EXPORT_ADDED: u16 = 24;
+    pub const EXPORT_REMOVED: u16 = 25;
     pub const CUT: u16 = 32;
     pub const ATTEMPT: u16 = 33;
     pub const SEALED: u16 = 34;
@@ -81,6 +84,10 @@ pub enum CatalogRecord {
     Closed(u32),
     /// No volume with this id or a higher one has ever been.
     NextVolume(VolumeId),
+    /// A volume has a socket of its own for one kind of client.
+    ExportAdded(ExportRecord),
+    /// It has that no more.
+    ExportRemoved(VolumeId, ExportId),
 }
 
 /// Why bytes are no catalog record.
@@ -120,6 +127,8 @@ impl CatalogRecord {
             CatalogRecord::Opened(..) => kind::OPENED,
             CatalogRecord::Closed(..) => kind::CLOSED,
             CatalogRecord::NextVolume(..) => kind::NEXT_VOLUME,
+            CatalogRecord::ExportAdded(..) => kind::EXPORT_ADDED,
+            CatalogRecord::ExportRemoved(..) => kind::EXPORT_REMOVED,
         }
     }
 
@@ -128,6 +137,7 @@ impl CatalogRecord {
     pub fn volume(&self) -> Option<VolumeId> {
         match self {
             CatalogRecord::VolumeCreated(volume) => Some(volume.id),
+            CatalogRecord::ExportAdded(export) => Some(export.volume),
             CatalogRecord::VolumeRemoved(id)
             | CatalogRecord::VolumeErased(id)
             | CatalogRecord::VolumeResized(id, _)
@@ -137,6 +147,7 @@ impl CatalogRecord {
             | CatalogRecord::HostDetached(id, _)
             | CatalogRecord::VolumeFaulted(id, ..)
             | CatalogRecord::VolumeRemains(id, _)
+            | CatalogRecord::ExportRemoved(id, _)
             | CatalogRecord::VolumeRepaired(id) => Some(*id),
             CatalogRecord::SlabOwned(..)
             | CatalogRecord::DeviceAdded(..)
@@ -164,6 +175,8 @@ impl CatalogRecord {
             CatalogRecord::DeviceAdded(number, uuid, size) => bytes(&(number, uuid, size)),
             CatalogRecord::Opened(boot) | CatalogRecord::Closed(boot) => bytes(boot),
             CatalogRecord::NextVolume(id) => bytes(id),
+            CatalogRecord::ExportAdded(export) => bytes(export),
+            CatalogRecord::ExportRemoved(volume, id) => bytes(&(volume, id)),
         };
         out.extend(self.kind().to_le_bytes());
         out.extend(MUST_UNDERSTAND.to_le_bytes());
@@ -200,6 +213,8 @@ impl CatalogRecord {
             kind::OPENED => CatalogRecord::Opened(content.read()?),
             kind::CLOSED => CatalogRecord::Closed(content.read()?),
             kind::NEXT_VOLUME => CatalogRecord::NextVolume(content.read()?),
+            kind::EXPORT_ADDED => CatalogRecord::ExportAdded(content.read()?),
+            kind::EXPORT_REMOVED => content.read().map(|(volume, id)| CatalogRecord::ExportRemoved(volume, id))?,
             _ if flags & MUST_UNDERSTAND == 0 => return Ok((None, 8 + length)),
             _ => return Err(BadCatalogRecord::Unknown(kind)),
         };

@@ -1,6 +1,7 @@
 //! What the records add up to. [`CatalogState::apply`] is pure: it changes this value and nothing else.
 //!
-//! Invariants: names of live volumes are unique; `next_volume` is above every id that was ever used; a slab has one owner.
+//! Invariants: names of live volumes are unique; `next_volume` is above every id that was ever used; a slab has one owner; an
+//! export is of a live volume, and no two share a socket.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,7 +9,8 @@ use thiserror::Error;
 use uuid::Uuid;
 
 use super::record::CatalogRecord;
-use crate::ids::{ShardId, VolumeId};
+use crate::export::ExportRecord;
+use crate::ids::{ExportId, ShardId, VolumeId};
 use crate::space::SlabId;
 use crate::volume::{VolumeRecord, check_name};
 
@@ -50,6 +52,7 @@ pub struct CatalogState {
     faults: BTreeMap<VolumeId, BTreeSet<Fault>>,
     slabs: BTreeMap<SlabId, ShardId>,
     devices: BTreeMap<u8, Device>,
+    exports: BTreeMap<ExportId, ExportRecord>,
     next_volume: u32,
     /// The last boot that was opened, and whether it was closed in good order.
     boot: u32,
@@ -92,6 +95,9 @@ pub enum ApplyError {
     /// The device number is taken.
     #[error("device {0} is part of the pool already")]
     DeviceExists(u8),
+    /// There is no such export.
+    #[error("export {0} does not exist")]
+    NoExport(ExportId),
 }
 
 impl CatalogState {
@@ -102,6 +108,7 @@ impl CatalogState {
             CatalogRecord::VolumeRemoved(id) => {
                 let entry = self.volumes.remove(id).ok_or(ApplyError::NoVolume(*id))?;
                 self.names.remove(&entry.record.name);
+                self.exports.retain(|_, export| export.volume != *id);
                 // Its faults stay until it is erased: a shard that lost records of it must not give away what it names.
                 self.removed.insert(*id, entry.record.shards);
             }
@@ -157,6 +164,15 @@ impl CatalogState {
                 self.volumes.values_mut().for_each(|entry| entry.attached.clear());
             }
             CatalogRecord::NextVolume(id) => self.next_volume = self.next_volume.max(id.0),
+            CatalogRecord::ExportAdded(export) => {
+                self.entry(export.volume)?;
+                // The later one counts: the record of the earlier one's removal is lost, and its volume faulted.
+                self.exports.retain(|_, other| other.socket != export.socket);
+                self.exports.insert(export.id, export.clone());
+            }
+            CatalogRecord::ExportRemoved(_, id) => {
+                self.exports.remove(id).ok_or(ApplyError::NoExport(*id))?;
+            }
         }
         Ok(())
     }
@@ -262,6 +278,23 @@ impl CatalogState {
         self.devices.iter().map(|(&number, &device)| (number, device))
     }
 
+    /// The exports, by number.
+    pub fn exports(&self) -> impl Iterator<Item = &ExportRecord> {
+        self.exports.values()
+    }
+
+    /// An export.
+    #[must_use]
+    pub fn export(&self, id: ExportId) -> Option<&ExportRecord> {
+        self.exports.get(&id)
+    }
+
+    /// The number for the next export: above all there are.
+    #[must_use]
+    pub fn next_export(&self) -> ExportId {
+        ExportId(self.exports.keys().next_back().map_or(1, |last| last.0 + 1))
+    }
+
     /// The id for the next volume: never used before.
     #[must_use]
     pub fn next_volume(&self) -> u32 {
@@ -300,6 +333,7 @@ impl CatalogState {
                 records.push(CatalogRecord::VolumeRemains(id, self.removed[&id].clone()));
             }
         }
+        records.extend(self.exports.values().cloned().map(CatalogRecord::ExportAdded));
         for (id, fault) in self.faults() {
             records.push(CatalogRecord::VolumeFaulted(id, fault.shard, fault.why.clone()));
         }

@@ -16,6 +16,7 @@ use crate::checkpoint::RING_BYTES;
 use crate::control::TargetInfo;
 use crate::controller::registry::Registry;
 use crate::directory::Directory;
+use crate::export::ExportRecord;
 use crate::ids::{Epoch, ShardId, VolumeId};
 use crate::metrics::Metrics;
 use crate::node::owner::{CatalogPlace, FirstFlush, Owner, OwnerParts, PoolFacts, Store, Surroundings, directory_of};
@@ -158,6 +159,11 @@ impl Plan {
     #[must_use]
     pub fn registry(&self) -> Arc<Registry> {
         Arc::clone(&self.registry)
+    }
+
+    /// The exports, as the catalog was opened with them.
+    pub fn exports(&self) -> impl Iterator<Item = &ExportRecord> {
+        self.state.exports()
     }
 
     /// The shards that live on a reactor.

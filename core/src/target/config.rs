@@ -7,6 +7,8 @@ use std::time::Duration;
 
 pub use ringway_reactor::files::Allocation;
 
+use super::unix::SocketAccess;
+
 /// Where a pool lives.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PoolSpec {
@@ -83,6 +85,8 @@ pub struct TargetConfig {
     pub insecure: bool,
     /// Where the log lives that survives the process but not the machine.
     pub runtime: PathBuf,
+    /// Who may connect to the sockets of exports and of the native ring.
+    pub socket_access: SocketAccess,
     /// Bytes of registered buffers of each reactor.
     pub buffer_bytes: usize,
     /// Bytes of decoded map in memory, all shards together.
@@ -111,6 +115,7 @@ impl TargetConfig {
             listeners: Vec::new(),
             insecure: false,
             runtime: std::env::temp_dir(),
+            socket_access: SocketAccess::default(),
             buffer_bytes: 64 << 20,
             map_cache_bytes: 256 << 20,
             commit_interval: Duration::from_millis(500),

@@ -5,11 +5,13 @@ mod buffers;
 mod config;
 mod devices;
 mod error;
+pub mod exports;
 mod grow;
 mod in_process;
 pub mod log;
 mod running;
 mod start;
+pub mod unix;
 
 pub use config::{Allocation, FormatOptions, PoolSpec, TargetConfig};
 pub use error::StartError;

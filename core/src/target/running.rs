@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 use ringway_reactor::mailbox::Injector;
 use thiserror::Error;
 
+use super::unix::UnixSockets;
 use crate::control::{ControlCall, ControlPort};
 use crate::metrics::Metrics;
 use crate::node::message::Message;
@@ -19,6 +20,8 @@ pub struct StopError;
 /// A target that serves. Dropped without [`RunningTarget::join`], it goes on serving.
 pub struct RunningTarget {
     injector: Injector<Message>,
+    control: Arc<dyn ControlPort>,
+    sockets: UnixSockets,
     metrics: Arc<Metrics>,
     listeners: Vec<SocketAddr>,
     threads: Vec<JoinHandle<bool>>,
@@ -36,11 +39,13 @@ impl ControlPort for Port {
 impl RunningTarget {
     pub(super) fn new(
         injector: Injector<Message>,
+        control: Arc<dyn ControlPort>,
+        sockets: UnixSockets,
         metrics: Arc<Metrics>,
         listeners: Vec<SocketAddr>,
         threads: Vec<JoinHandle<bool>>,
     ) -> Self {
-        Self { injector, metrics, listeners, threads }
+        Self { injector, control, sockets, metrics, listeners, threads }
     }
 
     /// Where it listens; port 0 is resolved.
@@ -52,7 +57,7 @@ impl RunningTarget {
     /// Takes control calls.
     #[must_use]
     pub fn control(&self) -> Arc<dyn ControlPort> {
-        Arc::new(Port(self.injector.clone()))
+        Arc::clone(&self.control)
     }
 
     /// Its counters.
@@ -63,6 +68,7 @@ impl RunningTarget {
 
     /// Begins to stop: nothing new is taken, what is in flight is answered, everything is made durable. More than once does no harm.
     pub fn shutdown(&self) {
+        self.sockets.remote().close_all();
         self.injector.send(Message::Quiet);
     }
 

@@ -32,8 +32,10 @@ use super::buffers;
 use super::config::{PoolSpec, TargetConfig};
 use super::devices::Devices;
 use super::error::StartError;
+use super::exports::{Exports, Servers};
 use super::log::{Kept, ProcessLog};
-use super::running::RunningTarget;
+use super::running::{Port, RunningTarget};
+use super::unix::UnixSockets;
 use crate::catalog::CatalogRecord;
 use crate::control::TargetInfo;
 use crate::ids::ShardId;
@@ -82,6 +84,8 @@ pub fn start(config: TargetConfig, progress: &mut dyn FnMut(&Progress)) -> Resul
     if config.cores.is_empty() {
         return Err(StartError::Invalid("a target needs a core to run on".to_owned()));
     }
+    let sockets = UnixSockets::start()
+        .map_err(|source| StartError::System { what: "cannot start the thread that accepts".to_owned(), source })?;
     let mut devices = open_devices(&config, progress)?;
     let (pool, mut logs, machine_restarted) = open_pool(&config, &devices)?;
     devices.keep(pool.superblocks.len());
@@ -118,7 +122,11 @@ pub fn start(config: TargetConfig, progress: &mut dyn FnMut(&Progress)) -> Resul
     drop(reports);
     let metrics = plan.metrics();
     match begin(&reported, &gos, reactors) {
-        Ok(listeners) => Ok(RunningTarget::new(injector, metrics, listeners, threads)),
+        Ok(listeners) => {
+            let port = Port(injector.clone());
+            let exports = Exports::start(plan.exports(), port, sockets.remote(), &config, Servers::new());
+            Ok(RunningTarget::new(injector, Arc::new(exports), sockets, metrics, listeners, threads))
+        }
         Err(error) => {
             // Those that wait see that nobody will tell them to go on.
             drop(gos);

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use ringway_core::catalog::COPY_BYTES;
 use ringway_core::control::{ControlAnswer, ControlErrorKind, ControlRequest};
+use ringway_core::export::{ExportAdd, ExportInfo, ExportKind, Polling};
+use ringway_core::ids::ExportId;
 use ringway_core::pool;
 use ringway_core::request::Status;
 use ringway_reactor::sim::{CrashPoint, DiskId, Ended, Fault, OpKind};
@@ -155,4 +157,43 @@ fn after_a_failed_catalog_write_nothing_is_changed_any_more_and_volumes_go_on() 
     assert_eq!(target.flush(id), Status::Success);
     assert_eq!(target.read(id, 0, 4096), Ok(vec![2; 4096]));
     assert!(target.pool().read_only.is_some_and(|why| why.contains("catalog")));
+}
+
+#[test]
+fn exports_are_made_listed_and_removed_and_hold_their_volume() {
+    let mut target = Target::new(3, Setup::default());
+    let a = target.create("a/b", 8 * MIB);
+    let add = ExportAdd { queues: 4, polling: Polling::Busy, ..ExportAdd::new(ExportKind::VhostUser, "a/b") };
+    let Ok(ControlAnswer::Export(made)) = target.call(ControlRequest::ExportAdd(add.clone())) else {
+        panic!("it was not made")
+    };
+    assert_eq!((made.volume_id, made.socket.to_str()), (a.id, Some("vhost/a%2Fb.sock")));
+    let elsewhere = ExportAdd { socket: Some("/vm/disk.sock".into()), ..add.clone() };
+    target.call(ControlRequest::ExportAdd(elsewhere.clone())).unwrap();
+    for (request, kind, says) in [
+        (ControlRequest::ExportAdd(add.clone()), ControlErrorKind::Exists, "another socket"),
+        (ControlRequest::ExportAdd(elsewhere), ControlErrorKind::Exists, "\"a/b\""),
+        (
+            ControlRequest::ExportAdd(ExportAdd { volume: "c".into(), ..add.clone() }),
+            ControlErrorKind::NotFound,
+            "\"c\"",
+        ),
+        (ControlRequest::ExportAdd(ExportAdd { queues: 0, ..add }), ControlErrorKind::Invalid, "1 to 128"),
+        (ControlRequest::ExportRemove { id: ExportId(9) }, ControlErrorKind::NotFound, "export list"),
+        (ControlRequest::VolumeRemove { name: "a/b".into(), force: true }, ControlErrorKind::Busy, "/vm/disk.sock"),
+    ] {
+        let error = target.call(request.clone()).unwrap_err();
+        assert!(error.kind == kind && error.message.contains(says), "{request:?}: {error}");
+    }
+    target.call(ControlRequest::VolumeRename { name: "a/b".into(), to: "b".into() }).unwrap();
+
+    let mut target = target.restart();
+    let Ok(ControlAnswer::Exports(exports)) = target.call(ControlRequest::ExportList) else { panic!("no list") };
+    assert_eq!(exports.len(), 2);
+    // Its socket keeps its name: who is attached comes back there.
+    assert_eq!(exports[1], ExportInfo { volume: "b".into(), ..made });
+    for export in exports {
+        assert_eq!(target.call(ControlRequest::ExportRemove { id: export.id }), Ok(ControlAnswer::Done));
+    }
+    target.call(ControlRequest::VolumeRemove { name: "b".into(), force: false }).unwrap();
 }

@@ -29,7 +29,11 @@ impl Owner {
             }
             ControlRequest::PoolShow => reply(Ok(ControlAnswer::Pool(self.pool_info()))),
             ControlRequest::TargetShow => reply(Ok(ControlAnswer::Target(self.target_info()))),
+            ControlRequest::ExportList => reply(Ok(ControlAnswer::Exports(self.all_exports()))),
             ControlRequest::Sync => self.sync(reply),
+            ControlRequest::ExportAdd(_) | ControlRequest::ExportRemove { .. } => {
+                self.tasks.push_back(Task::Export(request, reply));
+            }
             request => self.tasks.push_back(Task::Call(request, reply)),
         }
     }
@@ -145,6 +149,7 @@ impl Owner {
 
     fn plan_remove(&mut self, name: &str, force: bool) -> Result<Planned, ControlError> {
         let id = self.named(name)?.record.id;
+        self.check_not_exported(name, id)?;
         let attached = self.attached_hosts(id);
         if !attached.is_empty() && !force {
             return Err(ControlError::new(

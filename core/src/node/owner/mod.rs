@@ -10,6 +10,7 @@
 
 mod attach;
 mod calls;
+mod exports;
 mod publish;
 mod show;
 mod slabs;
@@ -32,7 +33,7 @@ use crate::catalog::CatalogRecord;
 use crate::control::{ControlError, ControlErrorKind, ControlRequest, Reply, TargetInfo};
 use crate::controller::registry::Registry;
 use crate::directory::Directory;
-use crate::ids::{AssociationId, RequestId, ShardId, VolumeId};
+use crate::ids::{AssociationId, ExportId, RequestId, ShardId, VolumeId};
 use crate::metrics::Metrics;
 use crate::request::{Request, Status};
 use crate::space::{Geometry, SlabId};
@@ -89,6 +90,8 @@ pub struct OwnerParts {
 enum Task {
     /// A control call that changes something.
     Call(ControlRequest, Reply),
+    /// A control call about exports.
+    Export(ControlRequest, Reply),
     /// A slab for a shard.
     Grant { shard: ShardId },
     /// No shard holds anything of it any more.
@@ -105,6 +108,8 @@ enum Task {
 enum Then {
     /// Publish; then answer with this volume, or that it is done.
     Publish(Option<(Reply, Option<VolumeId>)>),
+    /// Answer with this export, or that it is done.
+    Exported(Reply, Option<ExportId>),
     /// Tell the shard.
     Grant { shard: ShardId, slab: SlabId },
     /// Leave the loops.
@@ -284,6 +289,7 @@ impl Owner {
                     Plan::Nothing
                 }
             },
+            Task::Export(request, reply) => self.plan_export(&request, reply),
             Task::Grant { shard } => self.plan_grant(shard),
             Task::Erased(volume) => Plan::Change(vec![CatalogRecord::VolumeErased(volume)], Then::Publish(None)),
             Task::Attached(volume) => self.plan_attached(volume),
@@ -295,6 +301,7 @@ impl Owner {
     fn act(&mut self, then: Then) {
         match then {
             Then::Publish(answer) => self.publish(answer),
+            Then::Exported(reply, shown) => reply(Ok(self.answer_export(shown))),
             Then::Grant { shard, slab } => self.grant(shard, slab),
             Then::Stop => {
                 self.stage = Stage::Closed;
@@ -309,7 +316,7 @@ impl Owner {
         tracing::error!(why, "the catalog takes no more changes until the pool is opened again");
         self.metrics.pool.read_only.set(1);
         match then {
-            Then::Publish(Some((reply, _))) => reply(Err(catalog_failed(why))),
+            Then::Publish(Some((reply, _))) | Then::Exported(reply, _) => reply(Err(catalog_failed(why))),
             Then::Grant { shard, .. } => self.send_to_shard(shard, Message::NoSlab { shard }),
             Then::Stop => self.stop_all(),
             Then::Publish(None) | Then::Rest => {}
@@ -318,7 +325,7 @@ impl Owner {
 
     fn refuse_task(&mut self, task: Task, why: &str) {
         match task {
-            Task::Call(_, reply) => reply(Err(catalog_failed(why))),
+            Task::Call(_, reply) | Task::Export(_, reply) => reply(Err(catalog_failed(why))),
             Task::Grant { shard } => self.send_to_shard(shard, Message::NoSlab { shard }),
             Task::Close => self.stop_all(),
             Task::Erased(_) | Task::Attached(_) | Task::Faulted { .. } => {}
