@@ -12,6 +12,9 @@
 //! PUT    /v1/volumes/{name}/name        {"name": new}
 //! PUT    /v1/volumes/{name}/hosts       {"hosts": [nqn, ...]}
 //! DELETE /v1/volumes/{name}?force=true  remove it
+//! GET    /v1/exports                    all exports
+//! POST   /v1/exports                    ExportAdd
+//! DELETE /v1/exports/{id}               take an export away
 //! GET    /metrics                       Prometheus
 //! ```
 //!
@@ -23,11 +26,13 @@ use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post, put};
+use axum::routing::{delete, get, post, put};
 use axum::{Json, Router};
 use ringway_core::control::{
     ControlAnswer, ControlCall, ControlError, ControlErrorKind, ControlPort, ControlRequest, PoolGrow, VolumeCreate,
 };
+use ringway_core::export::ExportAdd;
+use ringway_core::ids::ExportId;
 use ringway_core::metrics::Metrics;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
@@ -89,6 +94,8 @@ pub(crate) fn routes(node: Node) -> Router {
         .route("/v1/volumes/{name}/size", put(volume_resize))
         .route("/v1/volumes/{name}/name", put(volume_rename))
         .route("/v1/volumes/{name}/hosts", put(volume_set_hosts))
+        .route("/v1/exports", get(|State(node): State<Node>| ask(node, ControlRequest::ExportList)).post(export_add))
+        .route("/v1/exports/{id}", delete(export_remove))
         .route("/metrics", get(metrics))
         .fallback(|| async {
             Refused(ControlError::new(ControlErrorKind::NotFound, "no such path; see docs/operating/control.md"))
@@ -113,6 +120,8 @@ async fn ask(node: Node, request: ControlRequest) -> Result<Response, Refused> {
         ControlAnswer::Volumes(volumes) => Json(volumes).into_response(),
         ControlAnswer::Pool(pool) => Json(pool).into_response(),
         ControlAnswer::Target(target) => Json(target).into_response(),
+        ControlAnswer::Export(export) => Json(export).into_response(),
+        ControlAnswer::Exports(exports) => Json(exports).into_response(),
     })
 }
 
@@ -165,6 +174,21 @@ async fn volume_set_hosts(
     body: Result<Json<NewHosts>, JsonRejection>,
 ) -> Result<Response, Refused> {
     ask(node, ControlRequest::VolumeSetHosts { name: name?.0, hosts: body?.0.hosts }).await
+}
+
+async fn export_add(
+    State(node): State<Node>,
+    body: Result<Json<ExportAdd>, JsonRejection>,
+) -> Result<Response, Refused> {
+    let add = body?.0;
+    add.check().map_err(Refused)?;
+    let mut response = ask(node, ControlRequest::ExportAdd(add)).await?;
+    *response.status_mut() = StatusCode::CREATED;
+    Ok(response)
+}
+
+async fn export_remove(State(node): State<Node>, id: Result<Path<u32>, PathRejection>) -> Result<Response, Refused> {
+    ask(node, ControlRequest::ExportRemove { id: ExportId(id?.0) }).await
 }
 
 async fn metrics(State(node): State<Node>) -> Response {

@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::Settings;
 use crate::endpoint::PoolPlace;
+use crate::export::ExportCommand;
 use crate::failure::EXIT_CODES;
 use crate::size::Size;
 
@@ -34,6 +35,9 @@ pub(crate) enum Command {
     /// Make, look at, change and remove volumes of the running target
     #[command(subcommand)]
     Volume(VolumeCommand),
+    /// Give volumes to virtual machines of this host, each through a socket of its own
+    #[command(subcommand)]
+    Export(ExportCommand),
     /// Check a pool that nobody serves, without changing it
     #[command(
         after_help = "Examples:\n  ringway inspect ./ringway-data\n  ringway inspect ./ringway-data --json | jq .faults"

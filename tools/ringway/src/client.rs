@@ -10,6 +10,8 @@ use hyper::{Method, Request, header};
 use hyper_util::rt::TokioIo;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use ringway_core::control::{ControlErrorKind, PoolGrow, PoolInfo, TargetInfo, VolumeCreate, VolumeInfo};
+use ringway_core::export::{ExportAdd, ExportInfo};
+use ringway_core::ids::ExportId;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
@@ -70,6 +72,19 @@ impl Client {
     pub(crate) fn volume_remove(&self, name: &str, force: bool) -> Result<(), Failure> {
         let query = if force { "?force=true" } else { "" };
         let _: serde_json::Value = self.call(Method::DELETE, &path(name, query), None::<&()>)?;
+        Ok(())
+    }
+
+    pub(crate) fn exports(&self) -> Result<Vec<ExportInfo>, Failure> {
+        self.call(Method::GET, "/v1/exports", None::<&()>)
+    }
+
+    pub(crate) fn export_add(&self, add: &ExportAdd) -> Result<ExportInfo, Failure> {
+        self.call(Method::POST, "/v1/exports", Some(add))
+    }
+
+    pub(crate) fn export_remove(&self, id: ExportId) -> Result<(), Failure> {
+        let _: serde_json::Value = self.call(Method::DELETE, &format!("/v1/exports/{id}"), None::<&()>)?;
         Ok(())
     }
 

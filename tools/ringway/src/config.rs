@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use ringway_core::target::PoolSpec;
+use ringway_core::target::unix::SocketAccess;
 use serde::Deserialize;
 
 use crate::endpoint::{Listen, PoolPlace};
 use crate::failure::Failure;
-use crate::runtime::{SocketAccess, parse_mode};
+use crate::runtime::{group_id, parse_mode};
 use crate::size::Size;
 
 /// Listeners where none is given: NVMe, discovery, and what an `openvstorage` client dials.
@@ -51,12 +52,15 @@ pub(crate) struct Settings {
     /// Runtime folder [default: $RINGWAY_RUNTIME_DIR, /run/ringway as root, or $XDG_RUNTIME_DIR/ringway]
     #[arg(long, value_name = "DIR")]
     pub(crate) runtime: Option<PathBuf>,
-    /// Permissions of the control socket, octal [default: 0600]
+    /// Permissions of the sockets in the runtime folder and of exports, octal [default: 0600]
     #[arg(long, value_name = "MODE")]
     pub(crate) socket_mode: Option<String>,
-    /// Group of the control socket
+    /// Group of these sockets
     #[arg(long, value_name = "GROUP")]
     pub(crate) socket_group: Option<String>,
+    /// Permissions of the control socket, where they are others: whoever may connect there may do everything
+    #[arg(long, value_name = "MODE")]
+    pub(crate) control_mode: Option<String>,
     /// What to log: error, warn, info, debug, trace, or directives such as info,ringway_core::journal=debug
     #[arg(long, value_name = "FILTER")]
     pub(crate) log: Option<String>,
@@ -96,6 +100,7 @@ impl Settings {
             runtime: over.runtime.or(self.runtime),
             socket_mode: over.socket_mode.or(self.socket_mode),
             socket_group: over.socket_group.or(self.socket_group),
+            control_mode: over.control_mode.or(self.control_mode),
             log: over.log.or(self.log),
         }
     }
@@ -116,10 +121,19 @@ impl Settings {
         self.pool.clone().unwrap_or_else(|| PoolPlace(PoolSpec::Path(POOL_DEFAULT.into())))
     }
 
-    /// Who may use the control socket.
+    /// Who may use the sockets of volumes.
     pub(crate) fn socket_access(&self) -> Result<SocketAccess, Failure> {
+        let default = SocketAccess::default();
         let mode = self.socket_mode.as_deref().map(parse_mode).transpose().map_err(Failure::usage)?;
-        Ok(SocketAccess { mode, group: self.socket_group.clone() })
+        let group = self.socket_group.as_deref().map(group_id).transpose()?;
+        Ok(SocketAccess { mode: mode.unwrap_or(default.mode), group })
+    }
+
+    /// Who may use the control socket.
+    pub(crate) fn control_access(&self) -> Result<SocketAccess, Failure> {
+        let mode = self.control_mode.as_deref().map(parse_mode).transpose().map_err(Failure::usage)?;
+        let access = self.socket_access()?;
+        Ok(SocketAccess { mode: mode.unwrap_or(access.mode), ..access })
     }
 }
 
@@ -144,7 +158,10 @@ mod tests {
         assert_eq!(settings.cores.as_deref(), Some("1"));
         assert_eq!(settings.pool(), PoolPlace(PoolSpec::Memory(1 << 30)));
         assert_eq!(settings.listeners()[0].addr.port(), 1);
-        assert_eq!(settings.socket_access().unwrap().mode, Some(0o660));
+        assert_eq!(settings.socket_access().unwrap().mode, 0o660);
+        assert_eq!(settings.control_access().unwrap().mode, 0o660);
+        let private = Settings { control_mode: Some("0600".into()), ..settings.clone() };
+        assert_eq!(private.control_access().unwrap().mode, 0o600);
         assert_eq!(Settings::default().listeners().len(), 3);
     }
 

@@ -11,6 +11,7 @@ mod config;
 mod demo;
 mod endpoint;
 mod engine;
+mod export;
 mod failure;
 mod inspect;
 mod logging;
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
         Command::Serve(args) => serve::run(*args, engine::start),
         Command::Pool(command) => pool::run(command, format),
         Command::Volume(command) => volume::run(command, format),
+        Command::Export(command) => export::run(command, format),
         Command::Inspect(args) => inspect::run(&args, format),
         Command::Bench(args) => bench::run(*args, format),
     };

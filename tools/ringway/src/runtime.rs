@@ -12,6 +12,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use ringway_core::control::ControlErrorKind;
+use ringway_core::target::unix::SocketAccess;
 use rustix::fs::{FlockOperation, flock};
 
 use crate::failure::Failure;
@@ -79,15 +80,6 @@ pub(crate) fn prepare_folder(path: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Who may use the control socket.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct SocketAccess {
-    /// Permission bits; 0600 unless given.
-    pub(crate) mode: Option<u32>,
-    /// Group by name or number.
-    pub(crate) group: Option<String>,
-}
-
 /// The control socket of a running daemon. Removed from the file system on drop.
 pub(crate) struct ControlSocket {
     pub(crate) path: PathBuf,
@@ -98,9 +90,8 @@ pub(crate) struct ControlSocket {
 
 impl ControlSocket {
     /// Takes the place and listens there; what an earlier daemon left behind is replaced, a running one is not.
-    pub(crate) fn bind(path: &Path, access: &SocketAccess) -> Result<ControlSocket, Failure> {
+    pub(crate) fn bind(path: &Path, access: SocketAccess) -> Result<ControlSocket, Failure> {
         check_length(path)?;
-        let group = access.group.as_deref().map(group_id).transpose()?;
         let lock_path = with_suffix(path, ".lock");
         let lock = File::options()
             .create(true)
@@ -122,7 +113,7 @@ impl ControlSocket {
             }
             Err(errno) => return Err(Failure::io("lock", &lock_path, &errno.into())),
         }
-        let listener = bind_with_access(path, access.mode.unwrap_or(0o600), group)
+        let listener = bind_with_access(path, access.mode, access.group)
             .map_err(|error| Failure::io("listen on the control socket", path, &error))?;
         Ok(ControlSocket { path: path.to_owned(), listener: Some(listener), _lock: lock })
     }
@@ -177,7 +168,8 @@ fn check_length(path: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-fn group_id(group: &str) -> Result<u32, Failure> {
+/// A group by name or number.
+pub(crate) fn group_id(group: &str) -> Result<u32, Failure> {
     if let Ok(number) = group.parse() {
         return Ok(number);
     }
@@ -221,16 +213,16 @@ mod tests {
     fn a_running_daemons_socket_is_not_taken_and_a_leftover_is() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("c.sock");
-        let access = SocketAccess { mode: Some(0o660), group: None };
-        let first = ControlSocket::bind(&path, &access).unwrap();
+        let access = SocketAccess { mode: 0o660, group: None };
+        let first = ControlSocket::bind(&path, access).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o660);
-        let Err(busy) = ControlSocket::bind(&path, &access) else { panic!("two daemons share a socket") };
+        let Err(busy) = ControlSocket::bind(&path, access) else { panic!("two daemons share a socket") };
         assert!(busy.exit_code() == 8 && busy.message.contains("--runtime"), "{busy}");
         drop(first);
         assert!(!path.exists());
 
         fs::write(&path, "left behind").unwrap();
-        let again = ControlSocket::bind(&path, &access).unwrap();
+        let again = ControlSocket::bind(&path, access).unwrap();
         drop(again);
     }
 

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use ringway_core::control::ControlPort;
 use ringway_core::metrics::Metrics;
+use ringway_core::target::unix::SocketAccess;
 use ringway_reactor::pin::{allowed_cores, check_cores, parse_core_list};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use serde::Serialize;
@@ -24,7 +25,7 @@ use crate::endpoint::{Listen, PoolPlace};
 use crate::failure::Failure;
 use crate::logging::LogFilter;
 use crate::output::write_line;
-use crate::runtime::{ControlSocket, SocketAccess, control_socket, folder, prepare_folder};
+use crate::runtime::{ControlSocket, control_socket, folder, prepare_folder};
 use crate::size::Size;
 
 /// Reactors where nothing is said: more would take a large machine's memory and cores without being asked.
@@ -43,8 +44,9 @@ pub(crate) struct Plan {
     pub(crate) map_cache: Option<Size>,
     pub(crate) polling: Option<Duration>,
     pub(crate) runtime: PathBuf,
+    pub(crate) socket_access: SocketAccess,
     control: PathBuf,
-    access: SocketAccess,
+    control_access: SocketAccess,
 }
 
 impl Plan {
@@ -60,7 +62,8 @@ impl Plan {
             polling: settings.polling_us.map(Duration::from_micros),
             runtime: folder(settings.runtime.as_deref()),
             control: control_socket(settings.control.as_deref(), settings.runtime.as_deref()),
-            access: settings.socket_access()?,
+            socket_access: settings.socket_access()?,
+            control_access: settings.control_access()?,
         })
     }
 }
@@ -120,7 +123,7 @@ pub(crate) fn run(
     let plan = Plan::of(&settings)?;
     let log = LogFilter::start(settings.log.as_deref())?;
     prepare_folder(&plan.runtime)?;
-    let mut socket = ControlSocket::bind(&plan.control, &plan.access)?;
+    let mut socket = ControlSocket::bind(&plan.control, plan.control_access)?;
     let engine = start(&plan)?;
     let ready = Ready {
         ready: true,
