@@ -44,7 +44,7 @@ impl<L: RecordLog> Node<L> {
         catch_up(&metrics.polls_empty, turns.empty);
         catch_up(&metrics.sleeps, turns.sleeps);
         catch_up(&metrics.messages_sent, self.messages_sent);
-        let transport = self.transport.stats();
+        let transport = self.transports.tcp.stats();
         catch_up(&metrics.connections_accepted, transport.accepted);
         catch_up(&metrics.protocol_errors, transport.terminated);
         catch_up(&metrics.bytes_copied, transport.bytes_copied);
@@ -54,7 +54,7 @@ impl<L: RecordLog> Node<L> {
 
     fn count_connections(&mut self) {
         let (before, reactor) = (std::mem::take(&mut self.connections), self.index as u16);
-        for seen in self.transport.seen() {
+        for seen in self.transports.tcp.seen() {
             let number = u64::from(reactor) << 48 | seen.number;
             let known = before.get(&number).filter(|metrics| metrics.label.subsystem == seen.subsystem);
             let metrics = known.map_or_else(

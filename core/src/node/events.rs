@@ -102,7 +102,7 @@ impl<L: RecordLog> Node<L> {
 
     /// An association is dead: stop sending its parts, and tell everybody.
     pub(super) fn fence<I: Io>(&mut self, io: &mut I, association: AssociationId, origin: usize) {
-        self.transport.kill_association(io, association, &mut self.transport_events);
+        self.transports.kill_association(io, association, &mut self.transport_events);
         let (dead, alive): (Vec<_>, Vec<_>) =
             self.requests.drain(..).partition(|(_, request)| request.association == association);
         self.requests = alive;
@@ -152,7 +152,7 @@ impl<L: RecordLog> Node<L> {
             }
         }
         self.directory = Arc::clone(&directory);
-        self.transport.on_directory(io, directory, &mut self.transport_events);
+        self.transports.on_directory(io, &directory, &mut self.transport_events);
         self.send(OWNER, Message::Published { seq });
     }
 

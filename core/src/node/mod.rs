@@ -35,7 +35,7 @@ use crate::metrics::{ConnectionMetrics, Metrics};
 use crate::request::{Done, Request};
 use crate::shard::{Event, Part, PartDone, RecordLog, Shard, TokenBase};
 use crate::tokens;
-use crate::transport::{TcpTransport, TransportEvent};
+use crate::transport::{TransportEvent, Transports};
 use barrier::{Coalescer, OpenBarriers, Waiter};
 use fence::Fences;
 use message::Message;
@@ -68,7 +68,7 @@ pub struct NodeParts<L> {
     pub placement: Arc<[u16]>,
     /// Those that live here.
     pub shards: Vec<Shard<L>>,
-    pub transport: TcpTransport,
+    pub transports: Transports,
     pub registry: Arc<Registry>,
     pub directory: Arc<Directory>,
     pub epoch: Arc<AtomicU64>,
@@ -87,7 +87,7 @@ pub struct Node<L> {
     /// By shard number; `None` where it lives elsewhere.
     shards: Vec<Option<Shard<L>>>,
     local: Vec<ShardId>,
-    transport: TcpTransport,
+    transports: Transports,
     registry: Arc<Registry>,
     router: Router,
     serving: Serving,
@@ -136,7 +136,7 @@ impl<L: RecordLog> Node<L> {
             placement: parts.placement,
             shards,
             local,
-            transport: parts.transport,
+            transports: parts.transports,
             registry: parts.registry,
             router: Router::new(parts.index as u16),
             directory: parts.directory,
@@ -182,8 +182,8 @@ impl<L: RecordLog> Node<L> {
     }
 
     /// The connections of this reactor.
-    pub fn transport(&mut self) -> &mut TcpTransport {
-        &mut self.transport
+    pub fn transports(&mut self) -> &mut Transports {
+        &mut self.transports
     }
 
     /// The catalog's owner, on its reactor.
@@ -236,7 +236,9 @@ impl<I: Io, L: RecordLog> Application<I, Message> for Node<L> {
                     .on_completion(io, TokenBase::slot_of(token), completion, events);
                 self.shard_events.extend(self.scratch.drain(..).map(|event| (shard, event)));
             }
-            tokens::TCP => self.transport.on_completion(io, completion, &mut self.transport_events),
+            kind @ (tokens::TCP | tokens::SHM | tokens::VHOST) => {
+                self.transports.on_completion(io, kind, completion, &mut self.transport_events);
+            }
             tokens::BARRIER => self.barrier_completed(io, FileId(token.0 as u16), completion.result.map(drop)),
             tokens::CATALOG => {
                 let owner = self.owner.as_mut().expect("catalog operations end where the catalog lives");
@@ -254,7 +256,7 @@ impl<I: Io, L: RecordLog> Application<I, Message> for Node<L> {
             Message::BarrierDone { shard, ticket, result } => {
                 self.barrier_answered(io, Waiter { shard, ticket }, result);
             }
-            Message::Adopt(adopted) => self.transport.adopt(io, adopted, &mut self.transport_events),
+            Message::Adopt(adopted) => self.transports.tcp.adopt(io, adopted, &mut self.transport_events),
             Message::Publish { directory, seq } => self.publish(io, directory, seq),
             Message::Fence { association, origin } => self.fence(io, association, origin),
             Message::FencePassed { association, origin } => self.fence_passed(association, origin),
@@ -282,7 +284,8 @@ impl<I: Io, L: RecordLog> Application<I, Message> for Node<L> {
 
     fn execute(&mut self, io: &mut I, mail: &mut Endpoint<Message>) -> bool {
         let now = io.now();
-        self.transport.tick(io, &mut self.transport_events);
+        self.transports.tick(io, &mut self.transport_events);
+        let pulled = self.transports.pull(io, &mut self.requests, &mut self.transport_events);
         self.take_transport_events();
         self.take_returned(io, now);
         self.start_requests(io, now);
@@ -298,12 +301,16 @@ impl<I: Io, L: RecordLog> Application<I, Message> for Node<L> {
         self.count(io, now);
         self.execute_owner(io);
         self.stop_step();
-        self.transport.flush(io);
+        self.transports.flush(io);
         for (to, message) in self.outbox.drain(..) {
             self.messages_sent += u64::from(to != self.index);
             mail.send(to, message);
         }
-        false
+        pulled
+    }
+
+    fn before_sleep(&mut self, io: &mut I) -> bool {
+        self.transports.before_sleep(io)
     }
 
     fn observe(&mut self, stats: &TurnStats) {
@@ -314,7 +321,7 @@ impl<I: Io, L: RecordLog> Application<I, Message> for Node<L> {
         let shards = self.local.iter().filter_map(|id| self.shards[usize::from(id.0)].as_ref());
         let owner = self.owner.as_ref().map_or(Instant::NEVER, Owner::next_deadline);
         let count = if self.uncounted { self.next_count } else { Instant::NEVER };
-        let rest = [self.transport.next_deadline(), owner, count];
+        let rest = [self.transports.next_deadline(), owner, count];
         shards.map(Shard::next_deadline).chain(rest).min().unwrap_or(Instant::NEVER)
     }
 
@@ -325,7 +332,7 @@ impl<I: Io, L: RecordLog> Application<I, Message> for Node<L> {
             || !self.shard_events.is_empty()
             || !self.transport_events.is_empty()
             || self.owner.as_ref().is_some_and(Owner::busy)
-            || self.transport.busy()
+            || self.transports.busy()
             || self.local.iter().filter_map(|id| self.shards[usize::from(id.0)].as_ref()).any(Shard::busy)
     }
 }

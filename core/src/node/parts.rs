@@ -104,7 +104,7 @@ impl<L: RecordLog> Node<L> {
 
     pub(super) fn answer<I: Io>(&mut self, io: &mut I, done: Done) {
         if done.id.0 & FROM_TRANSPORT != 0 {
-            self.transport.on_done(io, done, &mut self.transport_events);
+            self.transports.on_done(io, done, &mut self.transport_events);
         } else if done.id.0 & FROM_OWNER != 0 {
             self.owner.as_mut().expect("it made the request").on_done(&done);
         } else {

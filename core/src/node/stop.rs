@@ -9,7 +9,7 @@ use crate::shard::RecordLog;
 impl<L: RecordLog> Node<L> {
     /// Takes nothing new; connections close when what they have in flight has ended.
     pub(super) fn quiet<I: Io>(&mut self, io: &mut I) {
-        self.transport.drain(io);
+        self.transports.drain(io);
         self.stopping = Stopping::Quieting;
     }
 
@@ -27,7 +27,7 @@ impl<L: RecordLog> Node<L> {
     pub(super) fn stop_step(&mut self) {
         match self.stopping {
             Stopping::Quieting
-                if self.transport.is_quiet() && self.router.in_flight() == 0 && self.serving.in_flight() == 0 =>
+                if self.transports.is_quiet() && self.router.in_flight() == 0 && self.serving.in_flight() == 0 =>
             {
                 self.stopping = Stopping::Quiet;
                 self.send(0, Message::IsQuiet);

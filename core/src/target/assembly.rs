@@ -24,7 +24,7 @@ use crate::node::{Node, NodeParts};
 use crate::pool::{Layout, OpenPool};
 use crate::shard::{OpenError, Opened, Progress, RecordLog, Recovery, RecoverySpec, Region, ShardConfig, TokenBase};
 use crate::tokens;
-use crate::transport::{TcpTransport, TransportConfig};
+use crate::transport::{TcpTransport, TransportConfig, Transports};
 
 /// The device with everything but data.
 const META: FileId = FileId(0);
@@ -242,7 +242,7 @@ impl Plan {
     ) -> Node<L> {
         assert_eq!(first.is_some(), reactor == 0, "the catalog lives on reactor 0");
         let owner = first.map(|(sources, damaged)| self.owner(sources, damaged));
-        let transport = TcpTransport::new(
+        let tcp = TcpTransport::new(
             TransportConfig::new(reactor, self.reactors, buffer_bytes),
             Arc::clone(&self.registry),
             Arc::clone(&self.directory),
@@ -252,7 +252,7 @@ impl Plan {
             reactors: self.reactors,
             placement: Arc::clone(&self.placement),
             shards: recovered.opened.into_iter().map(|opened| opened.shard).collect(),
-            transport,
+            transports: Transports { tcp },
             registry: Arc::clone(&self.registry),
             directory: Arc::clone(&self.directory),
             epoch: Arc::clone(&self.epoch),

@@ -296,7 +296,7 @@ impl Seat {
             let listeners = listen(&mut io, &self.config.listeners)?;
             let addresses: Vec<_> = listeners.iter().map(|&(_, addr)| addr).collect();
             for (id, addr) in listeners {
-                node.transport().listen(&mut io, id, addr);
+                node.transports().tcp.listen(&mut io, id, addr);
             }
             node.owner().expect("the catalog lives here").set_listeners(addresses.clone());
             let _ = self.reports.send(Report::Listening(addresses));

@@ -1,5 +1,106 @@
-//! Transports: capsules out of sockets, answers back into them.
+//! Transports: commands out of sockets and rings, answers back into them.
+//!
+//! A node has one of each kind. What they have in common is here: the number of a request says which kind made it, and each call
+//! of the node goes to all kinds, or to the one that it concerns. Sockets deliver by completions; rings are polled, in
+//! [`Transports::pull`], which a turn calls before it reads the epoch word.
 
 pub mod tcp;
 
+use std::sync::Arc;
+
+use ringway_reactor::io::{Completion, Instant, Io};
+
 pub use tcp::{Adopted, ConnectionSeen, TcpTransport, TransportConfig, TransportEvent, TransportStats};
+
+use crate::directory::Directory;
+use crate::ids::{AssociationId, RequestId};
+use crate::request::{Done, Request};
+use crate::tokens;
+
+/// The transports of one reactor.
+pub struct Transports {
+    /// Connections by NVMe/TCP.
+    pub tcp: TcpTransport,
+}
+
+impl Transports {
+    /// An operation that a transport of `kind` submitted has ended.
+    pub fn on_completion<I: Io>(
+        &mut self,
+        io: &mut I,
+        kind: u8,
+        completion: Completion,
+        out: &mut Vec<TransportEvent>,
+    ) {
+        match kind {
+            tokens::TCP => self.tcp.on_completion(io, completion, out),
+            kind => unreachable!("no transport submits operations of kind {kind}"),
+        }
+    }
+
+    /// A request ended.
+    pub fn on_done<I: Io>(&mut self, io: &mut I, done: Done, out: &mut Vec<TransportEvent>) {
+        match tokens::request_kind(done.id) {
+            tokens::TCP => self.tcp.on_done(io, done, out),
+            kind => unreachable!("no transport makes requests of kind {kind}"),
+        }
+    }
+
+    /// Takes what lies in the rings that are polled. Returns whether there was something.
+    pub fn pull<I: Io>(
+        &mut self,
+        _io: &mut I,
+        _requests: &mut Vec<(RequestId, Request)>,
+        _out: &mut Vec<TransportEvent>,
+    ) -> bool {
+        false
+    }
+
+    /// The reactor is about to sleep: asks for bells, and looks once more. `false` if there was something.
+    pub fn before_sleep<I: Io>(&mut self, _io: &mut I) -> bool {
+        true
+    }
+
+    /// The volumes changed.
+    pub fn on_directory<I: Io>(&mut self, io: &mut I, directory: &Arc<Directory>, out: &mut Vec<TransportEvent>) {
+        self.tcp.on_directory(io, Arc::clone(directory), out);
+    }
+
+    /// The association is dead: nothing more of it is taken, and nothing is answered.
+    pub fn kill_association<I: Io>(&mut self, io: &mut I, association: AssociationId, out: &mut Vec<TransportEvent>) {
+        self.tcp.kill_association(io, association, out);
+    }
+
+    /// What waits for buffers, fences or deadlines.
+    pub fn tick<I: Io>(&mut self, io: &mut I, out: &mut Vec<TransportEvent>) {
+        self.tcp.tick(io, out);
+    }
+
+    /// Sends what the turn has led to.
+    pub fn flush<I: Io>(&mut self, io: &mut I) {
+        self.tcp.flush(io);
+    }
+
+    /// When [`Transports::tick`] has to run although nothing arrives.
+    #[must_use]
+    pub fn next_deadline(&self) -> Instant {
+        self.tcp.next_deadline()
+    }
+
+    /// Whether there is something to do at once.
+    #[must_use]
+    pub fn busy(&self) -> bool {
+        self.tcp.busy()
+    }
+
+    /// Takes nothing new.
+    pub fn drain<I: Io>(&mut self, io: &mut I) {
+        self.tcp.drain(io);
+    }
+
+    /// Whether drained transports have nothing left.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        self.tcp.is_quiet()
+    }
+}

@@ -21,7 +21,7 @@ use crate::controller::io::{IoCommand, IoWork, deallocations, fuse};
 use crate::controller::status;
 use crate::ids::{RequestId, VolumeId};
 use crate::request::{Command, Done, Request, Status};
-use crate::tokens::FROM_TRANSPORT;
+use crate::tokens;
 use crate::wire::command::{Direction, Fuse, Sqe};
 use crate::wire::completion::{Cqe, NvmeStatus};
 use crate::wire::pdu::{self, CapsuleResp, FatalStatus, Frame, PduType, Termination, Transfer, flags};
@@ -130,12 +130,12 @@ impl Slot {
 
 /// Connection and slot in a request's number.
 pub(super) fn request_id(connection: usize, slot: usize) -> RequestId {
-    RequestId(FROM_TRANSPORT | (connection as u64) << 32 | slot as u64)
+    tokens::request(tokens::TCP, connection, slot)
 }
 
 /// The way back.
 pub(super) fn parse_request_id(id: RequestId) -> (usize, usize) {
-    (((id.0 & !FROM_TRANSPORT) >> 32) as usize, id.0 as u32 as usize)
+    tokens::request_place(id)
 }
 
 impl Connection {
