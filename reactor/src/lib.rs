@@ -13,6 +13,7 @@ pub mod files;
 pub mod io;
 pub mod mailbox;
 pub mod pin;
+pub mod prefetch;
 pub mod shared;
 pub mod sim;
 pub mod timer;

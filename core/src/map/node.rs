@@ -9,6 +9,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use ringway_reactor::prefetch::prefetch;
+
 use super::record::Record;
 use super::states::{BlockState, BlockStates};
 use super::version::Version;
@@ -165,6 +167,19 @@ impl MapNode {
         assert!(blocks.start < blocks.end && blocks.end <= BLOCKS_PER_CLUSTER, "blocks {blocks:?} of a cluster");
         let below = self.chain(index).filter(|version| version.birth < birth && view.sees(version.birth));
         self.resolve(blocks, below)
+    }
+
+    /// A lookup of this cluster is about to come.
+    pub fn prefetch(&self, index: u32) {
+        prefetch(&self.newest[index as usize]);
+    }
+
+    /// Where `blocks` of a cluster are, if the newest version has them all and the view sees it: what nearly every lookup finds,
+    /// told without the rest.
+    #[must_use]
+    pub fn whole(&self, index: u32, blocks: Range<u32>, view: View<'_>) -> Option<Place> {
+        let newest = self.newest(index).filter(|newest| view.sees(newest.birth))?;
+        newest.states.all(blocks, BlockState::Data).then_some(newest.place)
     }
 
     fn resolve<'a>(&self, blocks: Range<u32>, mut chain: impl Iterator<Item = &'a Version>) -> Segments {

@@ -26,7 +26,7 @@ impl<L: RecordLog> Node<L> {
     }
 
     fn count_shards(&self) {
-        for shard in self.shards.iter().flatten() {
+        for shard in self.local.iter() {
             let (stats, metrics) = (shard.stats(), self.metrics.shard(shard.id()));
             metrics.allocated_bytes.set(stats.clusters_used * CLUSTER);
             for record in self.directory.volumes_of(shard.id()) {

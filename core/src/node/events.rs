@@ -19,8 +19,8 @@ const OWNER: usize = 0;
 impl<L: RecordLog> Node<L> {
     /// Everything that shards have said since the last turn. What these lead to may make them say more.
     pub(super) fn take_shard_events<I: Io>(&mut self, io: &mut I, now: Instant) {
-        let mut events = std::mem::take(&mut self.shard_events);
-        for (shard, event) in events.drain(..) {
+        let mut said = std::mem::take(&mut self.said);
+        for (shard, event) in said.drain() {
             match event {
                 Event::Done(done) => self.part_ended(io, now, done),
                 Event::Barrier { ticket, files } => {
@@ -39,8 +39,8 @@ impl<L: RecordLog> Node<L> {
             }
         }
         // Ending parts may have queued more; keep both.
-        events.append(&mut self.shard_events);
-        self.shard_events = events;
+        said.take_over(&mut self.said);
+        self.said = said;
     }
 
     // ---- barriers
@@ -78,9 +78,8 @@ impl<L: RecordLog> Node<L> {
     /// One device's answer to a shard of this reactor.
     pub(super) fn barrier_answered<I: Io>(&mut self, io: &mut I, waiter: Waiter, result: Result<(), IoError>) {
         if let Some(outcome) = self.barriers.answered(waiter, result) {
-            let shard = self.shards[usize::from(waiter.shard.0)].as_mut().expect("it asked, so it lives here");
-            shard.on_barrier(io, waiter.ticket, outcome, &mut self.scratch);
-            self.shard_events.extend(self.scratch.drain(..).map(|event| (waiter.shard, event)));
+            let shard = self.local.touch(waiter.shard);
+            self.said.by(waiter.shard, |out| shard.on_barrier(io, waiter.ticket, outcome, out));
         }
     }
 
@@ -115,17 +114,15 @@ impl<L: RecordLog> Node<L> {
 
     /// A reactor sends no more parts of a dead association.
     pub(super) fn fence_passed(&mut self, association: AssociationId, origin: usize) {
-        if !self.fences.passed(association, origin, self.reactors, self.local.len()) {
+        if !self.fences.passed(association, origin, self.reactors, self.local.ids().len()) {
             return;
         }
-        if self.local.is_empty() {
+        if self.local.ids().is_empty() {
             self.shard_fenced(association);
         }
-        for at in 0..self.local.len() {
-            let id = self.local[at];
-            let shard = self.shards[usize::from(id.0)].as_mut().expect("it lives here");
-            shard.fence(association, association.0, &mut self.scratch);
-            self.shard_events.extend(self.scratch.drain(..).map(|event| (id, event)));
+        for id in self.local.ids().to_vec() {
+            let shard = self.local.touch(id);
+            self.said.by(id, |out| shard.fence(association, association.0, out));
         }
     }
 
@@ -139,12 +136,11 @@ impl<L: RecordLog> Node<L> {
 
     /// The volumes changed.
     pub(super) fn publish<I: Io>(&mut self, io: &mut I, directory: Arc<Directory>, seq: u64) {
-        for at in 0..self.local.len() {
-            let id = self.local[at];
+        for id in self.local.ids().to_vec() {
             for record in directory.volumes_of(id) {
                 let known = self.directory.volume(record.id).is_some_and(|known| Arc::ptr_eq(known, record));
                 if !known {
-                    self.shard(id).on_volume(Arc::clone(record));
+                    self.local.touch(id).on_volume(Arc::clone(record));
                 }
             }
             for volume in directory.erasing_of(id) {
@@ -158,9 +154,8 @@ impl<L: RecordLog> Node<L> {
 
     fn forget_volume(&mut self, shard: ShardId, volume: crate::ids::VolumeId) {
         self.serving.forget(shard, volume);
-        let gone = self.shards[usize::from(shard.0)].as_mut().expect("it lives here");
-        gone.on_volume_removed(volume, &mut self.scratch);
-        self.shard_events.extend(self.scratch.drain(..).map(|event| (shard, event)));
+        let local = self.local.touch(shard);
+        self.said.by(shard, |out| local.on_volume_removed(volume, out));
     }
 
     fn shard_drained(&mut self) {

@@ -12,10 +12,12 @@ pub mod barrier;
 mod counting;
 mod events;
 pub mod fence;
+mod local;
 pub mod message;
 pub mod owner;
 mod parts;
 pub mod route;
+mod said;
 mod serving;
 mod stop;
 
@@ -33,14 +35,16 @@ use crate::directory::Directory;
 use crate::ids::{Epoch, RequestId, ShardId};
 use crate::metrics::{ConnectionMetrics, Metrics};
 use crate::request::{Done, Request};
-use crate::shard::{Event, Part, PartDone, RecordLog, Shard, TokenBase};
+use crate::shard::{Part, PartDone, RecordLog, Shard, TokenBase};
 use crate::tokens;
 use crate::transport::{TransportEvent, Transports};
 use barrier::{Coalescer, OpenBarriers, Waiter};
 use fence::Fences;
+use local::Local;
 use message::Message;
 use owner::{FirstFlush, Owner};
 use route::Router;
+use said::Said;
 use serving::Serving;
 
 /// How far a stopping node has come.
@@ -84,9 +88,7 @@ pub struct Node<L> {
     index: usize,
     reactors: usize,
     placement: Arc<[u16]>,
-    /// By shard number; `None` where it lives elsewhere.
-    shards: Vec<Option<Shard<L>>>,
-    local: Vec<ShardId>,
+    local: Local<L>,
     transports: Transports,
     registry: Arc<Registry>,
     router: Router,
@@ -107,14 +109,13 @@ pub struct Node<L> {
     fences: Fences,
     requests: Vec<(RequestId, Request)>,
     transport_events: Vec<TransportEvent>,
-    shard_events: Vec<(ShardId, Event)>,
+    said: Said,
     /// Parts of other reactors that ended here, and all other mail, sent at the end of the turn.
     outbox: Vec<(usize, Message)>,
     returned: Vec<PartDone>,
     parts: Vec<(ShardId, Part)>,
     done: Vec<Done>,
     answered: Vec<Waiter>,
-    scratch: Vec<Event>,
     stopping: Stopping,
 }
 
@@ -122,20 +123,16 @@ impl<L: RecordLog> Node<L> {
     /// Puts a node together; its shards are recovered.
     #[must_use]
     pub fn new(parts: NodeParts<L>) -> Self {
-        let mut shards: Vec<Option<Shard<L>>> = parts.placement.iter().map(|_| None).collect();
-        let local = parts.shards.iter().map(Shard::id).collect();
-        for shard in parts.shards {
-            let slot = usize::from(shard.id().0);
-            assert!(usize::from(parts.placement[slot]) == parts.index, "a shard lives where it is placed");
-            shards[slot] = Some(shard);
+        for shard in &parts.shards {
+            let reactor = usize::from(parts.placement[usize::from(shard.id().0)]);
+            assert!(reactor == parts.index, "a shard lives where it is placed");
         }
         Self {
             serving: Serving::new(parts.metrics.clone()),
             index: parts.index,
             reactors: parts.reactors,
+            local: Local::new(parts.shards, parts.placement.len()),
             placement: parts.placement,
-            shards,
-            local,
             transports: parts.transports,
             registry: parts.registry,
             router: Router::new(parts.index as u16),
@@ -154,13 +151,12 @@ impl<L: RecordLog> Node<L> {
             fences: Fences::default(),
             requests: Vec::with_capacity(1024),
             transport_events: Vec::with_capacity(1024),
-            shard_events: Vec::with_capacity(1024),
+            said: Said::with_capacity(1024),
             outbox: Vec::with_capacity(1024),
             returned: Vec::with_capacity(1024),
             parts: Vec::with_capacity(1024),
             done: Vec::with_capacity(1024),
             answered: Vec::new(),
-            scratch: Vec::with_capacity(1024),
             stopping: Stopping::No,
         }
     }
@@ -193,11 +189,7 @@ impl<L: RecordLog> Node<L> {
 
     /// The shards that live here.
     pub fn shards(&self) -> impl Iterator<Item = &Shard<L>> {
-        self.shards.iter().flatten()
-    }
-
-    fn shard(&mut self, shard: ShardId) -> &mut Shard<L> {
-        self.shards[usize::from(shard.0)].as_mut().expect("mail for a shard goes where it lives")
+        self.local.iter()
     }
 
     fn send(&mut self, to: usize, message: Message) {
@@ -229,12 +221,8 @@ impl<I: Io, L: RecordLog> Application<I, Message> for Node<L> {
             tokens::SHARD => {
                 let shard = TokenBase::shard_of(token);
                 self.uncounted = true;
-                let events = &mut self.scratch;
-                self.shards[usize::from(shard.0)]
-                    .as_mut()
-                    .expect("a shard's operation ends where it began")
-                    .on_completion(io, TokenBase::slot_of(token), completion, events);
-                self.shard_events.extend(self.scratch.drain(..).map(|event| (shard, event)));
+                let local = self.local.touch(shard);
+                self.said.by(shard, |out| local.on_completion(io, TokenBase::slot_of(token), completion, out));
             }
             kind @ (tokens::TCP | tokens::SHM | tokens::VHOST) => {
                 self.transports.on_completion(io, kind, completion, &mut self.transport_events);
@@ -265,8 +253,8 @@ impl<I: Io, L: RecordLog> Application<I, Message> for Node<L> {
                     self.registry.fenced(association);
                 }
             }
-            Message::SlabGranted { shard, slab } => self.shard(shard).on_slab(slab),
-            Message::NoSlab { shard } => self.shard(shard).on_no_slab(),
+            Message::SlabGranted { shard, slab } => self.local.touch(shard).on_slab(slab),
+            Message::NoSlab { shard } => self.local.touch(shard).on_no_slab(),
             Message::Quiet => self.quiet(io),
             Message::Drain => self.drain(),
             Message::Stop => self.stopping = Stopping::Stopped,
@@ -291,12 +279,7 @@ impl<I: Io, L: RecordLog> Application<I, Message> for Node<L> {
         self.start_requests(io, now);
         // Acquire pairs with the coordinator's fetch_add: whatever was pulled above was pulled before this is read.
         let word = Epoch(self.epoch.load(Ordering::Acquire));
-        for at in 0..self.local.len() {
-            let id = self.local[at];
-            let shard = self.shards[usize::from(id.0)].as_mut().expect("it lives here");
-            shard.execute(io, word, &mut self.scratch);
-            self.shard_events.extend(self.scratch.drain(..).map(|event| (id, event)));
-        }
+        self.local.run(now, |id, shard| self.said.by(id, |out| shard.execute(io, word, out)));
         self.take_shard_events(io, now);
         self.count(io, now);
         self.execute_owner(io);
@@ -318,21 +301,19 @@ impl<I: Io, L: RecordLog> Application<I, Message> for Node<L> {
     }
 
     fn next_deadline(&self) -> Instant {
-        let shards = self.local.iter().filter_map(|id| self.shards[usize::from(id.0)].as_ref());
         let owner = self.owner.as_ref().map_or(Instant::NEVER, Owner::next_deadline);
         let count = if self.uncounted { self.next_count } else { Instant::NEVER };
-        let rest = [self.transports.next_deadline(), owner, count];
-        shards.map(Shard::next_deadline).chain(rest).min().unwrap_or(Instant::NEVER)
+        self.local.next_deadline().min(self.transports.next_deadline()).min(owner).min(count)
     }
 
     fn busy(&self) -> bool {
         !self.requests.is_empty()
             || !self.outbox.is_empty()
             || !self.returned.is_empty()
-            || !self.shard_events.is_empty()
+            || !self.said.is_empty()
             || !self.transport_events.is_empty()
             || self.owner.as_ref().is_some_and(Owner::busy)
             || self.transports.busy()
-            || self.local.iter().filter_map(|id| self.shards[usize::from(id.0)].as_ref()).any(Shard::busy)
+            || self.local.busy()
     }
 }

@@ -48,7 +48,7 @@ impl<L: RecordLog> Node<L> {
                 continue;
             }
             let volume = self.directory.volume(request.volume);
-            if let Some(done) = self.router.start(id, request, volume, now, &mut self.parts) {
+            if let Some(done) = self.router.start(id, request, volume, &mut self.parts) {
                 self.answer(io, done);
             }
         }
@@ -72,7 +72,7 @@ impl<L: RecordLog> Node<L> {
     /// A part for a shard that lives here.
     pub(super) fn take_part(&mut self, now: Instant, shard: ShardId, mut part: Part, hopped: bool) {
         self.serving.begin(shard, &mut part, now, hopped);
-        self.shard(shard).submit(part);
+        self.local.touch(shard).submit(part);
     }
 
     /// A shard of this reactor is done with a part.
@@ -96,10 +96,12 @@ impl<L: RecordLog> Node<L> {
     }
 
     fn take_part_done<I: Io>(&mut self, io: &mut I, now: Instant, done: PartDone) {
-        if let Some(finished) = self.router.part_done(done, now, &mut self.parts) {
-            self.answer(io, finished.done);
+        if let Some(done) = self.router.part_done(done, &mut self.parts) {
+            self.answer(io, done);
         }
-        self.send_parts(now);
+        if !self.parts.is_empty() {
+            self.send_parts(now);
+        }
     }
 
     pub(super) fn answer<I: Io>(&mut self, io: &mut I, done: Done) {

@@ -7,10 +7,9 @@
 use std::sync::Arc;
 
 use ringway_reactor::data::Data;
-use ringway_reactor::io::Instant;
 use slab::Slab;
 
-use crate::ids::{AssociationId, RequestId, ShardId};
+use crate::ids::{AssociationId, RequestId, ShardId, VolumeId};
 use crate::limits::{CLUSTER, REQUEST_BYTES_MAX, STRIPE};
 use crate::request::{Command, Done, Request, Status};
 use crate::shard::{Part, PartDone};
@@ -46,31 +45,19 @@ impl PartId {
 
 struct Running {
     id: RequestId,
-    request: Request,
-    volume: Arc<VolumeRecord>,
+    association: AssociationId,
+    of: VolumeId,
+    command: Command,
+    /// Where a range without a buffer goes on.
+    volume: Option<Arc<VolumeRecord>>,
     status: Status,
     /// Parts sent and not back.
     outstanding: u32,
     /// Next byte to send a part for, and the end of the range.
     cursor: u64,
     end: u64,
-    data: [Option<Data>; 2],
-    started: Instant,
-}
-
-/// A request that has ended, with what the metrics want to know.
-#[derive(Debug)]
-pub struct Finished {
-    /// For the transport.
-    pub done: Done,
-    /// What it was.
-    pub command: Command,
-    /// Of which volume.
-    pub volume: Arc<VolumeRecord>,
-    /// Bytes of its range.
-    pub len: u32,
-    /// From its start here to its end.
-    pub latency_ns: u64,
+    /// What has come back of data that two parts share.
+    halves: Option<Box<[Option<Data>; 2]>>,
 }
 
 /// The requests in flight on one reactor.
@@ -96,9 +83,8 @@ impl Router {
     pub fn start(
         &mut self,
         id: RequestId,
-        mut request: Request,
+        request: Request,
         volume: Option<&Arc<VolumeRecord>>,
-        now: Instant,
         parts: &mut Vec<(ShardId, Part)>,
     ) -> Option<Done> {
         let refuse = |request: Request, status| Some(Done { id, status, data: request.data });
@@ -117,122 +103,142 @@ impl Router {
                 "the transport checked {request:?}"
             );
         }
-        let data = request.data.take();
-        let slot = self.running.insert(Running {
+        let (command, data) = (request.command, request.data);
+        let entry = self.running.vacant_entry();
+        let slot = entry.key();
+        let running = entry.insert(Running {
             id,
-            request,
-            volume: volume.clone(),
+            association: request.association,
+            of: request.volume,
+            command,
+            volume: None,
             status: Status::Success,
             outstanding: 0,
             cursor: begin,
             end: begin + len,
-            data: [None, None],
-            started: now,
+            halves: None,
         });
-        match (self.running[slot].request.command, data) {
-            (Command::Flush, _) => self.send_flush(slot, parts),
-            (_, Some(data)) => self.send_data(slot, data, parts),
-            (_, None) => self.send_window(slot, parts),
+        match (command, data) {
+            (Command::Flush, _) => running.send_flush(self.reactor, slot, volume, parts),
+            (_, Some(data)) => running.send_data(self.reactor, slot, volume, begin, data, parts),
+            (_, None) => {
+                running.volume = Some(Arc::clone(volume));
+                running.send_window(self.reactor, slot, parts);
+            }
         }
         None
     }
 
     /// A part came back. Returns the request if that was its last.
-    pub fn part_done(&mut self, done: PartDone, now: Instant, parts: &mut Vec<(ShardId, Part)>) -> Option<Finished> {
+    pub fn part_done(&mut self, done: PartDone, parts: &mut Vec<(ShardId, Part)>) -> Option<Done> {
         let part = PartId::unpack(done.id);
         assert_eq!(part.reactor, self.reactor, "a part returns to the reactor that sent it");
         let slot = part.slot as usize;
         let running = &mut self.running[slot];
         running.outstanding -= 1;
         running.status = running.status.and(done.status);
-        if let Some(data) = done.data {
-            let before = running.data[usize::from(part.index)].replace(data);
+        let mut data = done.data;
+        if let Some(halves) = &mut running.halves {
+            let before = std::mem::replace(&mut halves[usize::from(part.index)], data.take());
             assert!(before.is_none(), "a part comes back once");
         }
         if running.status == Status::Success && running.cursor < running.end {
-            self.send_window(slot, parts);
+            running.send_window(self.reactor, slot, parts);
         }
-        (self.running[slot].outstanding == 0).then(|| self.finish(slot, now))
+        if running.outstanding > 0 {
+            return None;
+        }
+        if let Some(halves) = running.halves.take() {
+            data = Some(join(*halves));
+        }
+        let (id, status) = (running.id, running.status);
+        self.running.remove(slot);
+        Some(Done { id, status, data })
     }
 
     /// The association is dead: its requests send no further parts.
     pub fn stop_association(&mut self, association: AssociationId) {
         for (_, running) in self.running.iter_mut() {
-            if running.request.association == association && running.cursor < running.end {
+            if running.association == association && running.cursor < running.end {
                 running.cursor = running.end;
                 running.status = running.status.and(Status::Aborted);
             }
         }
     }
+}
 
-    fn finish(&mut self, slot: usize, now: Instant) -> Finished {
-        let running = self.running.remove(slot);
-        let [first, second] = running.data;
-        let data = match (first, second) {
-            (Some(mut front), Some(back)) => {
-                front.join(back);
-                Some(front)
-            }
-            (front, None) => front,
-            (None, Some(_)) => unreachable!("a second part without a first"),
-        };
-        Finished {
-            done: Done { id: running.id, status: running.status, data },
-            command: running.request.command,
-            volume: running.volume,
-            len: running.request.len,
-            latency_ns: now.since_ns(running.started),
+impl Running {
+    fn send_flush(&mut self, reactor: u16, slot: usize, volume: &VolumeRecord, parts: &mut Vec<(ShardId, Part)>) {
+        self.cursor = self.end;
+        self.outstanding = volume.shards.len() as u32;
+        for &shard in &volume.shards {
+            let id = PartId { reactor, slot: slot as u32, index: 0 };
+            parts.push((shard, self.part(id, 0, 0, None)));
         }
     }
 
-    fn send_flush(&mut self, slot: usize, parts: &mut Vec<(ShardId, Part)>) {
-        let running = &mut self.running[slot];
-        running.cursor = running.end;
-        running.outstanding = running.volume.shards.len() as u32;
-        for &shard in &running.volume.shards {
-            parts.push((shard, part(self.reactor, slot, 0, &running.request, 0, 0, None)));
-        }
-    }
-
-    fn send_data(&mut self, slot: usize, mut data: Data, parts: &mut Vec<(ShardId, Part)>) {
-        let running = &mut self.running[slot];
-        running.cursor = running.end;
-        let (offset, len) = (running.request.offset, u64::from(running.request.len));
+    fn send_data(
+        &mut self,
+        reactor: u16,
+        slot: usize,
+        volume: &VolumeRecord,
+        offset: u64,
+        mut data: Data,
+        parts: &mut Vec<(ShardId, Part)>,
+    ) {
+        let len = self.end - offset;
+        self.cursor = self.end;
         let front = (STRIPE - offset % STRIPE).min(len);
-        let back = (front < len).then(|| data.split_off(front as usize));
-        running.outstanding = 1 + u32::from(back.is_some());
-        for (index, data, offset, len) in [(0, Some(data), offset, front), (1, back, offset + front, len - front)] {
-            if data.is_some() {
-                let at = running.volume.locate(offset);
-                let start = u64::from(at.cluster) * CLUSTER + u64::from(at.offset);
-                parts.push((at.shard, part(self.reactor, slot, index, &running.request, start, len as u32, data)));
-            }
+        self.outstanding = 1;
+        if front < len {
+            self.outstanding = 2;
+            self.halves = Some(Box::default());
+            let back = data.split_off(front as usize);
+            let id = PartId { reactor, slot: slot as u32, index: 1 };
+            let (shard, start) = place(volume, offset + front);
+            parts.push((shard, self.part(id, start, (len - front) as u32, Some(back))));
+        }
+        let id = PartId { reactor, slot: slot as u32, index: 0 };
+        let (shard, start) = place(volume, offset);
+        parts.push((shard, self.part(id, start, front as u32, Some(data))));
+    }
+
+    fn send_window(&mut self, reactor: u16, slot: usize, parts: &mut Vec<(ShardId, Part)>) {
+        let volume = self.volume.as_ref().expect("a range without a buffer keeps its volume");
+        while self.outstanding < WINDOW && self.cursor < self.end {
+            let offset = self.cursor;
+            let len = (STRIPE - offset % STRIPE).min(self.end - offset);
+            self.cursor += len;
+            self.outstanding += 1;
+            let id = PartId { reactor, slot: slot as u32, index: 0 };
+            let (shard, start) = place(volume, offset);
+            parts.push((shard, self.part(id, start, len as u32, None)));
         }
     }
 
-    fn send_window(&mut self, slot: usize, parts: &mut Vec<(ShardId, Part)>) {
-        let running = &mut self.running[slot];
-        while running.outstanding < WINDOW && running.cursor < running.end {
-            let offset = running.cursor;
-            let len = (STRIPE - offset % STRIPE).min(running.end - offset);
-            running.cursor += len;
-            running.outstanding += 1;
-            let at = running.volume.locate(offset);
-            let start = u64::from(at.cluster) * CLUSTER + u64::from(at.offset);
-            parts.push((at.shard, part(self.reactor, slot, 0, &running.request, start, len as u32, None)));
+    fn part(&self, id: PartId, start: u64, len: u32, data: Option<Data>) -> Part {
+        Part {
+            id: id.pack(),
+            association: self.association,
+            volume: self.of,
+            command: self.command,
+            start,
+            len,
+            data,
+            view: None,
         }
     }
 }
 
-fn part(reactor: u16, slot: usize, index: u16, request: &Request, start: u64, len: u32, data: Option<Data>) -> Part {
-    Part {
-        id: PartId { reactor, slot: slot as u32, index }.pack(),
-        association: request.association,
-        volume: request.volume,
-        command: request.command,
-        start,
-        len,
-        data,
-        view: None,
-    }
+/// Both halves of a request's data, which came back in whatever order.
+fn join([front, back]: [Option<Data>; 2]) -> Data {
+    let (Some(mut front), Some(back)) = (front, back) else { panic!("each half comes back") };
+    front.join(back);
+    front
+}
+
+/// The shard of a byte of the volume, and where in the volume's clusters there it is.
+fn place(volume: &VolumeRecord, offset: u64) -> (ShardId, u64) {
+    let at = volume.locate(offset);
+    (at.shard, u64::from(at.cluster) * CLUSTER + u64::from(at.offset))
 }

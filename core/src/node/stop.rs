@@ -16,11 +16,8 @@ impl<L: RecordLog> Node<L> {
     /// Every reactor is quiet, so no part is on its way: the shards make everything durable.
     pub(super) fn drain(&mut self) {
         assert!(self.serving.in_flight() == 0, "every reactor was quiet");
-        self.stopping = Stopping::Draining { shards_left: self.local.len() };
-        for at in 0..self.local.len() {
-            let id = self.local[at];
-            self.shard(id).drain();
-        }
+        self.stopping = Stopping::Draining { shards_left: self.local.ids().len() };
+        self.local.ids().to_vec().into_iter().for_each(|id| self.local.touch(id).drain());
     }
 
     /// Tells the catalog's reactor how far this one has come, once a stage.

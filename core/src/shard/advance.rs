@@ -112,8 +112,40 @@ impl<L: RecordLog> Shard<L> {
 
     /// The pool has no slab left.
     pub fn on_no_slab(&mut self) {
+        self.calm = false;
         self.slab_request = SlabRequest::Refused { until: self.now.plus_ns(REFUSED_NS) };
         self.space_changed = true;
+    }
+
+    /// Whether it has to run in each turn for the time being: it goes on by steps that no event announces, or waits for what
+    /// it shares with others, and nobody says when there is more of that.
+    #[must_use]
+    pub fn wants_every_turn(&self) -> bool {
+        let parked = &self.parked;
+        let waiting = !(parked.journal.is_empty()
+            && parked.space.is_empty()
+            && parked.nodes.is_empty()
+            && parked.scratch.is_empty());
+        waiting
+            || self.nodes.is_stalled()
+            || !self.erasing.is_empty()
+            || self.commit.is_forced()
+            || self.checkpoint.is_between_steps()
+            || matches!(self.slab_request, SlabRequest::Refused { .. })
+            || (self.draining && !self.drained)
+    }
+
+    /// Whether [`Shard::advance`] has nothing to do before a part, or the end of an operation of its own, makes it some.
+    pub(super) fn is_calm(&self) -> bool {
+        let changed = self.journal_changed || self.space_changed || self.nodes_changed;
+        !changed
+            && !self.wants_every_turn()
+            && self.slab_request == SlabRequest::None
+            && self.released.is_empty()
+            && self.space.is_calm()
+            && self.commit.is_calm()
+            && !self.checkpoint.is_running()
+            && self.checkpoint.due() == Instant::NEVER
     }
 
     fn advance_drain(&mut self, out: &mut Vec<Event>) {

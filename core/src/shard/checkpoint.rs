@@ -140,6 +140,11 @@ impl Checkpoint {
         !matches!(self.step, Step::Idle)
     }
 
+    /// Whether one is under way and has nothing at the device.
+    pub(super) fn is_between_steps(&self) -> bool {
+        self.is_running() && self.outstanding == 0
+    }
+
     /// The newest record that the last checkpoint has.
     pub(super) fn covered(&self) -> Lsn {
         self.covered

@@ -122,6 +122,16 @@ impl Commit {
         self.forced = true;
     }
 
+    /// Whether a round is to start that has not, or one waits for journal room.
+    pub(super) fn is_forced(&self) -> bool {
+        self.forced || matches!(self.round, Round::Groups { rest: None, .. })
+    }
+
+    /// Whether no round is under way and nothing will start one but a part.
+    pub(super) fn is_calm(&self) -> bool {
+        matches!(self.round, Round::Idle) && !self.forced && self.waiters.is_empty() && self.due == Instant::NEVER
+    }
+
     /// Number of the last round that has ended.
     pub(super) fn completed(&self) -> u64 {
         if matches!(self.round, Round::Idle) { self.number } else { self.number - 1 }
@@ -296,6 +306,7 @@ impl<L: RecordLog> Shard<L> {
 
     /// The barrier asked for has ended. A failure is final: what it should have covered may be lost without another word.
     pub fn on_barrier<I: Io>(&mut self, io: &mut I, ticket: u64, result: Result<(), IoError>, out: &mut Vec<Event>) {
+        self.calm = false;
         let round = std::mem::replace(&mut self.commit.round, Round::Idle);
         let Round::Barrier { files, groups } = round else { panic!("no barrier was asked for") };
         assert_eq!(ticket, self.commit.number, "one barrier at a time");

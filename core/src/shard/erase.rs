@@ -28,6 +28,7 @@ pub(super) struct Erasure {
 impl<L: RecordLog> Shard<L> {
     /// The catalog says that the volume is removed: its parts that have not started fail, and its space is freed in the background.
     pub fn on_volume_removed(&mut self, volume: VolumeId, out: &mut Vec<Event>) {
+        self.calm = false;
         self.volumes.remove(&volume);
         let waiting: Vec<_> = self
             .parts

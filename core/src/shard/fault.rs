@@ -22,9 +22,13 @@ pub(crate) enum Verdict {
 
 pub(crate) fn classify(owner: Owner, kind: Kind, error: IoError) -> Verdict {
     match (owner, kind) {
-        (Owner::Segment { .. }, _) if error.kind == ErrorKind::Memory => Verdict::Part(Status::DataTransfer),
-        (Owner::Segment { .. } | Owner::Scratch { .. }, Kind::Read) => Verdict::Part(Status::UnrecoveredRead),
-        (Owner::Segment { .. } | Owner::Scratch { .. }, _) => Verdict::Part(match error.kind {
+        (Owner::Whole { .. } | Owner::Segment { .. }, _) if error.kind == ErrorKind::Memory => {
+            Verdict::Part(Status::DataTransfer)
+        }
+        (Owner::Whole { .. } | Owner::Segment { .. } | Owner::Scratch { .. }, Kind::Read) => {
+            Verdict::Part(Status::UnrecoveredRead)
+        }
+        (Owner::Whole { .. } | Owner::Segment { .. } | Owner::Scratch { .. }, _) => Verdict::Part(match error.kind {
             ErrorKind::NoSpace => Status::CapacityExceeded,
             _ => Status::WriteFault,
         }),

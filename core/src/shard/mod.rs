@@ -57,7 +57,7 @@ use self::targets::Openings;
 use crate::checksum::Seed;
 use crate::ids::{AssociationId, Epoch, ShardId, VolumeId};
 use crate::limits::{BLOCK, CLUSTER, STRIPE};
-use crate::map::{BlockState, BlockStates};
+use crate::map::{BlockState, BlockStates, NodeKey};
 use crate::request::{Command, Status};
 use crate::space::{Place, SlabId, Space};
 use crate::volume::VolumeRecord;
@@ -76,6 +76,15 @@ struct Volume {
     record: Arc<VolumeRecord>,
     /// Why it answers nothing but faults.
     fault: Option<String>,
+}
+
+/// An association that has ended.
+#[derive(Clone, Copy, Debug)]
+struct Fence {
+    association: AssociationId,
+    token: u64,
+    /// Its parts that have started and not ended.
+    left: usize,
 }
 
 /// How far asking for another slab has come.
@@ -107,10 +116,11 @@ pub struct Shard<L> {
     word: Epoch,
     now: Instant,
     volumes: FxHashMap<VolumeId, Volume>,
-    associations: FxHashMap<AssociationId, u32>,
-    fences: Vec<(AssociationId, u64)>,
+    fences: Vec<Fence>,
     parts: PartTable,
     ready: VecDeque<PartKey>,
+    /// Nothing but parts can make [`Shard::advance`] do anything, and since it last ran no part has.
+    calm: bool,
     parked: Parked,
     granted: Vec<PartKey>,
     overlap: OverlapTable,
@@ -167,10 +177,10 @@ impl<L: RecordLog> Shard<L> {
             word: Epoch::first_of(spec.generation),
             now: Instant(0),
             volumes: volumes.collect(),
-            associations: FxHashMap::default(),
             fences: Vec::new(),
             parts: PartTable::default(),
             ready: VecDeque::new(),
+            calm: false,
             parked: Parked::default(),
             granted: Vec::new(),
             overlap: OverlapTable::default(),
@@ -205,7 +215,13 @@ impl<L: RecordLog> Shard<L> {
 
     /// Takes a part. Nothing runs before [`Shard::execute`].
     pub fn submit(&mut self, part: Part) {
-        *self.associations.entry(part.association).or_default() += 1;
+        for fence in self.fences.iter_mut().filter(|fence| fence.association == part.association) {
+            fence.left += 1;
+        }
+        let (node, index) = NodeKey::of(part.volume, (part.start / CLUSTER) as u32);
+        if let Some(node) = self.nodes.get(node) {
+            node.prefetch(index);
+        }
         let key = self.parts.insert(part);
         self.ready.push_back(key);
     }
@@ -219,10 +235,17 @@ impl<L: RecordLog> Shard<L> {
         self.unpark_scratch(io, out);
         loop {
             while let Some(key) = self.ready.pop_front() {
-                self.run(io, key, out);
+                if !self.read_at_once(io, key) {
+                    self.calm = false;
+                    self.run(io, key, out);
+                }
+            }
+            if self.calm {
+                return;
             }
             self.advance(io, out);
             if self.ready.is_empty() {
+                self.calm = self.is_calm();
                 return;
             }
         }
@@ -347,25 +370,30 @@ impl<L: RecordLog> Shard<L> {
         self.unpin(key);
         let state = self.parts.at(key);
         state.join_data();
-        let mut part = self.parts.remove(key);
+        let (id, association) = (state.part.id, state.part.association);
+        let data = state.part.data.take();
+        self.parts.remove(key);
         self.stats.parts += 1;
-        let association = part.association;
-        out.push(Event::Done(PartDone { id: part.id, status, data: part.data.take() }));
-        let left = self.associations.get_mut(&association).expect("its part was counted");
-        *left -= 1;
-        if *left == 0 {
-            self.associations.remove(&association);
-            self.fences.retain(|&(fenced, token)| {
-                if fenced == association {
-                    out.push(Event::Fenced { association, token });
-                }
-                fenced != association
-            });
+        out.push(Event::Done(PartDone { id, status, data }));
+        if !self.fences.is_empty() {
+            self.leave_fences(association, out);
         }
+    }
+
+    /// One part less that its association's fences wait for.
+    fn leave_fences(&mut self, association: AssociationId, out: &mut Vec<Event>) {
+        self.fences.retain_mut(|fence| {
+            fence.left -= usize::from(fence.association == association);
+            if fence.left == 0 {
+                out.push(Event::Fenced { association, token: fence.token });
+            }
+            fence.left > 0
+        });
     }
 
     /// Drops the association's parts that have not started; [`Event::Fenced`] follows when the others have ended (C11).
     pub fn fence(&mut self, association: AssociationId, token: u64, out: &mut Vec<Event>) {
+        self.calm = false;
         let waiting: Vec<PartKey> = self
             .parts
             .iter()
@@ -375,15 +403,15 @@ impl<L: RecordLog> Shard<L> {
         for key in waiting {
             self.finish(key, Status::Aborted, out);
         }
-        if self.associations.contains_key(&association) {
-            self.fences.push((association, token));
-        } else {
-            out.push(Event::Fenced { association, token });
+        match self.parts.iter().filter(|(_, state)| state.part.association == association).count() {
+            0 => out.push(Event::Fenced { association, token }),
+            left => self.fences.push(Fence { association, token, left }),
         }
     }
 
     /// A volume of the catalog, new or changed.
     pub fn on_volume(&mut self, record: Arc<VolumeRecord>) {
+        self.calm = false;
         match self.volumes.get_mut(&record.id) {
             Some(volume) => volume.record = record,
             None => {
@@ -394,6 +422,7 @@ impl<L: RecordLog> Shard<L> {
 
     /// A slab that the catalog has durably given to this shard.
     pub fn on_slab(&mut self, slab: SlabId) {
+        self.calm = false;
         self.space.add_slab(slab);
         self.slab_request = SlabRequest::None;
         self.space_changed = true;
@@ -401,6 +430,7 @@ impl<L: RecordLog> Shard<L> {
 
     /// Commits and checkpoints; [`Event::Drained`] follows when nothing is left to do. Parts may no longer be submitted.
     pub fn drain(&mut self) {
+        self.calm = false;
         self.draining = true;
     }
 

@@ -110,6 +110,17 @@ impl NodeCache {
         (self.get(key).expect("a part runs when its node is ready"), index)
     }
 
+    /// The node if it is here, marked as used.
+    pub(super) fn here(&mut self, key: NodeKey) -> Option<&MapNode> {
+        match self.entries.get_mut(&key) {
+            Some(Entry::Ready(cached)) => {
+                cached.used = true;
+                Some(&cached.map)
+            }
+            _ => None,
+        }
+    }
+
     pub(super) fn get(&self, key: NodeKey) -> Option<&MapNode> {
         match self.entries.get(&key) {
             Some(Entry::Ready(cached)) => Some(&cached.map),
@@ -264,6 +275,11 @@ impl NodeCache {
         }
     }
 
+    /// Whether a load waits for a buffer.
+    pub(super) fn is_stalled(&self) -> bool {
+        !self.stalled.is_empty()
+    }
+
     pub(super) fn is_settled(&self) -> bool {
         self.entries.values().all(|entry| matches!(entry, Entry::Ready(cached) if cached.pins == 0))
     }
@@ -276,13 +292,11 @@ impl<L: RecordLog> Shard<L> {
     }
 
     pub(super) fn require<I: Io>(&mut self, io: &mut I, key: NodeKey) -> Readiness {
-        match self.nodes.entries.get_mut(&key) {
-            Some(Entry::Ready(cached)) => {
-                cached.used = true;
-                return Readiness::Ready;
-            }
-            Some(Entry::Loading(_)) => return Readiness::Loading,
-            None => {}
+        if self.nodes.here(key).is_some() {
+            return Readiness::Ready;
+        }
+        if self.nodes.entries.contains_key(&key) {
+            return Readiness::Loading;
         }
         // A shard that takes no more writes cannot make dirty nodes clean; reads go on, beyond the bound by what they load.
         if !self.nodes.make_room() && self.fault.is_none() {

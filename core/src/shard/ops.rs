@@ -11,6 +11,8 @@ use crate::map::NodeKey;
 /// Whose operation it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Owner {
+    /// All of a part's data at once, of a read.
+    Whole { part: PartKey },
     /// Segment `segment` of a part's own buffer.
     Segment { part: PartKey, segment: u32 },
     /// Piece `piece` of the scratch buffer of a part's current step.

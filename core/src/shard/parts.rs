@@ -165,17 +165,17 @@ impl PartTable {
         self.get_mut(key).expect("a part with work under way is not answered")
     }
 
-    /// Takes a part out. What it held must have been given back.
-    pub(crate) fn remove(&mut self, key: PartKey) -> Part {
+    /// Takes a part out. What it held must have been given back, and its buffer taken.
+    pub(crate) fn remove(&mut self, key: PartKey) {
         let (generation, place) = &mut self.slots[key.slot as usize];
         assert_eq!(*generation, key.generation, "a part is answered once");
         let mut state = place.take().expect("a part is answered once");
-        assert!(state.outstanding == 0 && state.claimed.is_none() && state.targets.is_empty());
+        assert!(
+            state.outstanding == 0 && state.claimed.is_none() && state.targets.is_empty() && state.part.data.is_none()
+        );
         assert!(state.segments.is_empty() && state.scratch.is_empty());
         *generation = generation.wrapping_add(1);
         self.free.push(key.slot);
-        let placeholder = Part { data: None, ..state.part };
-        let part = std::mem::replace(&mut state.part, placeholder);
         state.stage = Stage::Queued;
         state.stamp = None;
         state.status = Status::Success;
@@ -184,7 +184,6 @@ impl PartTable {
         state.durable = false;
         state.lsn = Lsn(0);
         self.spare.push(state);
-        part
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (PartKey, &PartState)> {

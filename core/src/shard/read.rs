@@ -3,14 +3,17 @@
 //! A read waits for nobody, unless the volume's logical block is larger than what the device writes atomically: then it
 //! waits for writes of the same blocks, or it could see half of one.
 
+use ringway_reactor::data::Data;
 use ringway_reactor::io::Io;
 
 use super::api::{Event, RecordLog};
-use super::parts::{PartKey, PartState, Run, Segment, Step};
+use super::ops::Owner;
+use super::parts::{PartKey, PartState, Run, Segment, Stage, Step};
 use super::{Shard, clusters_of};
 use crate::ids::{Epoch, VolumeId};
-use crate::limits::BLOCK;
-use crate::map::{Source, View};
+use crate::limits::{BLOCK, CLUSTER};
+use crate::map::{NodeKey, Source, View};
+use crate::request::Command;
 
 impl<L: RecordLog> Shard<L> {
     pub(super) fn start_read<I: Io>(&mut self, io: &mut I, key: PartKey, out: &mut Vec<Event>) {
@@ -46,6 +49,46 @@ impl<L: RecordLog> Shard<L> {
             self.pin(key);
         }
         self.submit_segments(io, key, false, out);
+    }
+
+    /// Starts a read of whole blocks that one version of one cluster has at the device, of a node that is here. False for all
+    /// others: they have not been touched.
+    pub(super) fn read_at_once<I: Io>(&mut self, io: &mut I, key: PartKey) -> bool {
+        let Some(state) = self.parts.get_mut(key) else { return true };
+        let part = &mut state.part;
+        let (start, len) = (part.start, part.len);
+        let within = (start % CLUSTER) as u32;
+        let simple = part.command == Command::Read
+            && state.stage == Stage::Queued
+            && part.view.is_none()
+            && (start | u64::from(len)).is_multiple_of(BLOCK)
+            && within + len <= CLUSTER as u32;
+        let Some(volume) = self.volumes.get(&part.volume) else { return false };
+        let Some(data) = part.data.as_ref().filter(|data| data.is_aligned(self.logical_block)) else { return false };
+        assert!(data.len() == len as usize, "a read has as much memory as it reads");
+        if !simple || volume.fault.is_some() || volume.record.lba_bytes > self.atomic_unit {
+            return false;
+        }
+        let (node, index) = NodeKey::of(part.volume, (start / CLUSTER) as u32);
+        let blocks = within / BLOCK as u32..(within + len) / BLOCK as u32;
+        let view = View::live(&volume.record.dead);
+        let Some(place) = self.nodes.here(node).and_then(|node| node.whole(index, blocks, view)) else { return false };
+        let run = Run { file: u16::from(place.device()), offset: place.offset() + u64::from(within) };
+        let data = part.data.take().expect("it was just looked at");
+        state.stamp = Some(self.word);
+        state.stage = Stage::Device;
+        state.outstanding = 1;
+        self.submit_read(io, Owner::Whole { part: key }, run, data);
+        true
+    }
+
+    /// A read that was started at once is done.
+    pub(super) fn on_whole(&mut self, key: PartKey, data: Data, out: &mut Vec<Event>) {
+        let state = self.parts.at(key);
+        state.part.data = Some(data);
+        state.outstanding = 0;
+        let status = state.status;
+        self.finish(key, status, out);
     }
 
     /// Appends where the bytes `start..end` of `cluster` are, as few runs as possible.

@@ -65,6 +65,7 @@ impl<L: RecordLog> Shard<L> {
     /// An operation of this shard came back. What waited for it goes on; nothing new starts before [`Shard::execute`].
     pub fn on_completion<I: Io>(&mut self, io: &mut I, slot: u32, completion: Completion, out: &mut Vec<Event>) {
         let op = self.ops.remove(slot);
+        self.calm &= matches!(op.owner, Owner::Whole { .. }) && completion.result.is_ok();
         if op.kind == Kind::Write && completion.result.is_ok() {
             self.commit.dirty.insert(op.file);
         }
@@ -81,6 +82,10 @@ impl<L: RecordLog> Shard<L> {
         };
         let given_back = "a read or write gives its memory back";
         match op.owner {
+            Owner::Whole { part } => {
+                self.note_failure(part, failed.as_ref());
+                self.on_whole(part, data.expect(given_back), out);
+            }
             Owner::Segment { part, segment } => {
                 self.note_failure(part, failed.as_ref());
                 self.on_segment(io, part, segment, data.expect(given_back), out);
@@ -90,12 +95,12 @@ impl<L: RecordLog> Shard<L> {
                 self.on_scratch(io, part, piece, data.expect(given_back).into_own(), out);
             }
             Owner::NodePage(node) => {
-                self.on_node_page(io, node, data.expect(given_back).into_own(), failed.as_ref(), out)
+                self.on_node_page(io, node, data.expect(given_back).into_own(), failed.as_ref(), out);
             }
             Owner::Group => self.on_group(io, data.expect(given_back).into_own(), failed.is_some(), out),
             Owner::Punch { hole } => self.on_punched(hole),
             Owner::Checkpoint { nth } => {
-                self.on_checkpoint_op(io, nth, data.expect(given_back).into_own(), failed.is_some(), out)
+                self.on_checkpoint_op(io, nth, data.expect(given_back).into_own(), failed.is_some(), out);
             }
         }
     }

@@ -109,7 +109,7 @@ impl<L: RecordLog> Shard<L> {
             (self.changing != 0, "journal room"),
             (!self.nodes.is_settled(), "pins or loads"),
             (!self.scratch.is_whole(), "scratch"),
-            (!self.associations.is_empty(), "associations"),
+            (!self.fences.is_empty(), "fences"),
         ];
         held.iter().filter(|(held, _)| *held).map(|&(_, what)| what).collect()
     }

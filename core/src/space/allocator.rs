@@ -249,6 +249,12 @@ impl Space {
         }
     }
 
+    /// Whether [`Space::reclaim`] has nothing to wait for.
+    #[must_use]
+    pub fn is_calm(&self) -> bool {
+        self.settled.is_empty() && self.quarantine.len() == 0
+    }
+
     /// Like [`Space::reclaim`], but what is let go stays out of use until [`Space::punched`]: a hole punched into a cluster that
     /// has been given out again would take the new data with it.
     pub fn reclaim_to_punch(&mut self, durable: Lsn, oldest_in_flight: Ticket, held: &mut Vec<Place>) {

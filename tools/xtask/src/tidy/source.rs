@@ -8,6 +8,7 @@ const UNSAFE_FILES: &[(&str, &str)] = &[
     ("reactor/src/buf.rs", "buffers are pieces of one mapping the kernel writes to"),
     ("reactor/src/clock.rs", "reads the time stamp counter"),
     ("reactor/src/crash_log/map.rs", "maps the log that outlives the process"),
+    ("reactor/src/prefetch.rs", "hints to the CPU's cache"),
     ("reactor/src/shared.rs", "maps memory that another process writes to, and catches its faults"),
     ("reactor/src/uring/in_flight.rs", "message headers that the kernel reads point into their own operation"),
     ("reactor/src/uring/ring.rs", "the kernel's ring"),
