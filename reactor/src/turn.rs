@@ -42,6 +42,23 @@ pub trait Application<I: Io, M> {
 
     /// There is work that waits for nothing but the next turn.
     fn busy(&self) -> bool;
+
+    /// How eagerly to look for more, with the time of the last turn.
+    fn eagerness(&self, _now: Instant) -> Eagerness {
+        Eagerness::Adaptive
+    }
+}
+
+/// How a reactor goes on after a turn.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Eagerness {
+    /// It sleeps as soon as there is nothing to do.
+    Never,
+    /// It polls for a while after the last work.
+    #[default]
+    Adaptive,
+    /// It polls.
+    Always,
 }
 
 /// What a reactor did so far; plain numbers, summed by the reader.
@@ -138,8 +155,13 @@ impl<I: Io, M: Send, A: Application<I, M>> Reactor<I, M, A> {
     /// Turns until `done`: polls for a while after the last work, then sleeps.
     pub fn run(&mut self, mut done: impl FnMut(&mut A) -> bool) {
         while !done(&mut self.application) {
-            let idle_ns = self.io.now().since_ns(self.last_work);
-            self.turn(idle_ns >= self.polling_ns);
+            let now = self.io.now();
+            let wait_allowed = match self.application.eagerness(now) {
+                Eagerness::Never => true,
+                Eagerness::Adaptive => now.since_ns(self.last_work) >= self.polling_ns,
+                Eagerness::Always => false,
+            };
+            self.turn(wait_allowed);
         }
     }
 
@@ -193,6 +215,7 @@ mod tests {
         deadline: Instant,
         fired: u64,
         seen: u64,
+        eagerness: Eagerness,
     }
 
     impl<I: Io> Application<I, u64> for Relay {
@@ -228,12 +251,24 @@ mod tests {
         fn busy(&self) -> bool {
             false
         }
+        fn eagerness(&self, _: Instant) -> Eagerness {
+            self.eagerness
+        }
     }
 
     /// Two reactors on threads; `start` is injected into the first.
     fn relays(
         last: u64,
         polling_ns: u64,
+        start: impl FnOnce(crate::mailbox::Injector<u64>),
+    ) -> Vec<(TurnStats, Relay)> {
+        eager_relays(last, polling_ns, Eagerness::Adaptive, start)
+    }
+
+    fn eager_relays(
+        last: u64,
+        polling_ns: u64,
+        eagerness: Eagerness,
         start: impl FnOnce(crate::mailbox::Injector<u64>),
     ) -> Vec<(TurnStats, Relay)> {
         let mails = Mesh::new(2, 4);
@@ -247,7 +282,7 @@ mod tests {
                     let index = mail.index();
                     let deadline = io.now().plus_ns(5_000_000);
                     let to_send = Vec::new();
-                    let relay = Relay { index, last, to_send, stopped: false, deadline, fired: 0, seen: 0 };
+                    let relay = Relay { index, last, to_send, stopped: false, deadline, fired: 0, seen: 0, eagerness };
                     let mut reactor = Reactor::new(io, mail, relay);
                     reactor.set_polling_ns(polling_ns);
                     reactor.run(|relay| relay.stopped);
@@ -271,6 +306,20 @@ mod tests {
     fn reactors_that_poll_pass_every_message_too() {
         let done = relays(2_000, 20_000, |injector| injector.send(0));
         assert_eq!(done.iter().map(|(_, relay)| relay.seen).sum::<u64>(), 2_002);
+    }
+
+    #[test]
+    fn a_reactor_that_is_not_to_poll_sleeps_whenever_it_has_nothing_to_do_and_one_that_is_never_does() {
+        let started_later = |injector: crate::mailbox::Injector<u64>| {
+            std::thread::sleep(Duration::from_millis(100));
+            injector.send(0);
+        };
+        for (stats, _) in eager_relays(200, u64::MAX, Eagerness::Never, started_later) {
+            assert!(stats.sleeps >= 20 && stats.empty <= stats.sleeps, "{stats:?}");
+        }
+        for (stats, _) in eager_relays(200, 0, Eagerness::Always, started_later) {
+            assert!(stats.sleeps == 0 && stats.empty > 1_000, "{stats:?}");
+        }
     }
 
     #[test]

@@ -79,6 +79,7 @@ impl<L: RecordLog> Node<L> {
         for number in before.keys().filter(|number| !self.connections.contains_key(number)) {
             self.metrics.forget_connection(*number);
         }
+        self.interests.set_sockets(self.index, self.connections.len());
     }
 }
 

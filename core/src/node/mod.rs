@@ -12,6 +12,7 @@ pub mod barrier;
 mod counting;
 mod events;
 pub mod fence;
+pub mod interest;
 mod local;
 pub mod message;
 pub mod owner;
@@ -27,7 +28,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use ringway_reactor::io::{Completion, FileId, Instant, Io};
 use ringway_reactor::mailbox::Endpoint;
-use ringway_reactor::turn::{Application, TurnStats};
+use ringway_reactor::turn::{Application, Eagerness, TurnStats};
 use rustc_hash::FxHashMap;
 
 use crate::controller::registry::Registry;
@@ -40,6 +41,7 @@ use crate::tokens;
 use crate::transport::{TransportEvent, Transports};
 use barrier::{Coalescer, OpenBarriers, Waiter};
 use fence::Fences;
+use interest::Interests;
 use local::Local;
 use message::Message;
 use owner::{FirstFlush, Owner};
@@ -79,6 +81,8 @@ pub struct NodeParts<L> {
     pub metrics: Arc<Metrics>,
     /// Volumes whose hosts are to learn that the machine has failed.
     pub first_flush: Arc<FirstFlush>,
+    /// Who is polled for, and how.
+    pub interests: Arc<Interests>,
     /// On reactor 0.
     pub owner: Option<Owner>,
 }
@@ -97,6 +101,11 @@ pub struct Node<L> {
     epoch: Arc<AtomicU64>,
     metrics: Arc<Metrics>,
     first_flush: Arc<FirstFlush>,
+    interests: Arc<Interests>,
+    /// When something came last from a client for whom it is worth polling.
+    heard: Instant,
+    /// Parts of other reactors came since the last turn.
+    parts_came: bool,
     owner: Option<Owner>,
     next_count: Instant,
     /// Something has happened since the counters were copied.
@@ -140,6 +149,9 @@ impl<L: RecordLog> Node<L> {
             epoch: parts.epoch,
             metrics: parts.metrics,
             first_flush: parts.first_flush,
+            interests: parts.interests,
+            heard: Instant(0),
+            parts_came: false,
             owner: parts.owner,
             next_count: Instant(0),
             uncounted: true,
@@ -225,6 +237,9 @@ impl<I: Io, L: RecordLog> Application<I, Message> for Node<L> {
                 self.said.by(shard, |out| local.on_completion(io, TokenBase::slot_of(token), completion, out));
             }
             kind @ (tokens::TCP | tokens::SHM | tokens::VHOST) => {
+                if kind == tokens::TCP {
+                    self.heard = io.now();
+                }
                 self.transports.on_completion(io, kind, completion, &mut self.transport_events);
             }
             tokens::BARRIER => self.barrier_completed(io, FileId(token.0 as u16), completion.result.map(drop)),
@@ -238,7 +253,10 @@ impl<I: Io, L: RecordLog> Application<I, Message> for Node<L> {
 
     fn on_message(&mut self, io: &mut I, _from: usize, message: Message) {
         match message {
-            Message::Part { shard, part } => self.take_part(io.now(), shard, part, true),
+            Message::Part { shard, part } => {
+                self.parts_came = true;
+                self.take_part(io.now(), shard, part, true);
+            }
             Message::PartDone(done) => self.returned.push(done),
             Message::AskBarrier { file, shard, ticket } => self.ask_barrier(io, file, Waiter { shard, ticket }),
             Message::BarrierDone { shard, ticket, result } => {
@@ -274,6 +292,10 @@ impl<I: Io, L: RecordLog> Application<I, Message> for Node<L> {
         let now = io.now();
         self.transports.tick(io, &mut self.transport_events);
         let pulled = self.transports.pull(io, &mut self.requests, &mut self.transport_events);
+        let parts_came = std::mem::take(&mut self.parts_came);
+        if pulled && self.interests.polls_rings() || parts_came && self.interests.any_but_interrupt() {
+            self.heard = now;
+        }
         self.take_transport_events();
         self.take_returned(io, now);
         self.start_requests(io, now);
@@ -294,6 +316,10 @@ impl<I: Io, L: RecordLog> Application<I, Message> for Node<L> {
 
     fn before_sleep(&mut self, io: &mut I) -> bool {
         self.transports.before_sleep(io)
+    }
+
+    fn eagerness(&self, now: Instant) -> Eagerness {
+        self.interests.eagerness(self.index, now, self.heard)
     }
 
     fn observe(&mut self, stats: &TurnStats) {

@@ -19,6 +19,7 @@ use crate::directory::Directory;
 use crate::export::ExportRecord;
 use crate::ids::{Epoch, ShardId, VolumeId};
 use crate::metrics::Metrics;
+use crate::node::interest::Interests;
 use crate::node::owner::{CatalogPlace, FirstFlush, Owner, OwnerParts, PoolFacts, Store, Surroundings, directory_of};
 use crate::node::{Node, NodeParts};
 use crate::pool::{Layout, OpenPool};
@@ -71,6 +72,7 @@ pub struct Plan {
     epoch: Arc<AtomicU64>,
     metrics: Arc<Metrics>,
     first_flush: Arc<FirstFlush>,
+    interests: Arc<Interests>,
     facts: PoolFacts,
     target: TargetInfo,
     drain_timeout_ns: u64,
@@ -132,6 +134,7 @@ impl Plan {
             epoch: Arc::new(AtomicU64::new(Epoch::first_of(pool.generation).0)),
             metrics: Metrics::new(reactors, shards),
             first_flush,
+            interests: Interests::new(reactors),
             facts: PoolFacts {
                 uuid: pool.uuid,
                 format_version: crate::pool::FORMAT_VERSION,
@@ -159,6 +162,12 @@ impl Plan {
     #[must_use]
     pub fn registry(&self) -> Arc<Registry> {
         Arc::clone(&self.registry)
+    }
+
+    /// Who is polled for, and how.
+    #[must_use]
+    pub fn interests(&self) -> Arc<Interests> {
+        Arc::clone(&self.interests)
     }
 
     /// The exports, as the catalog was opened with them.
@@ -258,6 +267,7 @@ impl Plan {
             epoch: Arc::clone(&self.epoch),
             metrics: Arc::clone(&self.metrics),
             first_flush: Arc::clone(&self.first_flush),
+            interests: Arc::clone(&self.interests),
             owner,
         })
     }

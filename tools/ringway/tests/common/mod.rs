@@ -199,7 +199,10 @@ impl Place {
     #[track_caller]
     pub fn try_serve(&self, args: &[&str]) -> Result<Daemon, Ended> {
         let mut command = ringway(["serve", "--die-with-parent", "--control"]);
-        command.arg(self.control()).arg("--runtime").arg(self.path("run")).arg("--cores").arg(first_cores());
+        command.arg(self.control()).arg("--cores").arg(first_cores());
+        if !args.contains(&"--runtime") {
+            command.arg("--runtime").arg(self.path("run"));
+        }
         if !args.contains(&"--pool") {
             command.arg("--pool").arg(self.pool());
         }
