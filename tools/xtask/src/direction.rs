@@ -14,6 +14,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("core", &["rdma", "shm-ring", "reactor"]),
     ("perf", &["core", "rdma", "shm-ring", "reactor"]),
     ("tools/ringway", &["perf", "core", "rdma", "shm-ring", "reactor"]),
+    ("tools/fio-engine", &["core", "shm-ring", "reactor"]),
     ("tools/xtask", &[]),
 ];
 

@@ -7,6 +7,7 @@ mod bench;
 mod check;
 mod command;
 mod direction;
+mod fio_engine;
 mod fuzz;
 mod install;
 mod report;
@@ -53,6 +54,8 @@ enum Task {
         /// Targets; all where none is named
         targets: Vec<String>,
     },
+    /// The engine that Debian's fio loads, target/release/libringway-fio.so, and its tests
+    FioEngine(fio_engine::Options),
     /// The benchmarks; arguments go to the benchmark program
     Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -72,6 +75,7 @@ fn main() -> ExitCode {
         Task::Soak { minutes } => soak::run(minutes),
         Task::Vm(options) => vm::run(&options),
         Task::Fuzz { seconds, targets } => fuzz::run(seconds, &targets),
+        Task::FioEngine(options) => fio_engine::run(&options),
         Task::Bench { arguments } => bench::run(&arguments),
     };
     finish(report)

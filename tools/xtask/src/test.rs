@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::command::{cargo, describe, run_reading, succeeded, succeeds};
 use crate::report::{Counts, Failure, Report};
-use crate::{fuzz, install, vm};
+use crate::{fio_engine, fuzz, install, vm};
 
 /// The crash tests replay tens of thousands of cuts; on two busy cores that stays far below this.
 const LIMIT: Duration = Duration::from_secs(40 * 60);
@@ -18,15 +18,16 @@ pub(crate) fn run(quick: bool) -> Report {
     let groups: &[install::Group] = if quick {
         &[install::Group::Build]
     } else {
-        &[install::Group::Build, install::Group::Vm, install::Group::Fuzz]
+        &[install::Group::Build, install::Group::Vm, install::Group::Fuzz, install::Group::Bench]
     };
     if !report.step("what the tests need", || install::ensure(groups)) {
         return report;
     }
     workspace(&mut report);
     if quick {
-        report.left_out("the test VM (cargo xtask vm) and the fuzz targets (cargo xtask fuzz)");
+        report.left_out("the test VM (cargo xtask vm), the fio engine (cargo xtask fio-engine) and the fuzz targets (cargo xtask fuzz)");
     } else {
+        fio_engine::run_in(&mut report, &fio_engine::Options::default());
         vm::run_in(&mut report, &vm::Options::default());
         fuzz::run_in(&mut report, FUZZ_SECONDS, &[]);
     }

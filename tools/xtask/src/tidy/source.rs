@@ -12,6 +12,9 @@ const UNSAFE_FILES: &[(&str, &str)] = &[
     ("reactor/src/shared.rs", "maps memory that another process writes to, and catches its faults"),
     ("reactor/src/uring/in_flight.rs", "message headers that the kernel reads point into their own operation"),
     ("reactor/src/uring/ring.rs", "the kernel's ring"),
+    ("tools/fio-engine/src/abi.rs", "the interface to the engine, which is in C"),
+    ("tools/fio-engine/src/memory.rs", "fio's buffers are addresses"),
+    ("tools/fio-engine/src/session.rs", "its tests make such buffers"),
     ("perf/src/load/oracle.rs", "maps the file that says which writes were acknowledged"),
 ];
 

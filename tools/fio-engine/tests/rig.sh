@@ -1,0 +1,46 @@
+# Sourced by every test: a target of its own in a folder of its own, and fio with the engine.
+#
+#   RINGWAY   the ringway binary
+#   ENGINE    libringway-fio.so
+# A test ends with 0 if what its name says is so; everything it started ends with it.
+set -euo pipefail
+: "${RINGWAY:?the ringway binary}" "${ENGINE:?libringway-fio.so}"
+# Below the build's folder, which is on a disk: a pool needs O_DIRECT.
+work=$(mktemp -d "$(dirname "$ENGINE")/fio-XXXXXX")
+run=$(mktemp -d /tmp/ringway-fio-XXXXXX)
+target=
+finish() {
+  [ -z "$target" ] || kill -9 "$target" 2>/dev/null || true
+  rm -rf "$work" "$run"
+}
+trap finish EXIT
+
+# serve ARGS: starts the target, sets $target and $port.
+serve() {
+  "$RINGWAY" serve --runtime "$run" --listen "tcp://127.0.0.1:${port:-0}" "$@" >"$work/ready" 2>>"$work/log" &
+  target=$!
+  for _ in $(seq 600); do
+    [ -s "$work/ready" ] && break
+    kill -0 "$target" 2>/dev/null || { cat "$work/log" >&2; return 1; }
+    sleep 0.1
+  done
+  port=$(sed 's/.*"tcp:\/\/127.0.0.1:\([0-9]*\)".*/\1/' "$work/ready")
+}
+
+ringway() { "$RINGWAY" "$@" --runtime "$run"; }
+
+# engine ARGS: fio on volume v.
+engine() {
+  timeout 120 fio --ioengine="external:$ENGINE" --host=127.0.0.1 --port="${port:-1}" --name=job --thread --group_reporting "$@"
+}
+
+# fails SAYS ARGS: fio has to fail and to say so.
+fails() {
+  local says=$1 said
+  shift
+  if said=$(engine "$@" 2>&1); then
+    echo "fio did not fail: $*" >&2
+    return 1
+  fi
+  grep -qF -- "$says" <<<"$said" || { printf '%s\nis not said in\n%s\n' "$says" "$said" >&2; return 1; }
+}
