@@ -65,10 +65,10 @@ impl<L: RecordLog> Shard<L> {
             && within + len <= CLUSTER as u32;
         let Some(volume) = self.volumes.get(&part.volume) else { return false };
         let Some(data) = part.data.as_ref().filter(|data| data.is_aligned(self.logical_block)) else { return false };
-        assert!(data.len() == len as usize, "a read has as much memory as it reads");
         if !simple || volume.fault.is_some() || volume.record.lba_bytes > self.atomic_unit {
             return false;
         }
+        assert!(data.len() == len as usize, "a read has as much memory as it reads");
         let (node, index) = NodeKey::of(part.volume, (start / CLUSTER) as u32);
         let blocks = within / BLOCK as u32..(within + len) / BLOCK as u32;
         let view = View::live(&volume.record.dead);
