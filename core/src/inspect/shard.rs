@@ -71,7 +71,9 @@ pub struct ShardReport {
     pub last_lsn: Lsn,
     /// Clusters that its bitmaps say data is in.
     pub clusters_used: u64,
-    /// Of these, clusters that no map node names: lost space, harmless otherwise.
+    /// Clusters of map pages and of the checkpoint.
+    pub clusters_metadata: u64,
+    /// Of those with data, clusters that no map node names: lost space, harmless otherwise.
     pub clusters_leaked: u64,
     /// Slabs of its own.
     pub slabs: u64,
@@ -241,6 +243,7 @@ impl Look<'_> {
             self.node(&node, &used, &metadata, &mut named);
         }
         self.report.clusters_used = used.count();
+        self.report.clusters_metadata = metadata.count();
         self.report.clusters_leaked = used.count_without(&named);
         if self.report.clusters_leaked > 0 && !self.report.findings.iter().any(|f| f.severity == Severity::Fault) {
             let what = format!("{} clusters are in use and named by no volume", self.report.clusters_leaked);

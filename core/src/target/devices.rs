@@ -4,14 +4,14 @@ use std::fs;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
-use ringway_reactor::files::{Access, OpenFile, Progress};
+use ringway_reactor::files::{Access, FileError, OpenFile, Progress};
 use ringway_reactor::uring::{UringConfig, UringIo};
 use uuid::Uuid;
 
 use super::buffers;
 use super::config::{FormatOptions, PoolSpec};
 use super::error::StartError;
-use crate::pool::{self, LayoutOptions, PoolError};
+use crate::pool::{self, Layout, LayoutOptions, PoolError};
 use crate::space::{Geometry, SlabArea};
 
 /// Shards of a pool where nothing is said: as many as reactors are worth having, as long as each gets some gigabytes.
@@ -60,8 +60,11 @@ impl Devices {
     /// Makes them, and a pool on them.
     pub(super) fn format(spec: &PoolSpec, options: &FormatOptions, progress: Watch<'_>) -> Result<Devices, StartError> {
         let mut options = options.clone();
+        let mut created = None;
         let mut devices = match spec {
-            PoolSpec::Path(path) if !is_block_device(path) => vec![create_file(path, &options, progress)?],
+            PoolSpec::Path(path) if !is_block_device(path) => {
+                vec![created.insert(create_file(path, &options, progress)?).clone()]
+            }
             PoolSpec::Path(path) => vec![path.clone()],
             PoolSpec::Devices(paths) => paths.clone(),
             PoolSpec::Memory(bytes) => return Devices::memory(*bytes, &options),
@@ -79,7 +82,12 @@ impl Devices {
         };
         let open = |path: &PathBuf| OpenFile::open(path, Access::ReadWrite, progress);
         let files = devices.iter().map(open).collect::<Result<Vec<_>, _>>()?;
-        write_pool(&files, &options)?;
+        write_pool(&files, &options).inspect_err(|_| {
+            if let Some(file) = created {
+                // The first error is the one to report; a file that stays behind is named in the next attempt.
+                let _ = fs::remove_file(file);
+            }
+        })?;
         Ok(Devices::of_paths(files, &std::mem::take(&mut devices)))
     }
 
@@ -134,23 +142,27 @@ pub(super) fn setup_ring(files: &[OpenFile]) -> Result<UringIo, StartError> {
 
 fn write_pool(files: &[OpenFile], options: &FormatOptions) -> Result<(), StartError> {
     let bytes: u64 = files.iter().map(|file| file.info().size).sum();
-    let shards = options.shards.unwrap_or_else(|| (bytes / SHARD_BYTES_WANTED).clamp(1, SHARDS_DEFAULT) as u16);
     let mut io = setup_ring(files)?;
     let options = pool::FormatOptions {
         uuid: Uuid::new_v4(),
         device_uuids: files.iter().map(|_| Uuid::new_v4()).collect(),
-        shards,
-        layout: LayoutOptions {
-            journal_bytes: options.journal_bytes,
-            slab_bytes: options.slab_bytes,
-            ..LayoutOptions::default()
-        },
+        shards: shards(options, bytes),
+        layout: layout_options(options),
         assume_atomic_4k: options.assume_atomic_4k,
         force: options.force,
         created_unix_s: super::unix_s(),
     };
     pool::format(&mut io, &options, &mut |_| {})?;
     Ok(())
+}
+
+/// Of a pool of so many bytes.
+fn shards(options: &FormatOptions, bytes: u64) -> u16 {
+    options.shards.unwrap_or_else(|| (bytes / SHARD_BYTES_WANTED).clamp(1, SHARDS_DEFAULT) as u16)
+}
+
+fn layout_options(options: &FormatOptions) -> LayoutOptions {
+    LayoutOptions { journal_bytes: options.journal_bytes, slab_bytes: options.slab_bytes, ..LayoutOptions::default() }
 }
 
 pub(super) fn is_block_device(path: &Path) -> bool {
@@ -163,20 +175,36 @@ pub(super) fn file_in(folder: &Path, number: usize) -> PathBuf {
 
 /// The device behind a path, or the files in a directory.
 fn device_paths(path: &Path) -> Result<Vec<PathBuf>, StartError> {
-    if path.is_file() || is_block_device(path) {
+    // Whatever is no directory says itself what it is when it is opened; a device that is missing is no empty pool.
+    if path.exists() && !path.is_dir() || lacks_device(path) {
         return Ok(vec![path.to_owned()]);
     }
     let files: Vec<_> = (0..).map(|number| file_in(path, number)).take_while(|file| file.exists()).collect();
     if files.is_empty() { Err(StartError::NoPool(path.to_owned())) } else { Ok(files) }
 }
 
+/// A device's name without a device: a slip, and no place for files.
+fn lacks_device(path: &Path) -> bool {
+    path.starts_with("/dev") && !path.exists()
+}
+
 fn create_file(folder: &Path, options: &FormatOptions, progress: Watch<'_>) -> Result<PathBuf, StartError> {
+    if lacks_device(folder) {
+        return Err(FileError::NotFound(folder.to_owned()).into());
+    }
+    if folder.exists() && !folder.is_dir() {
+        let what = format!("{} is neither a directory nor a block device; a pool needs one of them", folder.display());
+        return Err(StartError::Invalid(what));
+    }
     let Some(size) = options.size else {
         return Err(StartError::Invalid(format!(
             "a pool in the directory {} needs a size; give one such as 10G",
             folder.display()
         )));
     };
+    let size = size / 4096 * 4096;
+    // Before anything is made, or an old pool is removed.
+    Layout::compute(&[size], shards(options, size), &layout_options(options))?;
     let failed = |what: &str| {
         let what = format!("cannot {what} {}", folder.display());
         move |source| StartError::System { what, source }
@@ -193,6 +221,6 @@ fn create_file(folder: &Path, options: &FormatOptions, progress: Watch<'_>) -> R
             fs::remove_file(&old).map_err(failed("remove the old pool in"))?;
         }
     }
-    OpenFile::create(&file, size / 4096 * 4096, options.allocation, progress)?;
+    OpenFile::create(&file, size, options.allocation, progress)?;
     Ok(file)
 }

@@ -112,7 +112,8 @@ impl StartError {
             StartError::Shard(_) => ControlErrorKind::Corrupt,
             StartError::CrashLog(CrashLogError::InUse(_)) => ControlErrorKind::Busy,
             StartError::CrashLog(CrashLogError::Foreign { .. }) => ControlErrorKind::Denied,
-            StartError::Ring(_) | StartError::CrashLog(_) | StartError::System { .. } => ControlErrorKind::Internal,
+            StartError::System { source, .. } => system_kind(source),
+            StartError::Ring(_) | StartError::CrashLog(_) => ControlErrorKind::Internal,
         }
     }
 }
@@ -129,14 +130,22 @@ fn file_kind(error: &FileError) -> ControlErrorKind {
         FileError::Exists(_) => ControlErrorKind::Exists,
         FileError::InUse { .. } => ControlErrorKind::Busy,
         FileError::NoSpace { .. } => ControlErrorKind::NoSpace,
-        FileError::System { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
-            ControlErrorKind::Denied
-        }
-        FileError::System { .. } => ControlErrorKind::Internal,
+        FileError::System { source, .. } => system_kind(source),
         FileError::NoDirectIo { .. }
         | FileError::WrongType { .. }
         | FileError::LargeBlocks { .. }
         | FileError::BadSize { .. } => ControlErrorKind::Invalid,
+    }
+}
+
+fn system_kind(error: &std::io::Error) -> ControlErrorKind {
+    match error.kind() {
+        std::io::ErrorKind::NotFound => ControlErrorKind::NotFound,
+        std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem => ControlErrorKind::Denied,
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded | std::io::ErrorKind::FileTooLarge => {
+            ControlErrorKind::NoSpace
+        }
+        _ => ControlErrorKind::Internal,
     }
 }
 

@@ -14,7 +14,7 @@ use std::net::ToSocketAddrs;
 
 use rand::RngCore;
 use ringway_core::directory::VOLUME_NQN_PREFIX;
-use ringway_core::host::{ControllerKind, Host, HostConfig, HostError, HostErrorKind, Reconnect};
+use ringway_core::host::{ControllerKind, Host, HostConfig, HostError, Reconnect};
 use ringway_reactor::uring::{UringConfig, UringIo};
 
 pub use config::{Limit, LoadConfig, Mix, Pattern, Verify};
@@ -72,9 +72,10 @@ pub fn run(config: &LoadConfig, progress: &mut dyn Progress) -> Result<LoadRepor
 fn host_config(config: &LoadConfig) -> Result<HostConfig, LoadError> {
     let (name, port) = config.target.tcp().map_err(|error| LoadError::Config(error.to_string()))?;
     let nqn = format!("{VOLUME_NQN_PREFIX}{}", config.target.volume);
-    let local = |why: String| HostError::new(HostErrorKind::Local, format!("connect {}: {why}", config.target));
-    let mut addresses = (name, port).to_socket_addrs().map_err(|error| local(format!("{name}: {error}")))?;
-    let addr = addresses.next().ok_or_else(|| local(format!("{name} has no address")))?;
+    let unknown =
+        |why: &str| LoadError::Config(format!("{}: the address of {name:?} is not known: {why}", config.target));
+    let mut addresses = (name, port).to_socket_addrs().map_err(|error| unknown(&error.to_string()))?;
+    let addr = addresses.next().ok_or_else(|| unknown("it has none"))?;
     let depth = config.depth.div_ceil(config.queues.into()).max(1) as u16;
     let mut host = HostConfig::new(addr, nqn);
     host.name = format!("tcp://{addr}");

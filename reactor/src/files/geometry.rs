@@ -5,12 +5,16 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FallocateFlags, SeekFrom, StatxFlags};
+use rustix::io::Errno;
 
 use super::{FileError, FileKind, system};
 use crate::io::FileInfo;
 
 /// TMPFS_MAGIC and RAMFS_MAGIC of statfs(2).
 const MEMORY_FILE_SYSTEMS: [(u32, &str); 2] = [(0x0102_1994, "tmpfs"), (0x8584_58f6, "ramfs")];
+
+/// ext4, xfs, btrfs.
+const PUNCHING_FILE_SYSTEMS: [u32; 3] = [0xef53, 0x5846_5342, 0x9123_683e];
 
 /// Measures an open file; the notes say what had to be assumed.
 pub(super) fn measure(fd: &OwnedFd, kind: FileKind, path: &Path) -> Result<(FileInfo, Vec<String>), FileError> {
@@ -37,16 +41,22 @@ pub(super) fn measure(fd: &OwnedFd, kind: FileKind, path: &Path) -> Result<(File
             logical_block: direct_io_block(fd, &queue, path, &mut notes),
             // Larger atomic writes of the device do not survive the file system's own splitting.
             atomic_write_unit: atomic_unit(&queue, path, &mut notes).min(4096),
-            deallocates: rustix::fs::fallocate(
-                fd,
-                FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
-                size.next_multiple_of(4096),
-                4096,
-            )
-            .is_ok(),
+            deallocates: punches_holes(fd, size),
         },
     };
     Ok((info, notes))
+}
+
+/// Whether holes can be punched: tried behind the end, where nothing is. A file that was opened for reading cannot be asked; its
+/// file system is known or taken to do without.
+fn punches_holes(fd: &OwnedFd, size: u64) -> bool {
+    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    match rustix::fs::fallocate(fd, flags, size.next_multiple_of(4096), 4096) {
+        Err(Errno::BADF) => {
+            rustix::fs::fstatfs(fd).is_ok_and(|found| PUNCHING_FILE_SYSTEMS.contains(&(found.f_type as u32)))
+        }
+        tried => tried.is_ok(),
+    }
 }
 
 /// Smallest aligned unit that O_DIRECT takes: statx says (Linux 6.1), or the device below.

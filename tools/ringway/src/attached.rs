@@ -6,6 +6,7 @@ use ringway_core::host::{
 };
 use ringway_core::limits::REQUEST_BYTES_MAX;
 use ringway_core::request::Command;
+use ringway_core::wire::completion::NvmeStatus;
 use ringway_reactor::buf::{Buf, BufPool, BufPoolConfig};
 use ringway_reactor::io::{Completion, Io, Wait};
 use ringway_reactor::uring::{UringConfig, UringIo};
@@ -131,7 +132,10 @@ fn end(completed: &Completed, keep: Keep<'_>) -> Result<(), Failure> {
             None => Ok(()),
         },
         Outcome::Failed(status) => {
-            Err(Failure::internal(format!("the target failed a request at byte {}: {status}", completed.user)))
+            let full = status.is(NvmeStatus::CAPACITY_EXCEEDED);
+            let kind = if full { ControlErrorKind::NoSpace } else { ControlErrorKind::Internal };
+            let at = completed.user;
+            Err(Failure::new(kind, format!("the target failed a request at byte {at}: {status}")))
         }
         Outcome::Unknown | Outcome::Gone => {
             Err(Failure::new(ControlErrorKind::Unavailable, "the target went away in the middle of the copy"))

@@ -1,6 +1,7 @@
 //! The command line: what there is, what it takes, and examples. Nothing is done here.
 
 use std::path::PathBuf;
+use std::sync::LazyLock;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -12,7 +13,7 @@ use crate::size::Size;
 
 /// Block storage over NVMe/TCP from files, devices or memory: one reactor a core, durable by default.
 #[derive(Parser, Debug)]
-#[command(name = "ringway", version, after_help = EXIT_CODES, max_term_width = 110)]
+#[command(name = "ringway", version, after_help = AFTER_HELP.as_str(), max_term_width = 110)]
 pub(crate) struct Cli {
     /// Answer in JSON, failures too
     #[arg(long, global = true)]
@@ -25,18 +26,27 @@ pub(crate) struct Cli {
 #[derive(Subcommand, Debug)]
 pub(crate) enum Command {
     /// Show it all: format, serve, load, kill, restart, verify
+    #[command(
+        after_help = "Examples:\n  ringway demo\n  ringway demo --dir /mnt/nvme --seconds 10 --size 4GiB\n  ringway demo --keep --json | jq .rows"
+    )]
     Demo(crate::demo::DemoArgs),
     /// Serve a pool until SIGTERM or SIGINT
     #[command(after_help = SERVE_EXAMPLES)]
     Serve(Box<ServeArgs>),
     /// Make, look at and grow pools
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  ringway pool format ./ringway-data --size 10GiB\n  ringway pool show ./ringway-data"
+    )]
     Pool(PoolCommand),
     /// Make, look at, change and remove volumes of the running target
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  ringway volume create vm1 20GiB\n  ringway volume import vm2 disk.img\n  ringway volume list"
+    )]
     Volume(VolumeCommand),
     /// Give volumes to virtual machines of this host, each through a socket of its own
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example:\n  ringway export list")]
     Export(ExportCommand),
     /// Check a pool that nobody serves, without changing it
     #[command(
@@ -47,6 +57,14 @@ pub(crate) enum Command {
     #[command(after_help = BENCH_EXAMPLES)]
     Bench(Box<crate::bench::BenchArgs>),
 }
+
+/// Below `ringway --help`.
+static AFTER_HELP: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "Examples:\n  ringway demo\n  ringway serve &\n  ringway volume create vm1 20GiB\n  \
+         ringway bench tcp://127.0.0.1:4420/vm1 --verify\n\n{EXIT_CODES}"
+    )
+});
 
 const SERVE_EXAMPLES: &str = "\
 Examples:
@@ -149,9 +167,9 @@ pub(crate) enum Allocate {
 /// `ringway pool show`.
 #[derive(Args, Debug)]
 pub(crate) struct PoolShowArgs {
-    /// A pool that nobody serves; without it the running target is asked
+    /// A pool, served or not; without it the running target is asked for its own
     #[arg(value_name = "DIR|DEVICE")]
-    pub(crate) pool: Option<PathBuf>,
+    pub(crate) pool: Option<PoolPlace>,
     #[command(flatten)]
     pub(crate) daemon: DaemonArgs,
 }
@@ -188,18 +206,24 @@ pub(crate) enum VolumeCommand {
     )]
     Create(CreateArgs),
     /// List all volumes
+    #[command(after_help = "Examples:\n  ringway volume list\n  ringway volume list --json | jq -r '.[].name'")]
     List(DaemonArgs),
     /// Show one volume
+    #[command(after_help = "Example:\n  ringway volume show vm1")]
     Show(NamedArgs),
     /// Grow a volume; attached hosts see it at once
     #[command(after_help = "Example:\n  ringway volume resize vm1 40GiB")]
     Resize(ResizeArgs),
     /// Give a volume another name
+    #[command(after_help = "Example:\n  ringway volume rename vm1 web/vm1")]
     Rename(RenameArgs),
     /// Say which hosts may attach; none: any host where the listener allows that
     #[command(after_help = "Example:\n  ringway volume hosts vm1 \"$(cat /etc/nvme/hostnqn)\"")]
     Hosts(HostsArgs),
     /// Remove a volume and everything in it
+    #[command(
+        after_help = "Examples:\n  ringway volume remove vm1\n  ringway volume remove vm1 --force      # although a host is attached"
+    )]
     Remove(RemoveArgs),
     /// Make a volume from a raw image
     #[command(after_help = "Example:\n  ringway volume import vm1 disk.img")]
@@ -324,9 +348,9 @@ pub(crate) struct ExportArgs {
 /// `ringway inspect`.
 #[derive(Args, Debug)]
 pub(crate) struct InspectArgs {
-    /// A pool that nobody serves
+    /// A pool that nobody serves: its directory, or its block devices, separated by commas
     #[arg(value_name = "DIR|DEVICE")]
-    pub(crate) pool: PathBuf,
+    pub(crate) pool: PoolPlace,
     /// Show every record of the journals and the catalog too
     #[arg(long)]
     pub(crate) dump: bool,
@@ -341,6 +365,37 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    /// Every command on the way to a leaf, with its name as it is typed.
+    fn every_command(at: &clap::Command, name: &str, found: &mut Vec<(String, clap::Command)>) {
+        found.push((name.to_owned(), at.clone()));
+        for below in at.get_subcommands() {
+            every_command(below, &format!("{name} {}", below.get_name()), found);
+        }
+    }
+
+    #[test]
+    fn the_help_of_every_command_has_an_example_that_is_a_command_line() {
+        let mut commands = Vec::new();
+        every_command(&Cli::command(), "ringway", &mut commands);
+        assert!(commands.len() > 15, "{}", commands.len());
+        for (name, mut command) in commands {
+            let help = command.render_help().to_string();
+            let (_, examples) = help.split_once("Example").unwrap_or_else(|| panic!("{name} --help has no example"));
+            let lines = examples.lines().skip(1).take_while(|line| line.starts_with("  "));
+            let mut lines = lines.map(str::trim).filter(|line| line.starts_with("ringway ")).peekable();
+            assert!(lines.peek().is_some_and(|line| line.starts_with(&name)), "{name}: {examples}");
+            for line in lines {
+                // Up to a comment, a pipe or a background mark, which are the shell's.
+                let words = line.split_whitespace().take_while(|word| !["#", "|", "&"].contains(word));
+                let parsed = Cli::try_parse_from(words.map(|word| word.trim_matches('"')));
+                if line.contains("$(") {
+                    continue;
+                }
+                assert!(parsed.is_ok(), "{name}: {line}: {}", parsed.unwrap_err());
+            }
+        }
     }
 
     #[test]

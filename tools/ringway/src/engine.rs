@@ -4,11 +4,11 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ringway_core::control::{ControlErrorKind, ControlPort};
+use ringway_core::control::ControlPort;
 use ringway_core::metrics::Metrics;
 use ringway_core::target::{self, FormatOptions, PoolSpec, Progress, RunningTarget, TargetConfig};
 
-use crate::failure::{Failure, FailureKind};
+use crate::failure::Failure;
 use crate::serve::{Engine, Plan};
 use crate::size::Size;
 
@@ -35,16 +35,8 @@ pub(crate) fn start(plan: &Plan) -> Result<Box<dyn Engine>, Failure> {
         config.polling = polling;
     }
     let target =
-        target::start(config, &mut log_progress).map_err(|error| about_pool(&plan.pool.0, Failure::from(&error)))?;
+        target::start(config, &mut log_progress).map_err(|error| Failure::from(&error).of_pool(&plan.pool.0))?;
     Ok(Box::new(Core(target)))
-}
-
-/// A pool that cannot be opened is named: what is wrong with it is told by device.
-fn about_pool(pool: &PoolSpec, failure: Failure) -> Failure {
-    if failure.kind != FailureKind::Control(ControlErrorKind::Corrupt) {
-        return failure;
-    }
-    Failure { message: format!("pool {pool}: {failure}"), ..failure }
 }
 
 /// A directory that is empty, or not there yet, gets a pool; anything else has to be formatted by its own command.
@@ -56,9 +48,10 @@ fn format_on_first_use(plan: &Plan) -> Result<Option<FormatOptions>, Failure> {
     };
     let empty = match std::fs::read_dir(path) {
         Ok(mut entries) => entries.next().is_none(),
-        // A folder that is missing above it is more likely a slip than a wish for a pool there.
+        // A folder that is missing above it, or a device, is more likely a slip than a wish for a pool there.
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            path.parent().is_none_or(|above| above.as_os_str().is_empty() || above.is_dir())
+            let above = path.parent().is_none_or(|above| above.as_os_str().is_empty() || above.is_dir());
+            above && !path.starts_with("/dev")
         }
         // A block device; or whatever opening it will say.
         Err(_) => false,

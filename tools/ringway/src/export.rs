@@ -15,7 +15,7 @@ use crate::volume::client;
 #[derive(Subcommand, Debug)]
 pub(crate) enum ExportCommand {
     /// Open a socket for a volume; it is there again after a restart
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example:\n  ringway export add vhost-user vm1")]
     Add(AddCommand),
     /// List all exports
     #[command(after_help = "Example:\n  ringway export list --json | jq -r '.[].socket'")]

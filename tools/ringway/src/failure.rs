@@ -86,6 +86,14 @@ impl Failure {
         Failure::new(kind, format!("cannot {doing} {}: {error}", path.display()))
     }
 
+    /// A pool that cannot be opened is named: what is wrong with it is told by device.
+    pub(crate) fn of_pool(self, pool: &impl fmt::Display) -> Failure {
+        if self.kind != FailureKind::Control(ControlErrorKind::Corrupt) {
+            return self;
+        }
+        Failure { message: format!("pool {pool}: {self}"), ..self }
+    }
+
     pub(crate) fn exit_code(&self) -> u8 {
         match self.kind {
             FailureKind::Control(kind) => kind.exit_code(),

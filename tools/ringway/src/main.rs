@@ -18,6 +18,7 @@ mod logging;
 mod metrics_text;
 mod output;
 mod pool;
+mod pool_show;
 mod runtime;
 mod serve;
 mod size;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use ringway_core::control::{PoolGrow, PoolInfo};
+use ringway_core::control::PoolGrow;
 use ringway_core::pool::OpenPool;
 use ringway_core::target::{self, Addition, Allocation, FormatOptions, PoolSpec, Progress, StartError};
 use serde::Serialize;
@@ -11,17 +11,15 @@ use uuid::Uuid;
 
 use crate::cli::{Allocate, FormatArgs, PoolCommand, PoolGrowArgs};
 use crate::failure::Failure;
-use crate::output::{Format, columns, facts};
+use crate::output::{Format, facts};
+use crate::pool_show::{self, show};
 use crate::size::Size;
 use crate::volume::client;
 
 pub(crate) fn run(command: PoolCommand, format: Format) -> Result<(), Failure> {
     match command {
         PoolCommand::Format(args) => make(&args, format)?,
-        PoolCommand::Show(args) => {
-            let pool = client(&args.daemon).pool()?;
-            format.print(&pool, show);
-        }
+        PoolCommand::Show(args) => pool_show::run(&args, format)?,
         PoolCommand::Grow(args) => grow(args, format)?,
     }
     Ok(())
@@ -43,7 +41,8 @@ fn make(args: &FormatArgs, format: Format) -> Result<(), Failure> {
         assume_atomic_4k: args.assume_atomic_4k,
         force: args.force,
     };
-    let formatted = watched(format, |progress| target::format(&args.pool.0, &options, progress))?;
+    let formatted = watched(format, |progress| target::format(&args.pool.0, &options, progress))
+        .map_err(|failure| failure.of_pool(&args.pool.0))?;
     format.print(&Made::of(&formatted), Made::text);
     Ok(())
 }
@@ -130,7 +129,8 @@ fn grow(args: PoolGrowArgs, format: Format) -> Result<(), Failure> {
         (None, Some(size)) => Addition::File { size, allocation: args.allocate.into() },
         (None, None) => unreachable!("one of the two is required"),
     };
-    let grown = watched(format, |progress| target::grow(&pool.0, &addition, progress))?;
+    let grown = watched(format, |progress| target::grow(&pool.0, &addition, progress))
+        .map_err(|failure| failure.of_pool(&pool.0))?;
     let grown = Grown {
         device: grown.device.display().to_string(),
         serve: grown.spec.to_string(),
@@ -156,32 +156,4 @@ impl Grown {
         let added = facts(&[("added", self.device.clone()), ("serve it by", format!("--pool {}", self.serve))]);
         format!("{added}\n{}", self.pool.text())
     }
-}
-
-pub(crate) fn show(pool: &PoolInfo) -> String {
-    let head = facts(&[
-        ("pool", pool.uuid.to_string()),
-        ("space", format!("{} of {} used ({} %)", Size(pool.used), Size(pool.size), pool.used_percent())),
-        ("shards", pool.shards.to_string()),
-        ("slab", Size(pool.slab_bytes).to_string()),
-        ("volumes", pool.volumes.to_string()),
-        ("format version", pool.format_version.to_string()),
-        ("boot generation", pool.boot_generation.to_string()),
-        ("state", pool.read_only.as_ref().map_or("online".to_owned(), |why| format!("read-only: {why}"))),
-    ]);
-    let rows: Vec<Vec<String>> = pool
-        .devices
-        .iter()
-        .map(|device| {
-            vec![
-                device.number.to_string(),
-                device.path.clone(),
-                Size(device.size).to_string(),
-                Size(u64::from(device.atomic_write_unit)).to_string(),
-                if device.deallocates { "yes" } else { "no" }.to_owned(),
-                device.fault.clone().unwrap_or_else(|| "online".to_owned()),
-            ]
-        })
-        .collect();
-    format!("{head}\n{}", columns(&["device", "path", "size", "atomic", "discards", "state"], &rows))
 }

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::Path;
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -34,6 +34,12 @@ struct Moved {
 /// Makes a volume from an image; a volume that could not be filled is removed again.
 pub(crate) fn import(client: &Client, args: &ImportArgs, format: Format) -> Result<(), Failure> {
     let file = File::open(&args.file).map_err(|error| Failure::io("open", &args.file, &error))?;
+    let kind = file.metadata().map_err(|error| Failure::io("look at", &args.file, &error))?.file_type();
+    if !kind.is_file() && !kind.is_block_device() {
+        let path = args.file.display();
+        let what = if kind.is_dir() { "a directory" } else { "neither a file nor a block device" };
+        return Err(Failure::usage(format!("{path} is {what}; an image is a file or a block device")));
+    }
     let size = seek(&file, SeekFrom::End(0)).map_err(|errno| Failure::io("measure", &args.file, &errno.into()))?;
     let rounded = size.next_multiple_of(u64::from(args.shape.lba.max(1)));
     let create = shaped(&args.name, Size(rounded), &args.shape)?;

@@ -90,6 +90,41 @@ fn without_a_daemon_every_command_says_how_to_start_one() {
 }
 
 #[test]
+fn what_is_no_place_for_a_pool_is_named_as_what_it_is_and_nothing_is_made_there() {
+    let place = Place::new();
+    let runtime = place.path("run");
+    let serve = |pool: &str| {
+        run(["serve", "--listen", "tcp://127.0.0.1:0", "--pool", pool, "--runtime", runtime.to_str().unwrap()])
+    };
+    serve("/dev/no-such-device").fails(3, "/dev/no-such-device does not exist");
+    run(["pool", "format", "/dev/no-such-device", "--size", "1GiB"]).fails(3, "/dev/no-such-device does not exist");
+    assert!(!std::path::Path::new("/dev/no-such-device").exists());
+    serve("/dev/null").fails(2, "character device");
+    run(["pool", "format", "/dev/null", "--size", "1GiB"]).fails(2, "neither a directory nor a block device");
+    run(["inspect", "/dev/null"]).fails(2, "character device");
+    run(["pool", "format", "/proc/no/pool", "--size", "1GiB"]).fails(3, "/proc/no/pool");
+    run(["bench", "tcp://no-such-host.invalid:4420/vm1"]).fails(2, "no-such-host.invalid");
+}
+
+/// A format that cannot be leaves what is there, and with force as well.
+#[test]
+fn a_format_that_cannot_be_is_refused_before_anything_is_made_or_removed() {
+    let place = Place::new();
+    let pool = place.pool();
+    let format = |args: &[&str]| run([&["pool", "format", pool.to_str().unwrap()], args].concat());
+    for args in [&["--size", "1MiB"][..], &["--size", "1GiB", "--slab", "5MiB"], &["--size", "1GiB", "--journal", "1"]]
+    {
+        format(args).ends(2);
+        assert!(!pool.exists(), "{args:?}");
+    }
+    format(&[]).fails(2, "needs a size");
+    place.format();
+    let before = std::fs::read(pool.join("device-0.ringway")).unwrap();
+    format(&["--size", "1MiB", "--force"]).fails(2, "at least");
+    assert!(std::fs::read(pool.join("device-0.ringway")).unwrap() == before);
+}
+
+#[test]
 fn an_image_that_is_not_there_is_named_before_the_daemon_is_asked() {
     Place::new().run(&["volume", "import", "vm1", "/no/such/image"]).fails(3, "/no/such/image");
 }

@@ -33,7 +33,7 @@ fn a_full_pool_grows_after_a_kill_and_goes_on_with_what_it_had_and_what_did_not_
 
     let daemon = place.serve(&[]);
     place.run(&["volume", "import", "kept", &kept, "--json"]).json();
-    place.run(&["volume", "import", "large", &large]).fails(1, "CAPACITY_EXCEEDED");
+    place.run(&["volume", "import", "large", &large]).fails(5, "CAPACITY_EXCEEDED");
     place.run(&["pool", "grow", "--size", "128MiB"]).fails(8, &format!("`ringway pool grow {pool} --size 134217728`"));
     run(["pool", "grow", pool, "--size", "128MiB"]).fails(8, "grows only while it is not served");
     let boots = place.run(&["pool", "show", "--json"]).json()["boot_generation"].as_u64().unwrap();

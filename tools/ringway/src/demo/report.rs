@@ -107,8 +107,8 @@ impl DemoReport {
         let restart = &self.restart;
         let mut text = format!("\n{}", columns(&head, &rows));
         text += &format!(
-            "\nKilled by SIGKILL in the middle of writes; ready again {:.2} s after its start. The host reconnected after \
-             {:.2} s and\nsent {} commands again. All {} blocks of the volume ({}) were read back and compared.\n",
+            "\nKilled by SIGKILL in the middle of writes; ready again {:.2} s after its start. The host was back {:.2} s \
+             after it noticed,\nand sent {} commands again. All {} blocks of the volume ({}) were read back and compared.\n",
             restart.ready_after_s,
             restart.outage_s,
             restart.commands_resent,

@@ -3,7 +3,7 @@
 #![expect(dead_code, unreachable_pub, reason = "each test binary uses its part of this")]
 
 use std::ffi::OsStr;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc;
@@ -16,6 +16,17 @@ use tempfile::TempDir;
 
 /// Longer than any single step takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Says that a test cannot run on this machine. CI forbids it; `cargo xtask test` shows it at its end.
+#[track_caller]
+pub fn skip(test: &str, why: &str) {
+    assert!(std::env::var("CI").as_deref() != Ok("true"), "{test} cannot run: {why}");
+    eprintln!("SKIP {test}: {why}");
+    if let Some(file) = std::env::var_os("RINGWAY_TEST_SKIPS") {
+        let mut file = std::fs::File::options().create(true).append(true).open(file).unwrap();
+        writeln!(file, "{test}: {why}").unwrap();
+    }
+}
 
 /// A command of the binary under test.
 pub fn ringway<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
@@ -39,6 +50,19 @@ impl Ended {
     pub fn json(self) -> Value {
         assert_eq!(self.code, Some(0), "{self:?}");
         serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    /// Of a command that had to end with this code.
+    #[track_caller]
+    pub fn ends(&self, code: i32) {
+        self.ends_in(&[code]);
+    }
+
+    /// Of a command that had to end with one of these codes.
+    #[track_caller]
+    pub fn ends_in(&self, codes: &[i32]) {
+        assert!(self.code.is_some_and(|code| codes.contains(&code)), "{codes:?} expected: {self:?}");
+        assert!(!self.stderr.contains("panicked"), "{self:?}");
     }
 
     /// Of a command that had to fail with `code`, saying `says`.
@@ -80,6 +104,10 @@ pub fn spawn(command: &mut Command) -> Running {
 impl Running {
     pub fn kill(mut self) {
         kill(self.0.take().as_mut());
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(self.0.as_ref().expect("it runs")), signal).unwrap();
     }
 
     pub fn is_over(&mut self) -> bool {
@@ -273,8 +301,14 @@ impl Daemon {
 
     /// SIGTERM; the exit code and what was logged.
     #[track_caller]
-    pub fn stop(mut self) -> Ended {
+    pub fn stop(self) -> Ended {
         self.signal(Signal::TERM);
+        self.wait()
+    }
+
+    /// Waits for its end, which somebody has seen to.
+    #[track_caller]
+    pub fn wait(mut self) -> Ended {
         let mut child = self.child.take().expect("the daemon runs");
         let status = wait(&mut child, PATIENCE);
         kill(Some(&mut child));
