@@ -1,11 +1,12 @@
 //! Random commands against the model: overlapping, unaligned, across cuts, in little space, with crashes between.
 
 mod rig;
+mod soak;
 
 use rig::model::{Driver, Load};
 use rig::{Rig, Setup, volume};
 use ringway_reactor::io::Io;
-use ringway_reactor::sim::Faults;
+use ringway_reactor::sim::{Faults, Rng};
 use std::sync::Arc;
 
 fn run(seed: u64, setup: Setup, load: Load, steps: u64) -> Driver {
@@ -192,6 +193,59 @@ fn holes_are_punched_only_where_nothing_is() {
                 driver.step().unwrap_or_else(|why| panic!("seed {seed} life {life}: {why}"));
             }
             driver = driver.crash(life % 2 == 0).unwrap_or_else(|why| panic!("seed {seed} life {life}: {why}"));
+        }
+        check_and_drain(seed, driver);
+    }
+}
+
+/// A shard, a load and a way to end that nobody chose.
+fn any_shape(rng: &mut Rng) -> (Setup, Load) {
+    let mut setup = wide();
+    let lba = if rng.one_in(3) { 4096 } else { 512 };
+    setup.volumes = (1..=2).map(|id| Arc::new(volume(id, 32 << 20, lba))).collect();
+    setup.disks = 1 + rng.below(2) as u16;
+    if rng.one_in(3) {
+        setup.slabs_per_disk = 3 + rng.below(4) as u32;
+    }
+    if rng.one_in(3) {
+        setup.journal_blocks = 64 + rng.below(64);
+    }
+    if rng.one_in(3) {
+        setup.log_bytes = 256 << rng.below(6);
+    }
+    if rng.one_in(3) {
+        setup.config.map_cache_bytes = 1;
+    }
+    setup.config.punch_holes = rng.one_in(2);
+    setup.config.commit_interval_ns = 1_000_000 << rng.below(6);
+    if lba == 512 && rng.one_in(3) {
+        setup.disk.atomic_write_unit = 512;
+    }
+    // Space may be short in any of these.
+    let load = Load {
+        in_flight: 1 + rng.below(40) as usize,
+        cuts: rng.below(5) as usize,
+        fua_one_in: 1 + rng.below(16),
+        errors: true,
+        ..Load::default()
+    };
+    (setup, load)
+}
+
+#[test]
+fn soak_a_shard_of_any_shape_goes_on_through_crash_after_crash() {
+    for seed in soak::seeds(20) {
+        let mut rng = Rng::new(seed);
+        let (setup, load) = any_shape(&mut rng);
+        let mut driver = Driver::new(seed, setup, load);
+        for life in 0..1 + rng.below(6) {
+            for _ in 0..rng.below(400) {
+                driver.step().unwrap_or_else(|why| panic!("seed {seed} life {life}: {why}"));
+            }
+            let power_loss = rng.one_in(2);
+            driver = driver
+                .crash(power_loss)
+                .unwrap_or_else(|why| panic!("seed {seed} life {life}, power loss {power_loss}: {why}"));
         }
         check_and_drain(seed, driver);
     }

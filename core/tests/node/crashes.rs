@@ -7,6 +7,7 @@ use ringway_reactor::sim::CrashPoint;
 use crate::load::Driver;
 use crate::rig::model::End;
 use crate::rig::{Setup, Target};
+use crate::soak;
 
 /// Rounds of load, each with an end at a random point.
 fn rounds(seed: u64, ends: impl Fn(u64) -> End, setup: Setup) -> u64 {
@@ -83,5 +84,16 @@ fn c15_no_boot_uses_the_generation_of_another_however_early_it_dies() {
             }
         }
         assert!(opened > 5, "{opened} openings came to their end");
+    }
+}
+
+#[test]
+fn soak_i1_i2_hold_over_several_shards_through_any_ends() {
+    for seed in soak::seeds(6) {
+        let any = |n: u64| match n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 62 {
+            0 | 1 => End::PowerLoss,
+            _ => End::Kill,
+        };
+        rounds(seed, any, setup(seed));
     }
 }

@@ -1,6 +1,8 @@
 //! A whole target on simulated disks: several reactors, several shards, the catalog, stopping and crashing.
 
 mod rig;
+#[path = "../soak/mod.rs"]
+mod soak;
 
 mod catalog;
 mod crashes;

@@ -1,4 +1,4 @@
-//! SIGKILL of the real binary under a verified load, fifty times over, on one pool.
+//! SIGKILL of the real binary under a verified load, fifty times over, on one pool; longer where RINGWAY_SOAK_SECONDS says so.
 //!
 //! In every cycle the target is killed in the middle of writes, flushes and trims. In odd cycles the load generator lives: it
 //! reconnects, sends again what was in flight, and reads everything back. In even cycles it is killed as well, a moment
@@ -8,7 +8,7 @@
 mod common;
 
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{Daemon, Place, Running, finish, ringway, spawn};
 
@@ -61,7 +61,9 @@ impl Cycles {
 }
 
 #[test]
-fn nothing_acknowledged_is_lost_in_fifty_kills() {
+fn soak_nothing_acknowledged_is_lost_in_fifty_kills_or_more() {
+    let soak = std::env::var("RINGWAY_SOAK_SECONDS").map_or(0, |text| text.parse().expect("a number of seconds"));
+    let (soak, begun) = (Duration::from_secs(soak), Instant::now());
     let place = Place::new();
     let daemon = place.serve(&["--pool-size", "512MiB"]);
     place.run(&["volume", "create", VOLUME, "32MiB", "--lba", "4096", "--json"]).json();
@@ -70,8 +72,9 @@ fn nothing_acknowledged_is_lost_in_fifty_kills() {
     // Every block is written once, so that every block is judged each time.
     Cycles::check(cycles.bench(&["--mix", "write", "--pattern", "seq", "--operations", "8192", "--fresh"]), 0);
 
-    let (mut swept, mut reconnects) = (0, 0);
-    for cycle in 1..=CYCLES {
+    let (mut swept, mut reconnects, mut cycle) = (0, 0, 0);
+    while cycle < CYCLES || begun.elapsed() < soak {
+        cycle += 1;
         let generator_lives = cycle % 2 == 1;
         let load = cycles.load();
         thread::sleep(Duration::from_millis(150) + pause(cycle));
@@ -91,7 +94,8 @@ fn nothing_acknowledged_is_lost_in_fifty_kills() {
         assert_eq!(units, (32 << 20) / 4096, "cycle {cycle}: {report}");
         swept += units;
     }
-    assert!(reconnects >= CYCLES / 2, "the load was connected at {reconnects} kills");
-    assert_eq!(swept, CYCLES * (32 << 20) / 4096);
+    println!("{cycle} kills, {reconnects} seen by a load that lived, {swept} blocks judged");
+    assert!(reconnects >= cycle / 2, "the load was connected at {reconnects} of {cycle} kills");
+    assert_eq!(swept, cycle * (32 << 20) / 4096);
     assert_eq!(cycles.daemon.take().unwrap().stop().code, Some(0));
 }

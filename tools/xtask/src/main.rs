@@ -10,6 +10,7 @@ mod direction;
 mod fio_engine;
 mod fuzz;
 mod install;
+mod plain;
 mod report;
 mod soak;
 mod test;
@@ -35,7 +36,7 @@ enum Task {
     Check,
     /// Every test: unit, simulation, black box, crash, the test VM, a short run of each fuzz target
     Test {
-        /// Only what cargo runs: leave out the test VM and the fuzz targets
+        /// Only what cargo runs: leave out the plain build, the test VM and the fuzz targets
         #[arg(long)]
         quick: bool,
     },

@@ -1,14 +1,18 @@
 //! `cargo xtask test`: every test there is, in one command.
 
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use crate::command::{cargo, describe, run_reading, succeeded, succeeds};
-use crate::report::{Counts, Failure, Report};
-use crate::{fio_engine, fuzz, install, vm};
+use crate::command::{cargo, describe, run_reading, succeeded, succeeds, target_dir};
+use crate::report::{Counts, Failure, Report, Skip};
+use crate::{fio_engine, fuzz, install, plain, vm};
 
 /// The crash tests replay tens of thousands of cuts; on two busy cores that stays far below this.
 const LIMIT: Duration = Duration::from_secs(40 * 60);
+
+/// Where tests write that they could not run: `skip` in tools/ringway/tests/common.
+const SKIPS: &str = "RINGWAY_TEST_SKIPS";
 
 /// A short run of each fuzz target: it proves that the target builds and that its seeds pass, and looks a little further.
 const FUZZ_SECONDS: u64 = 15;
@@ -24,9 +28,14 @@ pub(crate) fn run(quick: bool) -> Report {
         return report;
     }
     workspace(&mut report);
+    report.counted("orderings of the mailbox under loom", || runner(loom(), LIMIT, libtest));
     if quick {
-        report.left_out("the test VM (cargo xtask vm), the fio engine (cargo xtask fio-engine) and the fuzz targets (cargo xtask fuzz)");
+        report.left_out(
+            "the plain build, the test VM (cargo xtask vm), the fio engine (cargo xtask fio-engine) and the fuzz targets \
+             (cargo xtask fuzz)",
+        );
     } else {
+        report.step("plain build with gcc alone", plain::build);
         fio_engine::run_in(&mut report, &fio_engine::Options::default());
         vm::run_in(&mut report, &vm::Options::default());
         fuzz::run_in(&mut report, FUZZ_SECONDS, &[]);
@@ -34,18 +43,41 @@ pub(crate) fn run(quick: bool) -> Report {
     report
 }
 
+/// Every interleaving of the mailbox's atomics. With another cfg everything below it is built again, so in a folder of its own.
+fn loom() -> Command {
+    let mut command = cargo(["test", "--package", "ringway-reactor", "--lib", "--target-dir"]);
+    command.arg(target_dir().join("loom")).arg("loom_").env("RUSTFLAGS", "--cfg loom");
+    command
+}
+
 /// Unit, simulation, crash and black-box tests: all that cargo knows of.
 fn workspace(report: &mut Report) {
-    if succeeds(cargo(["nextest", "--version"])) {
+    let skips = target_dir().join("test-skips");
+    let _ = std::fs::remove_file(&skips);
+    run_workspace(report, &skips);
+    // A test that cannot run on this machine says so in this file; no runner would show it.
+    for line in std::fs::read_to_string(&skips).unwrap_or_default().lines() {
+        let (name, why) = line.split_once(": ").unwrap_or((line, "no reason given"));
+        report.skip(name, why, Skip::FailsInCi);
+    }
+}
+
+fn run_workspace(report: &mut Report, skips: &Path) {
+    let cargo = |arguments: &[&str]| {
+        let mut command = cargo(arguments);
+        command.env(SKIPS, skips);
+        command
+    };
+    if succeeds(cargo(&["nextest", "--version"])) {
         report.counted("tests of the workspace", || {
-            runner(cargo(["nextest", "run", "--workspace", "--all-features", "--no-fail-fast"]), LIMIT, nextest)
+            runner(cargo(&["nextest", "run", "--workspace", "--all-features", "--no-fail-fast"]), LIMIT, nextest)
         });
         report.counted("examples in the documentation", || {
-            runner(cargo(["test", "--doc", "--workspace", "--all-features", "--no-fail-fast"]), LIMIT, libtest)
+            runner(cargo(&["test", "--doc", "--workspace", "--all-features", "--no-fail-fast"]), LIMIT, libtest)
         });
     } else {
         report.counted("tests of the workspace", || {
-            runner(cargo(["test", "--workspace", "--all-features", "--no-fail-fast"]), LIMIT, libtest)
+            runner(cargo(&["test", "--workspace", "--all-features", "--no-fail-fast"]), LIMIT, libtest)
         });
     }
 }
