@@ -294,6 +294,9 @@ pub struct PoolInfo {
     pub used: u64,
     /// Why it takes no writes, if it does not.
     pub read_only: Option<String>,
+    /// Why shards of it could not be opened: volumes with stripes there are faulted, and nothing there is changed.
+    #[serde(default)]
+    pub dead_shards: Vec<String>,
     /// Its devices by number.
     pub devices: Vec<DeviceInfo>,
     /// Volumes in its catalog.

@@ -417,6 +417,10 @@ pub struct PoolMetrics {
     pub threshold_percent: Gauge,
     /// 1 after a failed barrier or a lost device: no more writes until the pool is reopened.
     pub read_only: Gauge,
+    /// Volumes that answer no I/O.
+    pub faulted_volumes: Gauge,
+    /// Shards that could not be opened.
+    pub dead_shards: Gauge,
 }
 
 /// All counters of a node.

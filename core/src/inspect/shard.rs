@@ -149,7 +149,9 @@ impl Look<'_> {
                 }
             }
         }
-        self.say(Severity::Fault, None, "no checkpoint of this shard can be read: all its volumes are lost");
+        let names: Vec<&str> = self.spec.volumes.values().map(|volume| volume.name.as_str()).collect();
+        let whose = if names.is_empty() { "no volume lies on it".to_owned() } else { names.join(", ") };
+        self.say(Severity::Fault, None, format!("no checkpoint of this shard can be read; not served: {whose}"));
         None
     }
 

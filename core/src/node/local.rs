@@ -3,7 +3,7 @@
 //! A turn runs the shards that something has happened to, those whose time has come, and those that wait for what is shared
 //! with others and announces itself to nobody; not the rest, so that a turn costs what it does and not what the reactor has.
 //!
-//! Invariant: who gets at a shard to change it has put it in the queue by that ([`Local::touch`] is the only way).
+//! Invariant: who gets at a shard to change it has put it in the queue by that ([`Local::find`] is the only way).
 
 use ringway_reactor::io::Instant;
 
@@ -56,13 +56,18 @@ impl<L: RecordLog> Local<L> {
     /// # Panics
     /// If it lives elsewhere.
     pub(super) fn touch(&mut self, id: ShardId) -> &mut Shard<L> {
-        let slot = self.slots[usize::from(id.0)].as_mut().expect("a shard is spoken to where it lives");
+        self.find(id).expect("a shard is spoken to where it lives")
+    }
+
+    /// The same, for a shard that may not have been opened.
+    pub(super) fn find(&mut self, id: ShardId) -> Option<&mut Shard<L>> {
+        let slot = self.slots[usize::from(id.0)].as_mut()?;
         self.touched = true;
         if !slot.queued {
             slot.queued = true;
             self.queue.push(id);
         }
-        &mut slot.shard
+        Some(&mut slot.shard)
     }
 
     /// Runs those that have something to do.

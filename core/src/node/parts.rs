@@ -47,7 +47,12 @@ impl<L: RecordLog> Node<L> {
                 self.answer(io, Done { id, status: Status::WriteFault, data: request.data });
                 continue;
             }
-            let volume = self.directory.volume(request.volume);
+            let entry = self.directory.entry(request.volume);
+            if entry.is_some_and(|entry| entry.fault.is_some()) {
+                self.answer(io, Done { id, status: Status::VolumeFaulted, data: request.data });
+                continue;
+            }
+            let volume = entry.map(|entry| &entry.record);
             if let Some(done) = self.router.start(id, request, volume, &mut self.parts) {
                 self.answer(io, done);
             }
@@ -71,8 +76,20 @@ impl<L: RecordLog> Node<L> {
 
     /// A part for a shard that lives here.
     pub(super) fn take_part(&mut self, now: Instant, shard: ShardId, mut part: Part, hopped: bool) {
+        let Some(home) = self.local.find(shard) else { return self.refuse_part(part) };
         self.serving.begin(shard, &mut part, now, hopped);
-        self.local.touch(shard).submit(part);
+        home.submit(part);
+    }
+
+    /// The part's shard could not be opened.
+    fn refuse_part(&mut self, part: Part) {
+        let done = PartDone { id: part.id, status: Status::VolumeFaulted, data: part.data };
+        let origin = usize::from(PartId::unpack(done.id).reactor);
+        if origin == self.index {
+            self.returned.push(done);
+        } else {
+            self.send(origin, Message::PartDone(done));
+        }
     }
 
     /// A shard of this reactor is done with a part.

@@ -78,17 +78,33 @@ pub struct Plan {
     drain_timeout_ns: u64,
 }
 
-/// Volumes that lost records: to which shard, and how.
-pub type Damaged = Vec<(ShardId, VolumeId, String)>;
+/// What recovery could not bring back.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Damaged {
+    /// Volumes that lost records: to which shard, and how.
+    pub volumes: Vec<(ShardId, VolumeId, String)>,
+    /// Shards that cannot be opened, and why. Nothing on them is changed.
+    pub dead: Vec<(ShardId, String)>,
+}
 
-/// The shards of one reactor, open.
+impl Damaged {
+    /// Of several reactors together.
+    pub fn extend(&mut self, more: Damaged) {
+        self.volumes.extend(more.volumes);
+        self.dead.extend(more.dead);
+    }
+}
+
+/// The shards of one reactor, as far as they could be opened.
 pub struct Recovered<L> {
     /// Ready for parts.
     pub opened: Vec<Opened<L>>,
+    /// Those that could not be opened, and why: volumes with stripes there are faulted, the others are served (I4).
+    pub dead: Vec<(ShardId, String)>,
 }
 
 impl<L> Recovered<L> {
-    /// Volumes that lost records, and to which shard.
+    /// What the catalog's owner has to know.
     #[must_use]
     pub fn damaged(&self) -> Damaged
     where
@@ -99,7 +115,7 @@ impl<L> Recovered<L> {
             let why = format!("shard {shard}: records of its map are lost");
             opened.faulted.iter().map(|&volume| (shard, volume, why.clone())).collect::<Vec<_>>()
         };
-        self.opened.iter().flat_map(of).collect()
+        Damaged { volumes: self.opened.iter().flat_map(of).collect(), dead: self.dead.clone() }
     }
 }
 
@@ -130,7 +146,7 @@ impl Plan {
             placement: (0..shards).map(|shard| (shard % reactors) as u16).collect(),
             shard,
             registry: Arc::new(Registry::default()),
-            directory: Arc::new(directory_of(&pool.catalog, version, now, None)),
+            directory: Arc::new(directory_of(&pool.catalog, &BTreeMap::new(), version, now, None)),
             epoch: Arc::new(AtomicU64::new(Epoch::first_of(pool.generation).0)),
             metrics: Metrics::new(reactors, shards),
             first_flush,
@@ -206,7 +222,7 @@ impl Plan {
         }
     }
 
-    /// Opens the shards of a reactor, all at once. `log` gives each its log.
+    /// Opens the shards of a reactor, all at once. `log` gives each its log. Fails only where nothing is wrong with the pool.
     pub fn recover<I: Io, L: RecordLog>(
         &self,
         io: &mut I,
@@ -214,7 +230,7 @@ impl Plan {
         mut log: impl FnMut(ShardId) -> L,
     ) -> Result<Recovered<L>, OpenError> {
         let mut running = BTreeMap::new();
-        let mut opened = Vec::new();
+        let (mut opened, mut dead) = (Vec::new(), Vec::new());
         for id in self.shards_of(reactor) {
             running.insert(id, Recovery::start(io, self.spec(id, log(id)))?);
         }
@@ -224,11 +240,13 @@ impl Plan {
             for completion in completions.drain(..) {
                 let id = TokenBase::shard_of(completion.token);
                 let recovery = running.remove(&id).expect("only shards that are being opened have reads in flight");
-                match recovery.on_completion(io, completion)? {
-                    Progress::Reading(recovery) => {
+                match recovery.on_completion(io, completion) {
+                    Ok(Progress::Reading(recovery)) => {
                         running.insert(id, *recovery);
                     }
-                    Progress::Opened(shard) => opened.push(*shard),
+                    Ok(Progress::Opened(shard)) => opened.push(*shard),
+                    // Its slabs, its journal and its log stay as they are, for whoever repairs it.
+                    Err(error) => dead.push((id, error.to_string())),
                 }
             }
         }
@@ -237,7 +255,10 @@ impl Plan {
                 tracing::warn!("{note}");
             }
         }
-        Ok(Recovered { opened })
+        for (shard, why) in &dead {
+            tracing::error!(%shard, why, "a shard cannot be opened: its volumes are faulted, the others are served");
+        }
+        Ok(Recovered { opened, dead })
     }
 
     /// A reactor's node. Reactor 0 gets `sources`, and what was damaged on all reactors.
@@ -283,7 +304,8 @@ impl Plan {
             registry: Arc::clone(&self.registry),
             directory: Arc::clone(&self.directory),
             metrics: Arc::clone(&self.metrics),
-            damaged,
+            damaged: damaged.volumes,
+            dead: damaged.dead,
             drain_timeout_ns: self.drain_timeout_ns,
             unix_s: sources.unix_s,
             new_uuid: sources.new_uuid,

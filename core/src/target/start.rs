@@ -139,7 +139,7 @@ pub fn start(config: TargetConfig, progress: &mut dyn FnMut(&Progress)) -> Resul
 /// All have recovered, then all go on, then reactor 0 listens.
 fn begin(reported: &Receiver<Report>, gos: &[Sender<Damaged>], reactors: usize) -> Result<Vec<SocketAddr>, StartError> {
     let gone = || StartError::Invalid("a reactor's thread has ended before it began; the log says why".to_owned());
-    let mut damaged = Vec::new();
+    let mut damaged = Damaged::default();
     for _ in 0..reactors {
         match reported.recv().map_err(|_| gone())? {
             Report::Recovered(more) => damaged.extend(more),
@@ -155,7 +155,7 @@ fn begin(reported: &Receiver<Report>, gos: &[Sender<Damaged>], reactors: usize) 
         Report::Recovered(_) => unreachable!("each recovers once"),
     };
     for go in &gos[1..] {
-        go.send(Vec::new()).map_err(|_| gone())?;
+        go.send(Damaged::default()).map_err(|_| gone())?;
     }
     Ok(listeners)
 }

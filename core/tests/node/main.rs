@@ -6,6 +6,7 @@ mod soak;
 
 mod catalog;
 mod crashes;
+mod dead_shards;
 mod fences;
 mod load;
 mod requests;

@@ -248,6 +248,18 @@ impl Snapshot {
         )?;
         gauges(
             encoder,
+            "pool_dead_shards",
+            "Shards that could not be opened; their volumes are faulted",
+            &one(pool.dead_shards.get()),
+        )?;
+        gauges(
+            encoder,
+            "pool_faulted_volumes",
+            "Volumes that answer no I/O because something of theirs is lost",
+            &one(pool.faulted_volumes.get()),
+        )?;
+        gauges(
+            encoder,
             "pool_read_only",
             "1 after a failed barrier or a lost device: no more writes until the pool is reopened",
             &one(pool.read_only.get()),

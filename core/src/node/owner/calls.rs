@@ -92,12 +92,20 @@ impl Owner {
             return Err(ControlError::volume_exists(&create.name));
         }
         let count = self.placement.len() as u16;
-        let shards = create.shards.clone().unwrap_or_else(|| (0..count).map(ShardId).collect());
+        let alive = || (0..count).map(ShardId).filter(|shard| !self.dead.contains_key(shard)).collect();
+        let shards = create.shards.clone().unwrap_or_else(alive);
         if let Some(beyond) = shards.iter().find(|shard| shard.0 >= count) {
             return Err(ControlError::invalid(format!(
                 "shard {beyond} does not exist; this pool has shards 0 to {}",
                 count - 1
             )));
+        }
+        let dead = shards.iter().find_map(|shard| self.dead.get(shard));
+        if let Some(why) = dead.or_else(|| self.dead.values().next().filter(|_| shards.is_empty())) {
+            return Err(ControlError::new(
+                ControlErrorKind::Corrupt,
+                format!("{why}; a new volume must keep away from that shard (`ringway pool show` lists those)"),
+            ));
         }
         check_lba(create.lba_bytes, self.pool.atomic_unit, false)
             .map_err(|error| ControlError::invalid(error.to_string()))?;

@@ -78,6 +78,8 @@ pub struct OwnerParts {
     pub metrics: Arc<Metrics>,
     /// Volumes of which recovery said that records are lost, by shard.
     pub damaged: Vec<(ShardId, VolumeId, String)>,
+    /// Shards that could not be opened, and why.
+    pub dead: Vec<(ShardId, String)>,
     /// How long stopping waits for what is in flight.
     pub drain_timeout_ns: u64,
     /// Seconds since 1970.
@@ -151,6 +153,8 @@ pub struct Owner {
     erasing: BTreeMap<VolumeId, BTreeSet<ShardId>>,
     /// Shards that take no more writes, and why.
     faulted_shards: BTreeMap<ShardId, String>,
+    /// Shards that could not be opened, and why: they get no mail, no volume, and nothing of theirs goes to others.
+    dead: BTreeMap<ShardId, String>,
     syncs: BTreeMap<u64, Syncing>,
     next_sync: u64,
     /// For the node to start.
@@ -184,7 +188,13 @@ impl Owner {
         for entry in state.volumes() {
             parts.metrics.name_volume(entry.record.id, &entry.record.name);
         }
-        Self {
+        let dead: BTreeMap<ShardId, String> = parts.dead.into_iter().collect();
+        for &shard in dead.keys() {
+            // Nobody can say how much of it is in use.
+            let held = state.slabs_of(shard).count() as u64 * parts.pool.geometry.slab_bytes();
+            parts.metrics.shard(shard).allocated_bytes.set(held);
+        }
+        let mut owner = Self {
             reactors: parts.reactors,
             placement: parts.placement,
             publishing: Publishing::new(parts.directory, parts.pool.generation),
@@ -198,6 +208,7 @@ impl Owner {
             slabs,
             erasing,
             faulted_shards: BTreeMap::new(),
+            dead,
             syncs: BTreeMap::new(),
             next_sync: 0,
             requests: Vec::new(),
@@ -209,7 +220,13 @@ impl Owner {
             ended: Vec::new(),
             unix_s: parts.unix_s,
             new_uuid: parts.new_uuid,
+        };
+        if owner.dead.is_empty() {
+            owner.count_faults();
+        } else {
+            owner.publish(None);
         }
+        owner
     }
 
     /// Where the target listens, once that is known.

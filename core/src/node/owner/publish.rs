@@ -29,6 +29,7 @@ pub struct Surroundings {
 #[must_use]
 pub fn directory_of(
     state: &CatalogState,
+    dead: &BTreeMap<ShardId, String>,
     version: u64,
     surroundings: Surroundings,
     before: Option<&Directory>,
@@ -39,7 +40,7 @@ pub fn directory_of(
     };
     let volumes = state.volumes().map(|entry| VolumeEntry {
         record: shared(&entry.record),
-        fault: state.faults_of(entry.record.id).next().map(|fault| fault.why.clone()),
+        fault: fault_of(state, dead, &entry.record),
     });
     let erasing = state.removed().map(|(id, shards)| Arc::new(removed_record(id, shards)));
     Directory::new(DirectoryParts {
@@ -50,6 +51,16 @@ pub fn directory_of(
         space: surroundings.space,
         read_only: surroundings.read_only,
     })
+}
+
+/// Why a volume is not served: what the catalog knows, or a shard of it that could not be opened this time.
+pub(super) fn fault_of(
+    state: &CatalogState,
+    dead: &BTreeMap<ShardId, String>,
+    record: &VolumeRecord,
+) -> Option<String> {
+    let known = state.faults_of(record.id).next().map(|fault| fault.why.clone());
+    known.or_else(|| record.shards.iter().find_map(|shard| dead.get(shard)).cloned())
 }
 
 /// All that is still known of a removed volume: where it may live.
@@ -103,13 +114,21 @@ impl Owner {
         };
         let version = u64::from(self.publishing.generation) << 32 | seq;
         let before = &self.publishing.current;
-        let directory = Arc::new(directory_of(self.store.state(), version, surroundings, Some(before)));
+        let directory = Arc::new(directory_of(self.store.state(), &self.dead, version, surroundings, Some(before)));
         self.publishing.current = Arc::clone(&directory);
         self.publishing.waiting.push_back(Waiting { seq, reactors_left: self.reactors, answer });
         self.send_all(|| Message::Publish { directory: Arc::clone(&directory), seq });
+        self.count_faults();
         for entry in self.store.state().volumes() {
             self.metrics.name_volume(entry.record.id, &entry.record.name);
         }
+    }
+
+    /// For the metrics: volumes that are not served, and shards that are not open.
+    pub(super) fn count_faults(&self) {
+        let faulted = self.publishing.current.volumes().iter().filter(|entry| entry.fault.is_some());
+        self.metrics.pool.faulted_volumes.set(faulted.count() as u64);
+        self.metrics.pool.dead_shards.set(self.dead.len() as u64);
     }
 
     /// A reactor works with directory `seq`.

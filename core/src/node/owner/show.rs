@@ -1,6 +1,7 @@
 //! What is shown of volumes, pool and target.
 
 use super::Owner;
+use super::publish::fault_of;
 use crate::catalog::VolumeEntry;
 use crate::control::{DeviceInfo, PoolInfo, TargetInfo, VolumeInfo};
 use crate::directory::volume_nqn;
@@ -15,10 +16,9 @@ impl Owner {
 
     pub(super) fn volume_info(&self, entry: &VolumeEntry) -> VolumeInfo {
         let id = entry.record.id;
-        let mut faults = self.store.state().faults_of(id).map(|fault| fault.why.clone());
         VolumeInfo {
             attached_hosts: self.attached_hosts(id),
-            fault: faults.next(),
+            fault: fault_of(self.store.state(), &self.dead, &entry.record),
             allocated: self.metrics.shards.iter().map(|shard| shard.allocated_bytes(id)).sum(),
             ..VolumeInfo::of_record(&entry.record, volume_nqn(&entry.record))
         }
@@ -40,6 +40,7 @@ impl Owner {
             size: geometry.slab_count() * geometry.slab_bytes(),
             used: self.metrics.used_bytes(),
             read_only: self.read_only(),
+            dead_shards: self.dead.values().cloned().collect(),
             devices: devices
                 .map(|(number, (file, path))| DeviceInfo {
                     number: number as u16,

@@ -56,7 +56,7 @@ impl Owner {
             return;
         }
         self.stage = Stage::Closing;
-        if self.faulted_shards.is_empty() {
+        if self.faulted_shards.is_empty() && self.dead.is_empty() {
             self.tasks.push_back(Task::Close);
         } else {
             // Something acknowledged may not be durable: the next opening has to look.

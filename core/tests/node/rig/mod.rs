@@ -15,7 +15,7 @@ use ringway_core::node::message::Message;
 use ringway_core::pool::{self, FormatOptions, LayoutOptions, OpenOptions};
 use ringway_core::request::{Command, Done, Request, Status};
 use ringway_core::shard::ShardConfig;
-use ringway_core::target::assembly::{Plan, Sources, Surrounds};
+use ringway_core::target::assembly::{Damaged, Plan, Sources, Surrounds};
 use ringway_core::target::log::Kept;
 use ringway_reactor::buf::Buf;
 use ringway_reactor::io::Io;
@@ -134,7 +134,8 @@ impl Target {
             let log = |shard: ringway_core::ids::ShardId| Kept(world.log(u32::from(shard.0), setup.log_bytes));
             recovered.push(plan.recover(io, reactor, log).map_err(|error| error.to_string())?);
         }
-        let damaged: Vec<_> = recovered.iter().flat_map(|recovered| recovered.damaged()).collect();
+        let mut damaged = Damaged::default();
+        recovered.iter().for_each(|recovered| damaged.extend(recovered.damaged()));
         let mesh = Mesh::new(setup.reactors, setup.mailbox);
         let injector = mesh[0].injector();
         let reactors = ios.into_iter().zip(mesh).zip(recovered).enumerate().map(|(n, ((io, mail), recovered))| {
