@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use rig::model::{Driver, Load};
 use rig::{Rig, Setup, volume};
-use ringway_reactor::sim::{CrashPoint, Rng};
+use ringway_reactor::sim::{CrashPoint, Rng, World};
 
 fn small() -> Setup {
     let mut setup = Setup::new();
@@ -109,4 +109,33 @@ fn i1_i2_hold_for_every_content_that_power_loss_may_leave_at_any_turn() {
     }
     println!("{images} images");
     assert!(images > 15_000, "{images} images");
+}
+
+/// Whenever the process dies, the newest checkpoint is found rotten: the one before has everything, at any moment of a life
+/// that began with such a fall-back as well.
+#[test]
+fn h14_i1_i2_hold_when_the_newest_checkpoint_is_rotten_after_the_process_died() {
+    let mut fallen_back = 0;
+    for seed in 300..300 + seeds(24) {
+        let mut driver = Driver::new(seed, small(), Load { cuts: 2, ..Load::default() });
+        let (mut rng, mut known) = (Rng::new(seed), 1);
+        for life in 0..5 {
+            let after = rng.below(400);
+            let point = if rng.one_in(2) { CrashPoint::Submitted(after) } else { CrashPoint::Completed(after) };
+            driver.rig.world.crash_after(point);
+            let told = |why: String| format!("seed {seed} life {life}: {why}");
+            run_to(&mut driver, 300).map_err(told).unwrap_or_else(|why| panic!("{why}"));
+            // Two may not rot: before the next one, a checkpoint has to be made on top of what was fallen back to.
+            let rot = |world: &World, setup: &Setup| {
+                if let Some(before) = setup.rot_header_after(known, world) {
+                    fallen_back += 1;
+                    known = before;
+                }
+            };
+            driver = driver.kill_and(rot).map_err(told).unwrap_or_else(|why| panic!("{why}"));
+            assert_eq!(driver.rig.faulted, [], "seed {seed} life {life}: {:?}", driver.rig.notes);
+        }
+        driver.rig.drain_and_verify();
+    }
+    assert!(fallen_back > 60, "{fallen_back} times");
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use rig::{MIB, Rig, Setup, volume};
 use ringway_core::ids::VolumeId;
 use ringway_core::request::{Command, Status};
+use ringway_reactor::sim::{DiskId, Faults, OpKind};
 
 /// Bytes of a volume that one map node covers.
 const NODE: u64 = 8 * MIB;
@@ -205,4 +206,87 @@ fn i4_a_volume_with_a_rotten_map_page_can_be_removed() {
     assert_eq!(rig.write(2, 0, &[4; 4096], true), Status::Success);
     let mut rig = rig.kill();
     assert_eq!(rig.read(2, 0, 4096).unwrap(), [4; 4096]);
+}
+
+/// Checkpoints 2 and 3, with pages and chunks of their own, and a process that has just opened and made none itself.
+fn two_checkpoints(seed: u64) -> Rig {
+    let mut setup = Setup::new();
+    setup.config.commit_interval_ns = u64::MAX / 2;
+    setup.slabs_per_disk = 4;
+    let mut rig = Rig::new(seed, setup);
+    for round in 0..2 {
+        for cluster in 0..4 {
+            let status =
+                rig.write(1, cluster * CLUSTER + round * 8192, &[(10 * round + cluster) as u8 + 1; 8192], false);
+            assert_eq!(status, Status::Success);
+        }
+        rig.drain_and_verify();
+        rig = rig.kill();
+    }
+    assert_eq!(rig.setup.checkpoints(&rig.world)[0].generation, 3);
+    rig
+}
+
+/// Writes another volume until there is no space: whatever is free is used again.
+fn fill_with_others(rig: &mut Rig) -> u64 {
+    let mut written = 0;
+    while rig.write(2, written * CLUSTER, &[written as u8 | 128; 4096], false) == Status::Success {
+        written += 1;
+    }
+    assert!(written > 32, "{written}");
+    assert_eq!(rig.shard.stats().checkpoints, 0, "no checkpoint was made meanwhile");
+    written
+}
+
+fn all_is_there(rig: &mut Rig, others: u64) {
+    assert_eq!(rig.faulted, [], "{:?}", rig.notes);
+    for round in 0..2 {
+        for cluster in 0..4 {
+            let read = rig.read(1, cluster * CLUSTER + round * 8192, 8192).unwrap();
+            assert_eq!(read, [(10 * round + cluster) as u8 + 1; 8192]);
+        }
+    }
+    for cluster in 0..others {
+        assert_eq!(rig.read(2, cluster * CLUSTER, 4096).unwrap(), [cluster as u8 | 128; 4096], "cluster {cluster}");
+    }
+    rig.drain_and_verify();
+}
+
+#[test]
+fn h14_what_the_checkpoint_before_names_is_held_from_a_reopen_to_the_first_new_checkpoint() {
+    for flushed in [false, true] {
+        let mut rig = two_checkpoints(20);
+        let others = fill_with_others(&mut rig);
+        if flushed {
+            assert_eq!(rig.flush(2), Status::Success);
+        }
+        let mut rig = rig.kill_and(|world, setup| assert_eq!(setup.rot_header_after(1, world), Some(2)));
+        all_is_there(&mut rig, others);
+    }
+}
+
+#[test]
+fn h14_a_checkpoint_that_was_passed_over_is_never_taken_again() {
+    let rig = two_checkpoints(21);
+    let chunk = rig.setup.checkpoints(&rig.world)[0].chunks[0];
+    // For one boot the newest image cannot be read.
+    let mut rig = rig.kill_and(|world, _| {
+        world.spoil(DiskId(0), OpKind::Read, chunk.place.offset(), u64::from(chunk.bytes));
+    });
+    assert!(rig.notes.iter().any(|note| note.contains("checkpoint 3")), "{:?}", rig.notes);
+    assert_eq!(rig.setup.checkpoints(&rig.world)[0].generation, 2);
+    let others = fill_with_others(&mut rig);
+    let mut rig = rig.kill_and(|world, _| world.set_faults(DiskId(0), Faults::default()));
+    all_is_there(&mut rig, others);
+}
+
+#[test]
+fn h14_a_shard_goes_on_when_the_checkpoint_before_cannot_be_read() {
+    let rig = two_checkpoints(22);
+    let chunk = rig.setup.checkpoints(&rig.world)[1].chunks[0];
+    let mut rig = rig.kill_and(|world, _| world.rot(DiskId(0), chunk.place.offset(), 4096));
+    assert!(rig.notes.iter().any(|note| note.contains("to fall back to")), "{:?}", rig.notes);
+    let others = fill_with_others(&mut rig);
+    let mut rig = rig.kill();
+    all_is_there(&mut rig, others);
 }

@@ -1,12 +1,17 @@
 //! Opening a shard: headers, the image of the chosen checkpoint, the journal, the crash log. No map page is read (H6).
 //!
 //! ```text
-//! Headers -> Chunks* (of an older header if the newest image is bad) -> Journal* -> Opened
+//! Headers -> Chunks* (of an older header if the newest image is bad) -> Chunks* (of the header before) -> Void* -> Journal* -> Opened
 //! ```
+//! What the checkpoint before the chosen one names stays held until the next one is durable, as it was before the process ended: it
+//! is what an opening falls back to if the chosen one rots (H14). A header that was passed over is voided: the shard goes on
+//! without holding what it names, so no later opening may take it, even if it reads again.
+//!
 //! Sequential reads through one buffer. A shard that has never been written recovers like any other: no header, an empty journal.
 //! What is read is taken as durable: the pool's opening has made it so, by a barrier on each device after the process before was
 //! certainly gone. Damage never stops the shard: volumes that lost records are faulted, the others come up (I4).
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use ringway_reactor::buf::Buf;
@@ -23,13 +28,13 @@ use super::parts::Run;
 use super::scratch::{RESERVE_BYTES, Scratch};
 use super::{Parts, Shard};
 use crate::checkpoint::{
-    CheckpointHeader, ChunkRef, Image, RING_BYTES, decode_image, decode_index, join_chunks, read_ring,
+    CheckpointHeader, ChunkRef, HEADER_BYTES, Image, RING_BYTES, decode_image, decode_index, join_chunks, read_ring,
 };
 use crate::checksum::Seed;
 use crate::ids::{Lsn, ShardId, VolumeId};
-use crate::journal::{RecoverError, Ring, VolumeList, recover};
+use crate::journal::{RecoverError, Recovered, Ring, VolumeList, recover};
 use crate::map::{BadRecord, Decoded, Record};
-use crate::space::{Geometry, Place, SlabId, Space, Ticket, UnknownPlace};
+use crate::space::{CLASS_CLUSTER, Geometry, Place, SlabId, Space, Ticket, UnknownPlace};
 use crate::volume::VolumeRecord;
 
 /// A region of a device.
@@ -111,6 +116,14 @@ pub enum OpenError {
         /// The device's error.
         source: IoError,
     },
+    /// A header that was passed over cannot be voided.
+    #[error("shard {shard}: cannot void a checkpoint header that was passed over: {source}")]
+    Void {
+        /// Whose.
+        shard: ShardId,
+        /// The device's error.
+        source: IoError,
+    },
     /// A checkpoint was made, and no image that a header names is whole.
     #[error("shard {shard}: none of its checkpoints can be read: {why}")]
     NoCheckpoint {
@@ -138,10 +151,19 @@ enum Phase {
         level: u16,
         read: Vec<Vec<u8>>,
     },
+    /// Writes over headers that were passed over.
+    Void,
     Journal {
         bytes: Vec<u8>,
     },
     Done,
+}
+
+/// The checkpoint before the chosen one: what only it names.
+struct Before {
+    header: CheckpointHeader,
+    pages: Vec<Place>,
+    chunks: Vec<Place>,
 }
 
 /// A shard that is being opened.
@@ -157,6 +179,11 @@ pub struct Recovery<L> {
     /// The image of the first header, and the clusters of its chunks.
     image: Image,
     chunks: Vec<Place>,
+    /// The image of the first header is here: what is read now is that of the header before.
+    chosen: bool,
+    before: Option<Before>,
+    /// Headers that are whole and name what is not.
+    passed: Vec<CheckpointHeader>,
     notes: Vec<String>,
     why: String,
 }
@@ -181,6 +208,9 @@ impl<L: RecordLog> Recovery<L> {
             headers: Vec::new(),
             image: Image::default(),
             chunks: Vec::new(),
+            chosen: false,
+            before: None,
+            passed: Vec::new(),
             notes: Vec::new(),
             why: String::new(),
         };
@@ -217,11 +247,15 @@ impl<L: RecordLog> Recovery<L> {
             }
             Phase::Chunks { refs, level, mut read } => {
                 if let Err(error) = completion.result {
-                    self.give_up_header(io, &error.to_string())?;
+                    self.give_up_image(io, &error.to_string())?;
                 } else {
                     read.push(content);
                     self.next_chunk(io, refs, level, read)?;
                 }
+            }
+            Phase::Void => {
+                completion.result.map_err(|source| OpenError::Void { shard, source })?;
+                self.void_or_go_on(io);
             }
             Phase::Journal { mut bytes } => {
                 completion.result.map_err(|source| OpenError::Read { shard, what: "the journal", source })?;
@@ -246,8 +280,51 @@ impl<L: RecordLog> Recovery<L> {
         self.next_chunk(io, refs, level, Vec::new())
     }
 
+    /// Goes on to the image of the header before the chosen one, if that is there.
+    fn begin_before<I: Io>(&mut self, io: &mut I) -> Result<(), OpenError> {
+        self.chosen = true;
+        match self.headers.get(1) {
+            Some(header) if header.generation + 1 == self.headers[0].generation => {
+                let (header, refs, level) = (header.clone(), header.chunks.clone(), header.level);
+                self.before = Some(Before { header, pages: Vec::new(), chunks: Vec::new() });
+                self.next_chunk(io, refs, level, Vec::new())
+            }
+            _ => {
+                self.void_or_go_on(io);
+                Ok(())
+            }
+        }
+    }
+
+    /// Whichever image is being read cannot be.
+    fn give_up_image<I: Io>(&mut self, io: &mut I, why: &str) -> Result<(), OpenError> {
+        if !self.chosen {
+            return self.give_up_header(io, why);
+        }
+        let before = self.before.take().expect("it is being read");
+        let (shard, generation) = (self.spec.id, before.header.generation);
+        self.notes.push(format!("shard {shard}: checkpoint {generation}, to fall back to: {why}"));
+        self.void_or_go_on(io);
+        Ok(())
+    }
+
+    /// Sees to it that no later opening takes a header that was passed over; then the journal.
+    fn void_or_go_on<I: Io>(&mut self, io: &mut I) {
+        let Some(header) = self.passed.pop() else {
+            return self.read_journal(io, Vec::with_capacity(self.spec.journal.len as usize));
+        };
+        let Region { file, offset, .. } = self.spec.headers;
+        let mut buf = self.bufs.pop().expect("one operation at a time");
+        self.rest = Some(buf.split_off(HEADER_BYTES));
+        buf.fill(0);
+        self.phase = Phase::Void;
+        let offset = offset + header.slot();
+        io.submit(self.spec.tokens.token(0), Op::Write { file, offset, data: buf.into(), durable: true });
+    }
+
     fn give_up_header<I: Io>(&mut self, io: &mut I, why: &str) -> Result<(), OpenError> {
         let header = self.headers.remove(0);
+        self.passed.push(header.clone());
         let note = format!("shard {}: checkpoint {}: {why}", self.spec.id, header.generation);
         self.why = format!("{}{}{note}", self.why, if self.why.is_empty() { "" } else { "; " });
         self.notes.push(note);
@@ -268,24 +345,41 @@ impl<L: RecordLog> Recovery<L> {
             self.read(io, file, offset, len);
             return Ok(());
         }
-        self.chunks.extend(refs.iter().map(|chunk| chunk.place));
-        let header = &self.headers[0];
+        let places = refs.iter().map(|chunk| chunk.place);
+        let header = match &mut self.before {
+            None => {
+                self.chunks.extend(places);
+                &self.headers[0]
+            }
+            Some(before) => {
+                before.chunks.extend(places);
+                &before.header
+            }
+        };
         let bytes: Vec<&[u8]> = read.iter().map(Vec::as_slice).collect();
         let stream = match join_chunks(header, level, &refs, &bytes, self.spec.id, self.seed) {
             Ok(stream) => stream,
-            Err(error) => return self.give_up_header(io, &error.to_string()),
+            Err(error) => return self.give_up_image(io, &error.to_string()),
         };
         if level > 0 {
             return match decode_index(&stream, &self.spec.geometry) {
                 Ok(refs) => self.next_chunk(io, refs, level - 1, Vec::new()),
-                Err(error) => self.give_up_header(io, &error.to_string()),
+                Err(error) => self.give_up_image(io, &error.to_string()),
             };
         }
-        match decode_image(&stream, &self.spec.geometry) {
-            Ok(image) => self.image = image,
-            Err(error) => return self.give_up_header(io, &error.to_string()),
-        }
-        self.read_journal(io, Vec::with_capacity(self.spec.journal.len as usize));
+        let image = match decode_image(&stream, &self.spec.geometry) {
+            Ok(image) => image,
+            Err(error) => return self.give_up_image(io, &error.to_string()),
+        };
+        let Some(before) = &mut self.before else {
+            self.image = image;
+            return self.begin_before(io);
+        };
+        let pages = |image: &Image| -> BTreeSet<Place> {
+            image.table.iter().flat_map(|(_, pages)| pages.iter()).map(|page| page.place).collect()
+        };
+        before.pages = pages(&image).difference(&pages(&self.image)).copied().collect();
+        self.void_or_go_on(io);
         Ok(())
     }
 
@@ -302,7 +396,10 @@ impl<L: RecordLog> Recovery<L> {
         let RecoverySpec { id, generation, .. } = self.spec;
         let geometry = Arc::clone(&self.spec.geometry);
         let header = self.headers.remove(0);
-        let recovered = recover(journal, id, generation, self.seed, header.start, &geometry)?;
+        let recovered = match self.replay_from_before(journal, &header) {
+            Some(recovered) => recovered,
+            None => recover(journal, id, generation, self.seed, header.start, &geometry)?,
+        };
         let mut damage: Vec<VolumeList> = recovered.damage.iter().map(|damage| damage.volumes.clone()).collect();
         self.notes.extend(recovered.damage.iter().map(|damage| {
             format!(
@@ -321,8 +418,9 @@ impl<L: RecordLog> Recovery<L> {
         }
         let replayed = (recovered.records.len(), kept.len());
         let lost = !damage.is_empty();
-        let (space, mapped) =
+        let (mut space, mapped) =
             self.space(&recovered.records, &kept, durable, lost).map_err(|error| OpenError::Place(id, error))?;
+        self.hold_before(&mut space);
         let mut faulted = self.losers(&damage);
         self.spec.suspect.extend(&faulted);
         faulted.retain(|id| self.spec.volumes.iter().any(|volume| volume.id == *id));
@@ -335,6 +433,45 @@ impl<L: RecordLog> Recovery<L> {
             shard.fault_volume(*volume, format!("shard {id}: records of its map are lost"), &mut Vec::new());
         }
         Ok(Opened { shard, notes, faulted, replayed })
+    }
+
+    /// What the journal has from the chosen checkpoint on, with everything kept that the one before needs; `None` if that one is not
+    /// to be had, or could not be replayed whole.
+    fn replay_from_before(&mut self, journal: &[u8], chosen: &CheckpointHeader) -> Option<Recovered> {
+        let (id, generation) = (self.spec.id, self.spec.generation);
+        let before = self.before.take()?;
+        let start = before.header.start;
+        let recovered = recover(journal, id, generation, self.seed, start, &self.spec.geometry).ok();
+        let whole = recovered.filter(|recovered| {
+            let ring = &recovered.ring;
+            let reached = ring.sequence() >= chosen.start.sequence && ring.lsn_next() >= chosen.start.lsn;
+            reached && recovered.damage.is_empty() && start.sequence <= chosen.start.sequence
+        });
+        let Some(mut recovered) = whole else {
+            let why = "its part of the journal is gone";
+            self.notes.push(format!("shard {id}: checkpoint {}, to fall back to: {why}", before.header.generation));
+            return None;
+        };
+        recovered.records.retain(|&(lsn, _)| lsn >= chosen.start.lsn);
+        self.before = Some(before);
+        Some(recovered)
+    }
+
+    /// Keeps what only the checkpoint before names out of use, all of it or, where something else has some of it, nothing.
+    fn hold_before(&mut self, space: &mut Space) {
+        let Some(before) = &self.before else { return };
+        let metadata = before.pages.iter().chain(&before.chunks);
+        if let Some(taken) = metadata.copied().find(|&place| !space.hold(place)) {
+            for &page in before.pages.iter().take_while(|&&page| page != taken) {
+                space.free_page(page);
+            }
+            for &chunk in before.chunks.iter().take_while(|&&chunk| chunk != taken && taken.class() == CLASS_CLUSTER) {
+                space.free_chunk(chunk);
+            }
+            let (id, generation) = (self.spec.id, before.header.generation);
+            self.notes.push(format!("shard {id}: checkpoint {generation}, to fall back to: {taken:?} is in use"));
+            self.before = None;
+        }
     }
 
     /// Records that survived the process beyond what the journal has, and whether some in between are missing: then the journal
@@ -444,6 +581,8 @@ impl<L: RecordLog> Recovery<L> {
         (space, mapped): (Space, Mapped),
     ) -> Shard<L> {
         let files = io.files().to_vec();
+        let (pages_before, chunks_before) =
+            self.before.take().map(|before| (before.pages, before.chunks)).unwrap_or_default();
         let region = |region: Region| Run { file: region.file.0, offset: region.offset };
         let mut buf = || self.bufs.pop().expect("three were taken");
         let covered = ring.durable();
@@ -452,8 +591,8 @@ impl<L: RecordLog> Recovery<L> {
             generation: root.generation,
             start: root.start,
             chunks: std::mem::take(&mut self.chunks),
-            chunks_before: Vec::new(),
-            pages_before: Vec::new(),
+            chunks_before,
+            pages_before,
         };
         let covered = if dirty { Lsn(root.start.lsn.0 - 1) } else { covered };
         let mut commit = Commit::new(ring, region(self.spec.journal), buf());

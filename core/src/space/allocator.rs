@@ -361,6 +361,19 @@ impl Space {
         self.set_bit(cluster, true).map(drop)
     }
 
+    /// Recovery, after all of the above: takes a page or a chunk that only the checkpoint before names, if nothing else has it.
+    pub fn hold(&mut self, place: Place) -> bool {
+        if !self.owns(place) {
+            return false;
+        }
+        if place.class() == CLASS_CLUSTER {
+            return self.mark_chunk(place).is_ok();
+        }
+        let (cluster, free) = self.pages.looks_free(place);
+        let fits = free && (self.pages.contains_cluster(cluster) || !self.is_used(cluster));
+        fits && self.mark_page(place).is_ok()
+    }
+
     /// Recovery is over: records up to `durable` have been replayed.
     pub fn recovered(&mut self, durable: Lsn) {
         assert!(self.settled.is_empty() && self.in_hand.is_empty() && self.quarantine.len() == 0);

@@ -63,6 +63,12 @@ impl PageClusters {
         Some((cluster, new))
     }
 
+    /// The cluster of `page`, and whether the page is not in use.
+    pub(super) fn looks_free(&self, page: Place) -> (Place, bool) {
+        let (cluster, nth) = split(page);
+        (cluster, self.used.get(&cluster).is_none_or(|mask| mask & 1 << nth == 0))
+    }
+
     /// Gives a page back; returns the cluster if that was its last.
     pub(super) fn free(&mut self, page: Place) -> Option<Place> {
         let (cluster, nth) = split(page);

@@ -9,7 +9,7 @@ pub mod model;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use ringway_core::checkpoint::{CheckpointHeader, HEADER_BYTES, RING_BYTES};
+use ringway_core::checkpoint::{CheckpointHeader, HEADER_BYTES, RING_BYTES, read_ring};
 use ringway_core::checksum::Seed;
 use ringway_core::ids::{AssociationId, Epoch, Lsn, ShardId, VolumeId};
 use ringway_core::request::{Command, Status};
@@ -135,6 +135,21 @@ impl Setup {
 
     pub fn headers(&self) -> Region {
         Region { file: FileId(0), offset: HEADERS, len: RING_BYTES as u64 }
+    }
+
+    /// Checkpoint headers that are whole on the first disk, newest first.
+    pub fn checkpoints(&self, world: &World) -> Vec<CheckpointHeader> {
+        let ring = world.bytes(DiskId(0), HEADERS, RING_BYTES);
+        read_ring(&ring, SHARD, Setup::seed(), &self.geometry()).newest_first
+    }
+
+    /// The newest checkpoint header rots if it is newer than number `known`; the number of the one before.
+    pub fn rot_header_after(&self, known: u64, world: &World) -> Option<u64> {
+        let newest = self.checkpoints(world).remove(0);
+        (newest.generation > known).then(|| {
+            world.rot(DiskId(0), HEADERS + newest.slot(), HEADER_BYTES as u64);
+            newest.generation - 1
+        })
     }
 
     pub fn journal(&self) -> Region {
@@ -452,10 +467,16 @@ impl Rig {
 
     /// The process dies; the next one opens when nothing of it is left.
     pub fn kill(self) -> Rig {
+        self.kill_and(|_, _| {})
+    }
+
+    /// The process dies, and something befalls the disks before the next one opens.
+    pub fn kill_and(self, then: impl FnOnce(&World, &Setup)) -> Rig {
         let Rig { world, setup, io, shard, .. } = self;
         world.kill();
         drop((io, shard));
         world.quiesce();
+        then(&world, &setup);
         Rig::open(world, setup)
     }
 

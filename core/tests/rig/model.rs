@@ -10,7 +10,7 @@ use ringway_core::ids::Epoch;
 use ringway_core::request::{Command, Status};
 use ringway_core::shard::PartDone;
 use ringway_reactor::io::Io;
-use ringway_reactor::sim::Rng;
+use ringway_reactor::sim::{Rng, World};
 
 use super::{Rig, Setup};
 
@@ -557,7 +557,17 @@ impl Driver {
     pub fn crash(mut self, power_loss: bool) -> Result<Driver, String> {
         self.rig.done.clear();
         let rig = if power_loss { self.rig.power_loss() } else { self.rig.kill() };
-        let mut next = Driver { rig, pending: HashMap::new(), ..self };
+        Driver::check_all(Driver { rig, pending: HashMap::new(), ..self }, power_loss)
+    }
+
+    /// The same for the death of the process, and something befalls the disks before it opens again.
+    pub fn kill_and(mut self, then: impl FnOnce(&World, &Setup)) -> Result<Driver, String> {
+        self.rig.done.clear();
+        let rig = self.rig.kill_and(then);
+        Driver::check_all(Driver { rig, pending: HashMap::new(), ..self }, false)
+    }
+
+    fn check_all(mut next: Driver, power_loss: bool) -> Result<Driver, String> {
         let found = next.model.check(&mut next.rig, power_loss)?;
         next.model.adopt(&found, power_loss);
         Ok(next)
