@@ -25,6 +25,7 @@ fn config(pool: PoolSpec, runtime: &Path) -> TargetConfig {
     TargetConfig {
         listeners: vec!["127.0.0.1:0".parse().unwrap()],
         runtime: runtime.to_owned(),
+        crash_log: Some(runtime.to_owned()),
         buffer_bytes: 8 << 20,
         ..TargetConfig::new(pool, cores)
     }

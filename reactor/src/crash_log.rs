@@ -8,16 +8,20 @@
 //! and CRC. Positions only grow, so that what is left of an earlier round is told from what is new. A torn record, or
 //! garbage, ends the replay. The file is not trusted: owner, type, size and every field are checked.
 //!
+//! A log is named after its pool and after the very file or device that the pool is on, so that a copy of the pool neither takes
+//! nor spoils what the original has acknowledged.
+//!
 //! Invariants: LSNs ascend; a record is replayed until [`RecordLog::truncate`] has passed it; what was written for another pool,
-//! shard, boot or a generation that others have overtaken is never replayed.
+//! copy, shard, boot or a generation that others have overtaken is never replayed.
 
 mod map;
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{FallocateFlags, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
@@ -58,7 +62,7 @@ const RECORD_HEADER: usize = 32;
 const ALIGN: usize = 8;
 const HEADER_LEN: usize = 4096;
 const MAGIC: [u8; 8] = *b"RWCRASH\0";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Offsets of the words in the header page that change; each on a cache line of its own.
 const TAIL_AT: usize = 128;
 const GENERATION_AT: usize = 192;
@@ -66,16 +70,20 @@ const CAPACITY_MIN: u64 = 4096;
 const CAPACITY_MAX: u64 = 1 << 30;
 /// At 10 GB/s positions reach it after 14 years.
 const POSITION_MAX: u64 = 1 << 62;
+/// Memory that lives as long as the machine, and that no service manager empties when a service ends.
+const SHARED_MEMORY: &str = "/dev/shm";
 /// How long the lock is waited for: a process that starts a child lends it every descriptor until the child's exec.
 const LOCK_WAIT: Duration = Duration::from_secs(1);
 
 /// Whose log it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CrashLogConfig {
-    /// Where it lies: a folder in memory (/run, /dev/shm).
+    /// Where it lies: [`shared_memory`] where there is such a thing.
     pub folder: PathBuf,
     /// The pool.
     pub pool: [u8; 16],
+    /// Which copy of the pool: see [`instance_of`].
+    pub instance: [u8; 16],
     /// The shard of it.
     pub shard: u32,
     /// The boot generation that this open of the pool is about to make durable. Open the logs BEFORE it is durable: a log is
@@ -103,7 +111,11 @@ pub enum CrashLogError {
     #[error("the crash log {} is in use by another process", .0.display())]
     InUse(PathBuf),
     /// Somebody else's file is in its place.
-    #[error("{} is not a crash log of ours ({why}); remove it or choose another runtime folder", path.display())]
+    #[error(
+        "{} is not a crash log of ours ({why}); start as the user who served the pool before, or remove the file: what was \
+         acknowledged and not flushed is then lost",
+        path.display()
+    )]
     Foreign {
         /// The file.
         path: PathBuf,
@@ -143,6 +155,7 @@ pub struct CrashLog {
 struct Header {
     pool: [u8; 16],
     boot: [u8; 16],
+    instance: [u8; 16],
     shard: u32,
     capacity: u64,
     /// Random: what an earlier file with the same pages held never passes the CRC.
@@ -150,7 +163,7 @@ struct Header {
 }
 
 impl Header {
-    const LEN: usize = 72;
+    const LEN: usize = 88;
 
     fn encode(&self) -> [u8; Self::LEN] {
         let mut out = [0; Self::LEN];
@@ -161,6 +174,7 @@ impl Header {
         out[48..52].copy_from_slice(&self.shard.to_le_bytes());
         out[56..64].copy_from_slice(&self.capacity.to_le_bytes());
         out[64..72].copy_from_slice(&self.nonce.to_le_bytes());
+        out[72..88].copy_from_slice(&self.instance);
         let crc = crc32c::crc32c(&out);
         out[12..16].copy_from_slice(&crc.to_le_bytes());
         out
@@ -182,6 +196,7 @@ impl Header {
         Ok(Self {
             pool: sixteen(16),
             boot: sixteen(32),
+            instance: sixteen(72),
             shard: word32(bytes, 48),
             capacity: word64(bytes, 56),
             nonce: word64(bytes, 64),
@@ -209,14 +224,53 @@ pub fn boot_id() -> std::io::Result<[u8; 16]> {
     Ok(number.to_be_bytes())
 }
 
+/// The folder for logs on this machine, if it has one that is memory.
+#[must_use]
+pub fn shared_memory() -> Option<PathBuf> {
+    // linux/magic.h: TMPFS_MAGIC.
+    let tmpfs = |found: rustix::fs::StatFs| found.f_type == 0x0102_1994;
+    rustix::fs::statfs(SHARED_MEMORY).is_ok_and(tmpfs).then(|| PathBuf::from(SHARED_MEMORY))
+}
+
+/// Tells the file or device at `path` from every copy of it, as long as the machine runs.
+pub fn instance_of(path: &Path) -> std::io::Result<[u8; 16]> {
+    let found = std::fs::metadata(path)?;
+    if found.file_type().is_block_device() {
+        return Ok(u128::from(found.rdev()).to_be_bytes());
+    }
+    // Numbers of removed files are used again; file systems that know no time of birth have to do without.
+    let since = |born: SystemTime| born.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64);
+    Ok((u128::from(found.ino()) << 64 | u128::from(found.created().map_or(0, since))).to_be_bytes())
+}
+
 impl CrashLog {
+    /// Opens the log that a process has left, if it is there and may be replayed; otherwise says why not, and changes nothing.
+    pub fn find(config: &CrashLogConfig) -> Result<Result<Self, String>, CrashLogError> {
+        let path = config.path();
+        let boot = boot_id().map_err(|source| no_boot(config, source))?;
+        let (fd, len) = match open_file(&path, OFlags::empty()) {
+            Ok(opened) => opened,
+            Err(CrashLogError::System { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+                return Ok(Err(format!("{} does not exist", path.display())));
+            }
+            Err(error) => return Err(error),
+        };
+        match existing(&fd, len, config, boot) {
+            Ok(header) => Self::resumed(fd, &header, config).map(Ok),
+            Err(why) => Ok(Err(format!("{}: {why}", path.display()))),
+        }
+    }
+
+    fn resumed(fd: OwnedFd, header: &Header, config: &CrashLogConfig) -> Result<Self, CrashLogError> {
+        let mut log = Self::mapped(fd, header, Found::Nothing, &config.path())?;
+        log.recover();
+        log.map.store(GENERATION_AT, config.generation);
+        Ok(log)
+    }
+
     /// Opens the log of a shard, or makes it. See [`CrashLog::found`] for what was there.
     pub fn open(config: &CrashLogConfig) -> Result<Self, CrashLogError> {
-        let boot = boot_id().map_err(|source| CrashLogError::System {
-            action: "tell the boot of this machine for",
-            path: config.folder.clone(),
-            source,
-        })?;
+        let boot = boot_id().map_err(|source| no_boot(config, source))?;
         Self::open_on_boot(config, boot)
     }
 
@@ -225,15 +279,10 @@ impl CrashLog {
             return Err(CrashLogError::Capacity(config.capacity));
         }
         let path = config.path();
-        let (fd, len) = open_file(&path)?;
+        let (fd, len) = open_file(&path, OFlags::CREATE)?;
         let found = if len == 0 { Ok(None) } else { existing(&fd, len, config, boot).map(Some) };
         let stale = match found {
-            Ok(Some(header)) => {
-                let mut log = Self::mapped(fd, &header, Found::Nothing, &path)?;
-                log.recover();
-                log.map.store(GENERATION_AT, config.generation);
-                return Ok(log);
-            }
+            Ok(Some(header)) => return Self::resumed(fd, &header, config),
             Ok(None) => Found::Nothing,
             Err(why) => Found::Stale(why),
         };
@@ -243,6 +292,7 @@ impl CrashLog {
         let header = Header {
             pool: config.pool,
             boot,
+            instance: config.instance,
             shard: config.shard,
             capacity: config.capacity,
             nonce: u64::from_le_bytes(nonce),
@@ -348,8 +398,8 @@ impl CrashLogConfig {
     /// The file of this shard's log.
     #[must_use]
     pub fn path(&self) -> PathBuf {
-        let pool = u128::from_be_bytes(self.pool);
-        self.folder.join(format!("{pool:032x}-{}.crashlog", self.shard))
+        let (pool, copy) = (u128::from_be_bytes(self.pool), u128::from_be_bytes(self.instance));
+        self.folder.join(format!("ringway-{pool:032x}-{copy:032x}-{}.crashlog", self.shard))
     }
 }
 
@@ -409,14 +459,18 @@ impl RecordLog for CrashLog {
     }
 }
 
+fn no_boot(config: &CrashLogConfig, source: std::io::Error) -> CrashLogError {
+    CrashLogError::System { action: "tell the boot of this machine for", path: config.folder.clone(), source }
+}
+
 fn system(action: &'static str, path: &Path, errno: Errno) -> CrashLogError {
     CrashLogError::System { action, path: path.to_owned(), source: errno.into() }
 }
 
 /// Opens and locks the file, and makes sure that it is ours; also its length.
-fn open_file(path: &Path) -> Result<(OwnedFd, u64), CrashLogError> {
+fn open_file(path: &Path, create: OFlags) -> Result<(OwnedFd, u64), CrashLogError> {
     let foreign = |why: String| CrashLogError::Foreign { path: path.to_owned(), why };
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let flags = create | OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let fd = rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR).map_err(|errno| match errno {
         Errno::LOOP => foreign("it is a symbolic link".to_owned()),
         Errno::ISDIR => foreign("it is a directory".to_owned()),
@@ -453,8 +507,8 @@ fn existing(fd: &OwnedFd, len: u64, config: &CrashLogConfig, boot: [u8; 16]) -> 
     }
     let header = Header::decode(page[..Header::LEN].try_into().expect("the front of a page"))?;
     let last = word64(&page, GENERATION_AT);
-    if header.pool != config.pool || header.shard != config.shard {
-        return Err("it belongs to another pool or shard".to_owned());
+    if header.pool != config.pool || header.shard != config.shard || header.instance != config.instance {
+        return Err("it belongs to another pool, copy or shard".to_owned());
     }
     if header.boot != boot {
         return Err("the machine was restarted since; what it kept in memory was lost with it".to_owned());

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::*;
-use crate::catalog::{AppendError, Frame};
+use crate::catalog::{AppendError, Frame, KeptLogs};
 use crate::export::{ExportKind, ExportRecord, Polling};
 use crate::ids::{ExportId, ShardId};
 use crate::space::SlabId;
@@ -109,7 +109,6 @@ fn every_record_comes_back_as_it_was_written() {
         CatalogRecord::HostAttached(VolumeId(3), "nqn.a".into()),
         CatalogRecord::HostDetached(VolumeId(3), "nqn.a".into()),
         CatalogRecord::VolumeFaulted(VolumeId(3), Some(ShardId(1)), "journal".into()),
-        CatalogRecord::VolumeRepaired(VolumeId(3)),
         CatalogRecord::VolumeRemains(VolumeId(3), vec![ShardId(7)]),
         CatalogRecord::SlabOwned(SlabId::new(1, 2), Some(ShardId(3))),
         CatalogRecord::SlabOwned(SlabId::new(1, 2), None),
@@ -119,6 +118,7 @@ fn every_record_comes_back_as_it_was_written() {
         CatalogRecord::NextVolume(VolumeId(8)),
         CatalogRecord::ExportAdded(export(5, 3)),
         CatalogRecord::ExportRemoved(VolumeId(3), ExportId(5)),
+        CatalogRecord::LogsKept(KeptLogs { machine: [4; 16], folder: "/dev/shm".into() }),
     ];
     let mut kinds = BTreeSet::new();
     for record in records {
@@ -332,6 +332,8 @@ fn any_record() -> impl Strategy<Value = CatalogRecord> {
             .prop_map(|(slab, shard)| CatalogRecord::SlabOwned(SlabId(slab), shard.map(ShardId))),
         1 => (1u32..9).prop_map(CatalogRecord::Opened),
         1 => (1u32..9).prop_map(CatalogRecord::Closed),
+        1 => (any::<[u8; 16]>(), "[a-z/]{1,20}")
+            .prop_map(|(machine, folder)| CatalogRecord::LogsKept(KeptLogs { machine, folder })),
     ]
 }
 

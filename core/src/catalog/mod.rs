@@ -15,6 +15,6 @@ mod state;
 
 pub use frame::{BadFrame, Frame};
 pub use log::{AppendError, COPY_BYTES, CatalogLog, HALF_BYTES};
-pub use record::{BadCatalogRecord, CatalogRecord, kind};
+pub use record::{BadCatalogRecord, CatalogRecord, KeptLogs, kind};
 pub use recovery::{CatalogError, RecoveredCatalog, Repair, recover};
 pub use state::{ApplyError, CatalogState, Device, Fault, VolumeEntry};

@@ -5,8 +5,8 @@
 //! ```
 //! A kind's content never changes; what needs other fields gets another kind.
 
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use uuid::Uuid;
 
@@ -26,6 +26,7 @@ pub mod kind {
     pub const HOST_ATTACHED: u16 = 7;
     pub const HOST_DETACHED: u16 = 8;
     pub const VOLUME_FAULTED: u16 = 9;
+    /// Not written by this version: a map that lost records names clusters that may be another volume's by now.
     pub const VOLUME_REPAIRED: u16 = 10;
     pub const VOLUME_REMAINS: u16 = 11;
     pub const SLAB_OWNED: u16 = 16;
@@ -35,6 +36,7 @@ pub mod kind {
     pub const NEXT_VOLUME: u16 = 20;
     pub const EXPORT_ADDED: u16 = 24;
     pub const EXPORT_REMOVED: u16 = 25;
+    pub const LOGS_KEPT: u16 = 21;
     pub const CUT: u16 = 32;
     pub const ATTEMPT: u16 = 33;
     pub const SEALED: u16 = 34;
@@ -70,8 +72,6 @@ pub enum CatalogRecord {
     HostDetached(VolumeId, String),
     /// Part of a volume's map or data is damaged: it is not served until repaired. The shard, where one is to blame, and why.
     VolumeFaulted(VolumeId, Option<ShardId>, String),
-    /// Somebody looked at the damage and takes the volume as it is.
-    VolumeRepaired(VolumeId),
     /// A volume was removed, and these shards may still hold clusters of it. Stands for its creation and removal in a snapshot.
     VolumeRemains(VolumeId, Vec<ShardId>),
     /// A slab belongs to this shard, or to nobody.
@@ -88,6 +88,17 @@ pub enum CatalogRecord {
     ExportAdded(ExportRecord),
     /// It has that no more.
     ExportRemoved(VolumeId, ExportId),
+    /// Where this boot keeps the logs that survive its process.
+    LogsKept(KeptLogs),
+}
+
+/// The logs that survive a process, and not its machine: where the next one finds them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptLogs {
+    /// The boot of the machine on which they are good for something.
+    pub machine: [u8; 16],
+    /// The folder.
+    pub folder: String,
 }
 
 /// Why bytes are no catalog record.
@@ -120,7 +131,6 @@ impl CatalogRecord {
             CatalogRecord::HostAttached(..) => kind::HOST_ATTACHED,
             CatalogRecord::HostDetached(..) => kind::HOST_DETACHED,
             CatalogRecord::VolumeFaulted(..) => kind::VOLUME_FAULTED,
-            CatalogRecord::VolumeRepaired(..) => kind::VOLUME_REPAIRED,
             CatalogRecord::VolumeRemains(..) => kind::VOLUME_REMAINS,
             CatalogRecord::SlabOwned(..) => kind::SLAB_OWNED,
             CatalogRecord::DeviceAdded(..) => kind::DEVICE_ADDED,
@@ -129,6 +139,7 @@ impl CatalogRecord {
             CatalogRecord::NextVolume(..) => kind::NEXT_VOLUME,
             CatalogRecord::ExportAdded(..) => kind::EXPORT_ADDED,
             CatalogRecord::ExportRemoved(..) => kind::EXPORT_REMOVED,
+            CatalogRecord::LogsKept(..) => kind::LOGS_KEPT,
         }
     }
 
@@ -147,13 +158,13 @@ impl CatalogRecord {
             | CatalogRecord::HostDetached(id, _)
             | CatalogRecord::VolumeFaulted(id, ..)
             | CatalogRecord::VolumeRemains(id, _)
-            | CatalogRecord::ExportRemoved(id, _)
-            | CatalogRecord::VolumeRepaired(id) => Some(*id),
+            | CatalogRecord::ExportRemoved(id, _) => Some(*id),
             CatalogRecord::SlabOwned(..)
             | CatalogRecord::DeviceAdded(..)
             | CatalogRecord::Opened(..)
             | CatalogRecord::Closed(..)
-            | CatalogRecord::NextVolume(..) => None,
+            | CatalogRecord::NextVolume(..)
+            | CatalogRecord::LogsKept(..) => None,
         }
     }
 
@@ -161,9 +172,7 @@ impl CatalogRecord {
     pub fn encode(&self, out: &mut Vec<u8>) {
         let content = match self {
             CatalogRecord::VolumeCreated(volume) => bytes(volume),
-            CatalogRecord::VolumeRemoved(id) | CatalogRecord::VolumeErased(id) | CatalogRecord::VolumeRepaired(id) => {
-                bytes(id)
-            }
+            CatalogRecord::VolumeRemoved(id) | CatalogRecord::VolumeErased(id) => bytes(id),
             CatalogRecord::VolumeResized(id, size) => bytes(&(id, size)),
             CatalogRecord::VolumeRenamed(id, text)
             | CatalogRecord::HostAttached(id, text)
@@ -177,6 +186,7 @@ impl CatalogRecord {
             CatalogRecord::NextVolume(id) => bytes(id),
             CatalogRecord::ExportAdded(export) => bytes(export),
             CatalogRecord::ExportRemoved(volume, id) => bytes(&(volume, id)),
+            CatalogRecord::LogsKept(logs) => bytes(logs),
         };
         out.extend(self.kind().to_le_bytes());
         out.extend(MUST_UNDERSTAND.to_le_bytes());
@@ -204,7 +214,6 @@ impl CatalogRecord {
             kind::VOLUME_FAULTED => {
                 content.read().map(|(id, shard, why)| CatalogRecord::VolumeFaulted(id, shard, why))?
             }
-            kind::VOLUME_REPAIRED => CatalogRecord::VolumeRepaired(content.read()?),
             kind::VOLUME_REMAINS => content.read().map(|(id, shards)| CatalogRecord::VolumeRemains(id, shards))?,
             kind::SLAB_OWNED => content.read().map(|(slab, shard)| CatalogRecord::SlabOwned(slab, shard))?,
             kind::DEVICE_ADDED => {
@@ -215,6 +224,7 @@ impl CatalogRecord {
             kind::NEXT_VOLUME => CatalogRecord::NextVolume(content.read()?),
             kind::EXPORT_ADDED => CatalogRecord::ExportAdded(content.read()?),
             kind::EXPORT_REMOVED => content.read().map(|(volume, id)| CatalogRecord::ExportRemoved(volume, id))?,
+            kind::LOGS_KEPT => CatalogRecord::LogsKept(content.read()?),
             _ if flags & MUST_UNDERSTAND == 0 => return Ok((None, 8 + length)),
             _ => return Err(BadCatalogRecord::Unknown(kind)),
         };

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use thiserror::Error;
 use uuid::Uuid;
 
-use super::record::CatalogRecord;
+use super::record::{CatalogRecord, KeptLogs};
 use crate::export::ExportRecord;
 use crate::ids::{ExportId, ShardId, VolumeId};
 use crate::space::SlabId;
@@ -57,6 +57,7 @@ pub struct CatalogState {
     /// The last boot that was opened, and whether it was closed in good order.
     boot: u32,
     clean: bool,
+    logs: Option<KeptLogs>,
 }
 
 /// A record that contradicts what is there.
@@ -141,9 +142,6 @@ impl CatalogState {
                 self.faults.entry(*id).or_default().insert(Fault { shard: *shard, why: why.clone() });
                 self.next_volume = self.next_volume.max(id.0.saturating_add(1));
             }
-            CatalogRecord::VolumeRepaired(id) => {
-                self.faults.remove(id);
-            }
             CatalogRecord::VolumeRemains(id, shards) => {
                 if id.0 < self.next_volume() {
                     return Err(ApplyError::IdUsed(*id));
@@ -173,6 +171,7 @@ impl CatalogState {
             CatalogRecord::ExportRemoved(_, id) => {
                 self.exports.remove(id).ok_or(ApplyError::NoExport(*id))?;
             }
+            CatalogRecord::LogsKept(logs) => self.logs = Some(logs.clone()),
         }
         Ok(())
     }
@@ -307,6 +306,12 @@ impl CatalogState {
         self.boot
     }
 
+    /// Where the last boot kept the logs that survive its process, if it did.
+    #[must_use]
+    pub fn logs(&self) -> Option<&KeptLogs> {
+        self.logs.as_ref()
+    }
+
     /// Whether that boot was closed in good order.
     #[must_use]
     pub fn is_clean(&self) -> bool {
@@ -338,6 +343,7 @@ impl CatalogState {
             records.push(CatalogRecord::VolumeFaulted(id, fault.shard, fault.why.clone()));
         }
         records.push(CatalogRecord::NextVolume(VolumeId(self.next_volume())));
+        records.extend(self.logs.clone().map(CatalogRecord::LogsKept));
         records
     }
 }

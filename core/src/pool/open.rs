@@ -15,17 +15,19 @@ use super::error::{BadSuperblock, PoolError};
 use super::format::write_superblock;
 use super::layout::{Layout, copy_offset};
 use super::superblock::Superblock;
-use crate::catalog::{COPY_BYTES, CatalogLog, CatalogRecord, CatalogState, RecoveredCatalog, recover};
+use crate::catalog::{COPY_BYTES, CatalogLog, CatalogRecord, CatalogState, KeptLogs, RecoveredCatalog, recover};
 use crate::checksum::Seed;
 use crate::ids::VolumeId;
 use crate::limits::BLOCK;
 use crate::space::Geometry;
 
 /// How a pool is opened.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OpenOptions {
     /// The devices keep 4 KiB whole over power loss, whatever they say.
     pub assume_atomic_4k: bool,
+    /// Where this boot keeps the logs that survive its process: noted together with the boot.
+    pub logs: Option<KeptLogs>,
 }
 
 /// Something that was found and dealt with, to be told.
@@ -138,7 +140,9 @@ pub fn open<I: Io>(io: &mut I, options: &OpenOptions) -> Result<OpenPool, PoolEr
         notices.push(Notice::Unclean { boot: catalog.state.boot() });
     }
     // A boot can always be opened.
-    commit(io, &found.layout, &mut catalog, &CatalogRecord::Opened(boot))?;
+    let mut opened = vec![CatalogRecord::Opened(boot)];
+    opened.extend(options.logs.clone().map(CatalogRecord::LogsKept));
+    commit_all(io, &found.layout, &mut catalog, &opened)?;
     let RecoveredCatalog { state, log, .. } = catalog;
     Ok(OpenPool {
         uuid: found.superblocks[0].pool,
@@ -156,7 +160,7 @@ pub fn open<I: Io>(io: &mut I, options: &OpenOptions) -> Result<OpenPool, PoolEr
 
 /// What [`open`] would find, without changing a byte: superblocks, layout, catalog. The generation is that of the boot before.
 pub fn inspect<I: Io>(io: &mut I) -> Result<OpenPool, PoolError> {
-    let options = OpenOptions { assume_atomic_4k: true };
+    let options = OpenOptions { assume_atomic_4k: true, ..OpenOptions::default() };
     let files = io.files().len();
     let mut found = read_pool(io, &options, files)?;
     let mut notices = std::mem::take(&mut found.ignored);
@@ -410,10 +414,22 @@ pub(super) fn commit<I: Io>(
     catalog: &mut RecoveredCatalog,
     record: &CatalogRecord,
 ) -> Result<(), PoolError> {
-    catalog.state.apply(record).expect("the record fits the state");
+    commit_all(io, layout, catalog, std::slice::from_ref(record))
+}
+
+/// The same with several records: all of them take effect, or none.
+fn commit_all<I: Io>(
+    io: &mut I,
+    layout: &Layout,
+    catalog: &mut RecoveredCatalog,
+    records: &[CatalogRecord],
+) -> Result<(), PoolError> {
+    for record in records {
+        catalog.state.apply(record).expect("the record fits the state");
+    }
     let full = |error: &crate::catalog::AppendError| *error == crate::catalog::AppendError::NeedsCompaction;
     let frames = if catalog.damaged.is_empty() {
-        match catalog.log.append(std::slice::from_ref(record)) {
+        match catalog.log.append(records) {
             Ok(frame) => vec![frame],
             Err(error) if full(&error) => catalog.log.compact(&catalog.state)?,
             Err(error) => return Err(error.into()),

@@ -83,10 +83,13 @@ pub struct TargetConfig {
     pub listeners: Vec<SocketAddr>,
     /// Hosts from beyond loopback may attach to volumes without a list of hosts.
     pub insecure: bool,
-    /// Where the log lives that survives the process but not the machine.
+    /// Where sockets live, and the log that survives the process where this machine has no better place for it.
     pub runtime: PathBuf,
     /// Who may connect to the sockets of exports and of the native ring.
     pub socket_access: SocketAccess,
+    /// The folder of the log that survives the process but not the machine; `None` is /dev/shm. A process that died has left it
+    /// where the pool's catalog says, whatever this says now.
+    pub crash_log: Option<PathBuf>,
     /// Bytes of registered buffers of each reactor.
     pub buffer_bytes: usize,
     /// Bytes of decoded map in memory, all shards together.
@@ -116,6 +119,7 @@ impl TargetConfig {
             insecure: false,
             runtime: std::env::temp_dir(),
             socket_access: SocketAccess::default(),
+            crash_log: None,
             buffer_bytes: 64 << 20,
             map_cache_bytes: 256 << 20,
             commit_interval: Duration::from_millis(500),

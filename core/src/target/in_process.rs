@@ -18,6 +18,7 @@ use super::config::{PoolSpec, TargetConfig};
 use super::devices::Devices;
 use super::error::StartError;
 use super::log::ProcessLog;
+use super::log_place::PoolLogs;
 use super::running::Port;
 use super::start::{MAILBOX, open_pool, sources, surrounds};
 use crate::control::ControlPort;
@@ -40,8 +41,8 @@ impl InProcess {
         // A pool that ends with the process keeps no log there.
         config.runtime = PathBuf::new();
         let devices = Devices::format(&config.pool, &config.format.clone().unwrap_or_default(), &mut |_| {})?;
-        let (pool, mut logs, machine_restarted) = open_pool(&config, &devices)?;
-        let plan = Plan::new(pool, surrounds(&config, &devices, machine_restarted));
+        let (pool, PoolLogs { mut logs, lost, .. }) = open_pool(&config, &devices)?;
+        let plan = Plan::new(pool, surrounds(&config, &devices, lost));
         let buffers = buffers::take(0, config.buffer_bytes);
         let mut io = UringIo::new(&UringConfig::new(vec![buffers], 0))?;
         for file in &devices.files {

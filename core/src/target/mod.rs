@@ -9,6 +9,7 @@ pub mod exports;
 mod grow;
 mod in_process;
 pub mod log;
+mod log_place;
 mod running;
 mod start;
 pub mod unix;

@@ -1,12 +1,15 @@
 //! A target that serves.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use ringway_reactor::files::OpenFile;
 use ringway_reactor::mailbox::Injector;
 use thiserror::Error;
 
+use super::log_place::forget;
 use super::unix::UnixSockets;
 use crate::control::{ControlCall, ControlPort};
 use crate::metrics::Metrics;
@@ -25,6 +28,9 @@ pub struct RunningTarget {
     metrics: Arc<Metrics>,
     listeners: Vec<SocketAddr>,
     threads: Vec<JoinHandle<bool>>,
+    /// Holds the pool's lock until nobody else can mistake our logs for theirs.
+    files: Arc<[OpenFile]>,
+    log_paths: Vec<PathBuf>,
 }
 
 /// The way of control calls to reactor 0.
@@ -44,8 +50,9 @@ impl RunningTarget {
         metrics: Arc<Metrics>,
         listeners: Vec<SocketAddr>,
         threads: Vec<JoinHandle<bool>>,
+        (files, log_paths): (Arc<[OpenFile]>, Vec<PathBuf>),
     ) -> Self {
-        Self { injector, control, sockets, metrics, listeners, threads }
+        Self { injector, control, sockets, metrics, listeners, threads, files, log_paths }
     }
 
     /// Where it listens; port 0 is resolved.
@@ -76,6 +83,10 @@ impl RunningTarget {
     pub fn join(self) -> Result<(), StopError> {
         // A reactor that panics ends the process, so every thread returns.
         let clean = self.threads.into_iter().all(|thread| thread.join().unwrap_or(false));
+        if clean {
+            forget(&self.log_paths);
+        }
+        drop(self.files);
         if clean { Ok(()) } else { Err(StopError) }
     }
 }

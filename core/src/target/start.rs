@@ -12,13 +12,11 @@
 //! ```
 
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
 use ringway_reactor::buf::BufPool;
-use ringway_reactor::crash_log::{CrashLog, CrashLogConfig, Found};
 use ringway_reactor::files::{OpenFile, Progress};
 use ringway_reactor::io::{Io, IoError, ListenerId, Wait};
 use ringway_reactor::mailbox::{Endpoint, Mesh};
@@ -33,7 +31,8 @@ use super::config::{PoolSpec, TargetConfig};
 use super::devices::Devices;
 use super::error::StartError;
 use super::exports::{Exports, Servers};
-use super::log::{Kept, ProcessLog};
+use super::log::ProcessLog;
+use super::log_place::{Logs, PoolLogs, open_logs};
 use super::running::{Port, RunningTarget};
 use super::unix::UnixSockets;
 use crate::catalog::CatalogRecord;
@@ -46,15 +45,10 @@ use crate::shard::ShardConfig;
 
 /// Messages of one reactor to another that fit its ring; more wait with the sender.
 pub(super) const MAILBOX: usize = 256;
-/// Bytes of each shard's log: some ten thousand map changes within a commit interval.
-const LOG_BYTES: u64 = 4 << 20;
 /// How long a port may still belong to the ring of a killed target (C4), nanoseconds, and how often to look.
 const LISTEN_WAIT_NS: u64 = 3_000_000_000;
 const LISTEN_RETRY_NS: u64 = 20_000_000;
 const EADDRINUSE: i32 = 98;
-
-/// The log of each shard.
-pub(super) type Logs = Vec<(ShardId, ProcessLog)>;
 
 /// What a thread needs to become a reactor.
 struct Seat {
@@ -87,10 +81,10 @@ pub fn start(config: TargetConfig, progress: &mut dyn FnMut(&Progress)) -> Resul
     let sockets = UnixSockets::start()
         .map_err(|source| StartError::System { what: "cannot start the thread that accepts".to_owned(), source })?;
     let mut devices = open_devices(&config, progress)?;
-    let (pool, mut logs, machine_restarted) = open_pool(&config, &devices)?;
+    let (pool, PoolLogs { mut logs, lost, paths: log_paths, .. }) = open_pool(&config, &devices)?;
     devices.keep(pool.superblocks.len());
     let reactors = config.cores.len();
-    let plan = Arc::new(Plan::new(pool, surrounds(&config, &devices, machine_restarted)));
+    let plan = Arc::new(Plan::new(pool, surrounds(&config, &devices, lost)));
     let config = Arc::new(config);
     let pools: Arc<[_]> = (0..reactors).map(|index| buffers::take(index, config.buffer_bytes)).collect();
     let files: Arc<[OpenFile]> = devices.files.into();
@@ -125,7 +119,8 @@ pub fn start(config: TargetConfig, progress: &mut dyn FnMut(&Progress)) -> Resul
         Ok(listeners) => {
             let port = Port(injector.clone());
             let exports = Exports::start(plan.exports(), port, sockets.remote(), &config, Servers::new());
-            Ok(RunningTarget::new(injector, Arc::new(exports), sockets, metrics, listeners, threads))
+            let held = (files, log_paths);
+            Ok(RunningTarget::new(injector, Arc::new(exports), sockets, metrics, listeners, threads, held))
         }
         Err(error) => {
             // Those that wait see that nobody will tell them to go on.
@@ -173,21 +168,11 @@ fn open_devices(config: &TargetConfig, progress: &mut dyn FnMut(&Progress)) -> R
 
 /// Superblocks and catalog; and the logs, opened for the next generation before that is durable, so that a crash between the
 /// two leaves logs that the next process still takes for the last one's.
-pub(super) fn open_pool(config: &TargetConfig, devices: &Devices) -> Result<(OpenPool, Logs, bool), StartError> {
+pub(super) fn open_pool(config: &TargetConfig, devices: &Devices) -> Result<(OpenPool, PoolLogs), StartError> {
     let mut io = devices.setup_ring()?;
-    let options = OpenOptions::default();
     let found = pool::inspect(&mut io).map_err(|error| devices.name_missing(&config.pool, error))?;
-    let mut logs = Vec::new();
-    let mut machine_restarted = false;
-    for shard in (0..found.layout.shards).map(ShardId) {
-        if devices.volatile {
-            logs.push((shard, ProcessLog::Nothing));
-            continue;
-        }
-        let log = open_log(&config.runtime, found.uuid, shard, found.generation + 1)?;
-        machine_restarted |= !matches!(log.found(), Found::Records(_));
-        logs.push((shard, ProcessLog::Shared(Kept(log))));
-    }
+    let mut logs = open_logs(config, devices, &found)?;
+    let options = OpenOptions { logs: logs.kept.take(), ..OpenOptions::default() };
     let mut pool = pool::open(&mut io, &options)?;
     for notice in &pool.notices {
         tracing::warn!("{notice}");
@@ -200,23 +185,7 @@ pub(super) fn open_pool(config: &TargetConfig, devices: &Devices) -> Result<(Ope
         }
         pool.layout.geometry = Arc::new(geometry);
     }
-    Ok((pool, logs, machine_restarted))
-}
-
-fn open_log(folder: &Path, pool: Uuid, shard: ShardId, generation: u32) -> Result<CrashLog, StartError> {
-    let log = CrashLog::open(&CrashLogConfig {
-        folder: folder.to_owned(),
-        pool: pool.into_bytes(),
-        shard: u32::from(shard.0),
-        generation: u64::from(generation),
-        capacity: LOG_BYTES,
-    })?;
-    match log.found() {
-        Found::Records(0) | Found::Nothing => {}
-        Found::Records(count) => tracing::info!(%shard, count, "records of a process that died are replayed"),
-        Found::Stale(why) => tracing::warn!(%shard, why, "an old crash log is not replayed"),
-    }
-    Ok(log)
+    Ok((pool, logs))
 }
 
 pub(super) fn surrounds(config: &TargetConfig, devices: &Devices, machine_restarted: bool) -> Surrounds {

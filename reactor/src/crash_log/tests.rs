@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::*;
 
 fn config(folder: &Path, generation: u64) -> CrashLogConfig {
-    CrashLogConfig { folder: folder.to_owned(), pool: [7; 16], shard: 3, generation, capacity: 8192 }
+    CrashLogConfig { folder: folder.to_owned(), pool: [7; 16], instance: [9; 16], shard: 3, generation, capacity: 8192 }
 }
 
 fn open(folder: &Path, generation: u64) -> CrashLog {
@@ -196,4 +196,44 @@ fn c3_everything_acknowledged_survives_sigkill() {
         assert!(*left.last().unwrap() >= last, "{last} was acknowledged, the log ends with {left:?}");
         assert!(left.windows(2).all(|pair| pair[0] + 1 == pair[1]));
     }
+}
+
+#[test]
+fn a_log_is_found_only_where_it_was_left_and_looking_changes_nothing() {
+    let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+    let missing = CrashLog::find(&config(folder.path(), 2)).unwrap();
+    assert!(missing.is_err_and(|why| why.contains("does not exist")));
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    let nowhere = CrashLog::find(&config(&folder.path().join("gone"), 2)).unwrap();
+    assert!(nowhere.is_err_and(|why| why.contains("gone")));
+
+    let mut log = open(folder.path(), 1);
+    log.append(1, &record(1)).unwrap();
+    drop(log);
+    let overtaken = CrashLog::find(&config(folder.path(), 3)).unwrap();
+    assert!(overtaken.is_err_and(|why| why.contains("another process")));
+    let found = CrashLog::find(&config(folder.path(), 2)).unwrap().unwrap_or_else(|why| panic!("{why}"));
+    assert_eq!(lsns(&found), [1]);
+    assert!(matches!(CrashLog::find(&config(folder.path(), 2)), Err(CrashLogError::InUse(_))));
+}
+
+#[test]
+fn a_copy_of_the_pool_has_a_log_of_its_own() {
+    let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+    let mut log = open(folder.path(), 1);
+    log.append(1, &record(1)).unwrap();
+    let copy = CrashLogConfig { instance: [10; 16], ..config(folder.path(), 2) };
+    let mut of_copy = CrashLog::open(&copy).unwrap();
+    assert_eq!(*of_copy.found(), Found::Nothing);
+    of_copy.append(1, &record(2)).unwrap();
+    drop((log, of_copy));
+    assert_eq!(lsns(&open(folder.path(), 2)), [1]);
+
+    let (one, two) = (folder.path().join("one"), folder.path().join("two"));
+    std::fs::write(&one, "a pool").unwrap();
+    std::fs::copy(&one, &two).unwrap();
+    assert_ne!(instance_of(&one).unwrap(), instance_of(&two).unwrap());
+    let before = instance_of(&one).unwrap();
+    std::fs::rename(&one, folder.path().join("three")).unwrap();
+    assert_eq!(instance_of(&folder.path().join("three")).unwrap(), before, "it may be moved");
 }

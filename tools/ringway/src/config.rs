@@ -52,6 +52,9 @@ pub(crate) struct Settings {
     /// Runtime folder [default: $RINGWAY_RUNTIME_DIR, /run/ringway as root, or $XDG_RUNTIME_DIR/ringway]
     #[arg(long, value_name = "DIR")]
     pub(crate) runtime: Option<PathBuf>,
+    /// Folder of the log that survives this process, for where /dev/shm does not [default: /dev/shm]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) crash_log: Option<PathBuf>,
     /// Permissions of the sockets in the runtime folder and of exports, octal [default: 0600]
     #[arg(long, value_name = "MODE")]
     pub(crate) socket_mode: Option<String>,
@@ -76,7 +79,7 @@ impl Settings {
         })?;
         // Paths in a file mean the same wherever the daemon is started.
         let base = path.parent().unwrap_or(Path::new(""));
-        for place in [&mut settings.control, &mut settings.runtime].into_iter().flatten() {
+        for place in [&mut settings.control, &mut settings.runtime, &mut settings.crash_log].into_iter().flatten() {
             *place = base.join(&place);
         }
         if let Some(PoolPlace(PoolSpec::Path(place))) = &mut settings.pool {
@@ -98,6 +101,7 @@ impl Settings {
             insecure: over.insecure.or(self.insecure),
             control: over.control.or(self.control),
             runtime: over.runtime.or(self.runtime),
+            crash_log: over.crash_log.or(self.crash_log),
             socket_mode: over.socket_mode.or(self.socket_mode),
             socket_group: over.socket_group.or(self.socket_group),
             control_mode: over.control_mode.or(self.control_mode),

@@ -55,6 +55,7 @@ fn unserved(looked: &Looked) -> PoolInfo {
         size: report.slabs * report.slab_bytes,
         used: clusters * CLUSTER,
         read_only,
+        dead_shards: Vec::new(),
         devices: devices
             .map(|(device, (path, file))| DeviceInfo {
                 number: device.number,
@@ -79,6 +80,7 @@ pub(crate) fn show(pool: &PoolInfo) -> String {
         ("format version", pool.format_version.to_string()),
         ("boot generation", pool.boot_generation.to_string()),
         ("state", pool.read_only.as_ref().map_or("online".to_owned(), |why| format!("read-only: {why}"))),
+        ("shards lost", if pool.dead_shards.is_empty() { "none".to_owned() } else { pool.dead_shards.join("; ") }),
     ]);
     let rows: Vec<Vec<String>> = pool
         .devices

@@ -45,6 +45,7 @@ pub(crate) struct Plan {
     pub(crate) polling: Option<Duration>,
     pub(crate) runtime: PathBuf,
     pub(crate) socket_access: SocketAccess,
+    pub(crate) crash_log: Option<PathBuf>,
     control: PathBuf,
     control_access: SocketAccess,
 }
@@ -61,6 +62,7 @@ impl Plan {
             map_cache: settings.map_cache,
             polling: settings.polling_us.map(Duration::from_micros),
             runtime: folder(settings.runtime.as_deref()),
+            crash_log: settings.crash_log.clone(),
             control: control_socket(settings.control.as_deref(), settings.runtime.as_deref()),
             socket_access: settings.socket_access()?,
             control_access: settings.control_access()?,

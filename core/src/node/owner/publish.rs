@@ -38,10 +38,9 @@ pub fn directory_of(
         let same = before.and_then(|before| before.volume(record.id)).filter(|known| ***known == *record);
         same.map_or_else(|| Arc::new(record.clone()), Arc::clone)
     };
-    let volumes = state.volumes().map(|entry| VolumeEntry {
-        record: shared(&entry.record),
-        fault: fault_of(state, dead, &entry.record),
-    });
+    let volumes = state
+        .volumes()
+        .map(|entry| VolumeEntry { record: shared(&entry.record), fault: fault_of(state, dead, &entry.record) });
     let erasing = state.removed().map(|(id, shards)| Arc::new(removed_record(id, shards)));
     Directory::new(DirectoryParts {
         version,

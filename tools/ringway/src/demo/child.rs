@@ -57,6 +57,8 @@ impl Target {
             .arg(&command.pool)
             .arg("--runtime")
             .arg(&command.runtime)
+            .arg("--crash-log")
+            .arg(&command.runtime)
             .args(["--cores", &command.cores, "--listen", &command.listen])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

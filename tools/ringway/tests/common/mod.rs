@@ -216,21 +216,35 @@ impl Place {
         }
     }
 
+    /// The runtime folder, unless `args` have another, and there the crash log: who kills a daemon leaves nothing in /dev/shm.
+    fn folders(&self, args: &[&str]) -> Vec<PathBuf> {
+        let log = ["--crash-log".into(), self.path("run")];
+        let runtime = ["--runtime".into(), self.path("run")];
+        let given = args.contains(&"--runtime");
+        log.into_iter().chain(runtime.into_iter().filter(|_| !given)).collect()
+    }
+
+    /// A daemon with nothing but these arguments, cores and a control socket.
+    #[track_caller]
+    pub fn serve_plainly(&self, args: &[&str]) -> Daemon {
+        let mut command = ringway(["serve", "--die-with-parent", "--control"]);
+        command.arg(self.control()).args(["--cores", &first_cores()]).args(args);
+        Daemon::start(&mut command).unwrap_or_else(|ended| panic!("the daemon did not become ready: {ended:?}"))
+    }
+
     /// Pool and listeners come from the file.
     #[track_caller]
     pub fn serve_with_config(&self, config: &str) -> Daemon {
         let mut command = ringway(["serve", "--die-with-parent", "--config", config, "--control"]);
-        command.arg(self.control()).arg("--runtime").arg(self.path("run")).arg("--cores").arg(first_cores());
+        command.arg(self.control()).args(["--cores", &first_cores()]).args(self.folders(&[]));
         Daemon::start(&mut command).unwrap_or_else(|ended| panic!("the daemon did not become ready: {ended:?}"))
     }
 
     #[track_caller]
     pub fn try_serve(&self, args: &[&str]) -> Result<Daemon, Ended> {
         let mut command = ringway(["serve", "--die-with-parent", "--control"]);
-        command.arg(self.control()).arg("--cores").arg(first_cores());
-        if !args.contains(&"--runtime") {
-            command.arg("--runtime").arg(self.path("run"));
-        }
+        command.arg(self.control()).args(["--cores", &first_cores()]);
+        command.args(self.folders(args));
         if !args.contains(&"--pool") {
             command.arg("--pool").arg(self.pool());
         }
