@@ -35,8 +35,12 @@ fn run_to(driver: &mut Driver, steps: u64) -> Result<bool, String> {
 }
 
 fn every_point(seed: u64, power_loss: bool, point: fn(u64) -> CrashPoint) -> u64 {
+    every_point_of(seed, &small(), &Load { cuts: 2, ..Load::default() }, power_loss, point)
+}
+
+fn every_point_of(seed: u64, setup: &Setup, load: &Load, power_loss: bool, point: fn(u64) -> CrashPoint) -> u64 {
     for n in 1.. {
-        let mut driver = Driver::new(seed, small(), Load { cuts: 2, ..Load::default() });
+        let mut driver = Driver::new(seed, setup.clone(), load.clone());
         driver.rig.world.crash_after(point(n));
         let told = |why: String| format!("seed {seed} at mutation {n}, power loss {power_loss}: {why}");
         let crashed = run_to(&mut driver, 220).map_err(told).unwrap_or_else(|why| panic!("{why}"));
@@ -138,4 +142,57 @@ fn h14_i1_i2_hold_when_the_newest_checkpoint_is_rotten_after_the_process_died() 
         driver.rig.drain_and_verify();
     }
     assert!(fallen_back > 60, "{fallen_back} times");
+}
+
+/// Slabs of four clusters, which empty all the time; what a shard gives back is overwritten at once by others.
+fn crumbs() -> (Setup, Load) {
+    let setup = Setup { slab_bytes: 256 << 10, slabs_per_disk: 128, reserve: 2, ..small() };
+    (setup, Load { cuts: 0, forgetful: true, ..Load::default() })
+}
+
+#[test]
+fn h7_i1_i2_hold_at_any_operation_of_a_shard_that_gives_slabs_back() {
+    let (setup, load) = crumbs();
+    let mut crashes = 0;
+    for seed in 0..seeds(2) {
+        for (n, point) in
+            [CrashPoint::Submitted as fn(u64) -> CrashPoint, CrashPoint::Completed].into_iter().enumerate()
+        {
+            for power_loss in [false, true] {
+                crashes += every_point_of(5000 + 10 * seed + n as u64, &setup, &load, power_loss, point);
+            }
+        }
+    }
+    assert!(crashes > 800, "{crashes} crashes");
+}
+
+#[test]
+fn h7_a_shard_gives_slabs_back_and_takes_others_over_many_lives() {
+    let (setup, load) = crumbs();
+    let mut given_back = 0;
+    for seed in 0..seeds(16) {
+        let mut driver = Driver::new(6000 + seed, setup.clone(), load.clone());
+        let (mut rng, mut known) = (Rng::new(seed), 1);
+        for life in 0..6 {
+            let told = |why: String| format!("seed {seed} life {life}: {why}");
+            if rng.one_in(3) {
+                driver.rig.world.crash_after(CrashPoint::Submitted(rng.below(500)));
+            }
+            run_to(&mut driver, 400).map_err(told).unwrap_or_else(|why| panic!("{why}"));
+            given_back += driver.rig.given_back;
+            let rot = rng.one_in(3);
+            let next = if rng.one_in(2) {
+                driver.crash(true)
+            } else {
+                driver.kill_and(|world, setup| {
+                    // Two may not rot: before the next one, a checkpoint has to be made on top of what was fallen back to.
+                    known = setup.rot_header_after(if rot { known } else { u64::MAX }, world).unwrap_or(known);
+                })
+            };
+            driver = next.map_err(told).unwrap_or_else(|why| panic!("{why}"));
+            assert_eq!(driver.rig.faulted, [], "seed {seed} life {life}: {:?}", driver.rig.notes);
+        }
+        driver.rig.drain_and_verify();
+    }
+    assert!(given_back > 200, "{given_back} slabs");
 }

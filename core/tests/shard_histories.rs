@@ -311,6 +311,7 @@ fn h2_a_removed_volume_is_erased_through_crashes_and_its_space_comes_back() {
         if rig.world.crashed() {
             rig = rig.power_loss();
         }
+        rig.world.crash_after(CrashPoint::Submitted(1_000_000));
         assert_eq!(rig.read(1, 0, 4096), Err(Status::VolumeGone));
         while rig.erased.is_empty() {
             rig.turn();
@@ -459,4 +460,85 @@ fn h10_what_a_rollback_made_void_is_neither_read_nor_written_to() {
     assert_eq!((read[0], read[512], read[1024], read[4096]), (1, 3, 1, 1));
     assert_eq!(rig.read_at(1, 0, 4096, Some(cut)).unwrap(), [1; 4096]);
     rig.drain_and_verify();
+}
+
+/// Volume 1 fills three slabs and forgets it all, volume 2 has a cluster in the first; what the shard gave back.
+fn given_back_after_a_discard(rig: &mut Rig) -> u64 {
+    assert_eq!(rig.write(2, 0, &[9; 65536], false), Status::Success);
+    for cluster in 0..48 {
+        assert_eq!(rig.write(1, cluster * CLUSTER, &[1; 65536], false), Status::Success);
+    }
+    assert_eq!(rig.setup.owned.len(), 4);
+    assert_eq!(rig.flush(1), Status::Success);
+    for stripe in 0..3 {
+        assert_eq!(rig.command(1, Command::Deallocate, stripe * MIB, MIB as u32), Status::Success);
+    }
+    assert_eq!(rig.flush(1), Status::Success);
+    for _ in 0..200 {
+        rig.turn();
+    }
+    rig.given_back
+}
+
+#[test]
+fn h7_a_shard_keeps_one_empty_slab_until_another_shard_has_to_go_without() {
+    let mut rig = Rig::new(30, lazy());
+    let given = given_back_after_a_discard(&mut rig);
+    assert!(given >= 2, "{given}");
+    let owned = rig.setup.owned.len();
+    assert_eq!(owned, 2, "one is kept for what comes next");
+    for _ in 0..4 {
+        rig.shard.on_slab_wanted();
+        for _ in 0..2000 {
+            rig.turn();
+        }
+    }
+    assert_eq!((rig.setup.owned.len(), rig.kept_slabs > 0), (1, true), "the last one holds the reserve");
+    assert_eq!(rig.write(1, 0, &[2; 65536], true), Status::Success);
+    assert_eq!(rig.read(1, CLUSTER, 65536).unwrap(), vec![0; 65536]);
+    rig.drain_and_verify();
+    let mut rig = rig.kill();
+    assert_eq!(rig.read(1, 0, 65536).unwrap(), vec![2; 65536]);
+}
+
+#[test]
+fn h7_records_of_slabs_that_were_given_back_are_replayed_without_them() {
+    for power_loss in [false, true] {
+        let mut rig = Rig::new(31, lazy());
+        assert!(given_back_after_a_discard(&mut rig) >= 2);
+        assert_eq!(rig.shard.stats().checkpoints, 0, "the journal has it all");
+        let mut rig = if power_loss { rig.power_loss() } else { rig.kill() };
+        assert_eq!(rig.faulted, [], "{:?}", rig.notes);
+        assert_eq!(rig.read(1, 0, 65536).unwrap(), vec![0; 65536]);
+        assert_eq!(rig.shard.stats().clusters_used, 1);
+        // It may have the same ones again.
+        for cluster in 1..40 {
+            assert_eq!(rig.write(2, cluster * CLUSTER, &[3; 65536], false), Status::Success);
+        }
+        assert_eq!(rig.flush(2), Status::Success);
+        let mut rig = rig.power_loss();
+        for cluster in 1..40 {
+            assert_eq!(rig.read(2, cluster * CLUSTER, 65536).unwrap(), vec![3; 65536]);
+        }
+        rig.drain_and_verify();
+    }
+}
+
+#[test]
+fn h7_a_journal_that_forgot_why_a_slab_was_empty_faults_its_volumes_instead_of_showing_what_others_wrote() {
+    let mut rig = Rig::new(32, lazy());
+    assert!(given_back_after_a_discard(&mut rig) >= 2);
+    // From the group of the discard on, everything rots: nothing later vouches for it.
+    let groups = rig.shard.stats().groups;
+    let journal = rig.setup.journal();
+    let discard = (0..rig.setup.journal_blocks).find(|block| {
+        let bytes = rig.world.bytes(rig.disk(0), journal.offset + block * 4096, 4096);
+        // The first record of the group behind its header: kind 2 drops a cluster.
+        bytes[..4] == *b"RWJG" && bytes[640] == 2
+    });
+    let discard = discard.unwrap_or_else(|| panic!("no group of {groups} begins with the discard"));
+    rig.world.rot(rig.disk(0), journal.offset + discard * 4096, (rig.setup.journal_blocks - discard) * 4096);
+    let mut rig = rig.power_loss();
+    assert_eq!(rig.faulted, [VolumeId(1), VolumeId(2)], "{:?}", rig.notes);
+    assert_eq!(rig.read(1, 0, 4096), Err(Status::VolumeFaulted));
 }

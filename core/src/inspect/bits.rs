@@ -33,6 +33,11 @@ impl Clusters {
         })
     }
 
+    /// Slabs that have some.
+    pub(super) fn slabs(&self) -> impl Iterator<Item = SlabId> {
+        self.slabs.iter().filter(|(_, words)| words.iter().any(|&word| word != 0)).map(|(&slab, _)| slab)
+    }
+
     pub(super) fn count(&self) -> u64 {
         self.slabs.values().flatten().map(|word| u64::from(word.count_ones())).sum()
     }

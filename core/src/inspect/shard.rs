@@ -244,6 +244,15 @@ impl Look<'_> {
             let node = replayed(MapNode::new(key), &replay);
             self.node(&node, &used, &metadata, &mut named);
         }
+        // A slab that was given back is named by the journal's past, and empty at its end.
+        let strays: Vec<SlabId> = used.slabs().filter(|slab| !self.spec.slabs.contains(slab)).collect();
+        for slab in strays {
+            self.say(
+                Severity::Fault,
+                None,
+                format!("slab {slab} is not this shard's any more, and it has clusters there"),
+            );
+        }
         self.report.clusters_used = used.count();
         self.report.clusters_metadata = metadata.count();
         self.report.clusters_leaked = used.count_without(&named);

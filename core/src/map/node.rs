@@ -45,7 +45,7 @@ impl NodeKey {
                 Some(Self::of(volume, cluster).0)
             }
             Record::DropRange { volume, range, .. } => Some(NodeKey { volume, range }),
-            Record::Free { .. } => None,
+            Record::Free { .. } | Record::Release { .. } => None,
         }
     }
 
@@ -236,7 +236,7 @@ impl MapNode {
                 self.newest.fill(NONE);
                 self.older.clear();
             }
-            Record::Free { .. } => unreachable!("it has no node"),
+            Record::Free { .. } | Record::Release { .. } => unreachable!("it has no node"),
         }
         self.last_lsn = lsn;
         if self.first_dirty.0 == 0 {

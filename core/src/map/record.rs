@@ -9,6 +9,7 @@
 //! Drop      8 cluster u32 | 12 zero u32   | 16 birth u64 | 24 freed place u64                           32 bytes
 //! DropRange 8 range u32   | 12 count u32  | 16 freed places u64 * count                            16 + 8n bytes
 //! Free      8 count u32   | 12 zero u32   | 16 places u64 * count                                  16 + 8n bytes
+//! Release   8 slab u32    | 12 zero u32                                                            16 bytes
 //! ```
 //! Kind 5 is reserved for seals.
 
@@ -17,7 +18,7 @@ use thiserror::Error;
 use super::version::{Version, checked};
 use crate::ids::{Epoch, VolumeId};
 use crate::limits::CLUSTERS_PER_RANGE;
-use crate::space::{Geometry, Place};
+use crate::space::{Geometry, Place, SlabId};
 
 /// Places that one record may free: keeps it below [`RECORD_BYTES_MAX`].
 pub const FREED_MAX: usize = 500;
@@ -31,6 +32,7 @@ const SET: u8 = 1;
 const DROP: u8 = 2;
 const DROP_RANGE: u8 = 3;
 const FREE: u8 = 4;
+const RELEASE: u8 = 6;
 
 /// One change of one shard's map.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,6 +72,11 @@ pub enum Record {
     Free {
         /// At most [`FREED_MAX`].
         places: Vec<Place>,
+    },
+    /// Nothing of this shard is in this slab any more: the pool may have it back. What earlier records say of it stays true.
+    Release {
+        /// Which.
+        slab: SlabId,
     },
 }
 
@@ -112,12 +119,12 @@ pub enum Decoded {
 }
 
 impl Record {
-    /// The volume it is about; `None` for [`Record::Free`].
+    /// The volume it is about, if it is about one.
     #[must_use]
     pub fn volume(&self) -> Option<VolumeId> {
         match *self {
             Record::Set { volume, .. } | Record::Drop { volume, .. } | Record::DropRange { volume, .. } => Some(volume),
-            Record::Free { .. } => None,
+            Record::Free { .. } | Record::Release { .. } => None,
         }
     }
 
@@ -135,7 +142,7 @@ impl Record {
     pub fn freed(&self) -> &[Place] {
         match self {
             Record::Set { freed, .. } | Record::Drop { freed, .. } if freed.is_some() => std::slice::from_ref(freed),
-            Record::Set { .. } | Record::Drop { .. } => &[],
+            Record::Set { .. } | Record::Drop { .. } | Record::Release { .. } => &[],
             Record::DropRange { freed, .. } => freed,
             Record::Free { places } => places,
         }
@@ -146,6 +153,7 @@ impl Record {
         match self {
             Record::Set { freed, .. } | Record::Drop { freed, .. } => *freed = Place::NONE,
             Record::DropRange { freed, .. } | Record::Free { places: freed } => freed.clear(),
+            Record::Release { .. } => {}
         }
     }
 
@@ -156,6 +164,7 @@ impl Record {
             Record::Set { .. } => 40,
             Record::Drop { .. } => 32,
             Record::DropRange { freed: places, .. } | Record::Free { places } => 16 + 8 * places.len(),
+            Record::Release { .. } => 16,
         }
     }
 
@@ -197,6 +206,11 @@ impl Record {
                 start(FREE);
                 encode_places_first(places, out);
             }
+            Record::Release { slab } => {
+                start(RELEASE);
+                out.extend(slab.0.to_le_bytes());
+                out.extend([0; 4]);
+            }
         }
     }
 
@@ -227,7 +241,8 @@ impl Record {
                 Record::DropRange { volume: body.some(volume)?, range: body.u32(8), freed: body.places(12)? }
             }
             FREE if length >= 16 => Record::Free { places: body.places(8)? },
-            SET | DROP | DROP_RANGE | FREE => return Err(bad_length),
+            RELEASE if length == 16 => Record::Release { slab: body.slab(8)? },
+            SET | DROP | DROP_RANGE | FREE | RELEASE => return Err(bad_length),
             _ if flags & MUST_UNDERSTAND == 0 => return Ok((Decoded::Skipped, length)),
             _ => return Err(BadRecord::Unknown { kind }),
         };
@@ -279,6 +294,11 @@ impl Fields<'_> {
             return Err(self.bad("freed place"));
         }
         Ok(Record::Set { volume: self.some(volume)?, cluster: self.u32(8), version, freed })
+    }
+
+    fn slab(&self, at: usize) -> Result<SlabId, BadRecord> {
+        let slab = SlabId(self.u32(at));
+        if self.geometry.has_slab(slab) { Ok(slab) } else { Err(self.bad("slab")) }
     }
 
     fn place(&self, at: usize) -> Result<Place, BadRecord> {

@@ -32,6 +32,8 @@ impl<L: RecordLog> Node<L> {
                     }
                 }
                 Event::NeedSlab { urgent } => self.send(OWNER, Message::AskSlab { shard, urgent }),
+                Event::SlabReleased(slab) => self.send(OWNER, Message::SlabReleased { shard, slab }),
+                Event::SlabKept => self.send(OWNER, Message::SlabKept { shard }),
                 Event::Erased(volume) => self.send(OWNER, Message::Erased { shard, volume }),
                 Event::Fault { volume, why } => self.send(OWNER, Message::Fault { shard, volume, why }),
                 Event::Fenced { association, .. } => self.shard_fenced(association),

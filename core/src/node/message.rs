@@ -41,6 +41,12 @@ pub enum Message {
     SlabGranted { shard: ShardId, slab: SlabId },
     /// There is none.
     NoSlab { shard: ShardId },
+    /// The pool has no slab for another shard: give one back, or say that there is none.
+    WantSlab { shard: ShardId },
+    /// To the catalog's reactor: the slab is empty and its shard does not use it any more, durably.
+    SlabReleased { shard: ShardId, slab: SlabId },
+    /// To the catalog's reactor, the other answer to [`Message::WantSlab`].
+    SlabKept { shard: ShardId },
     /// To the catalog's reactor: a shard holds nothing of a removed volume any more.
     Erased { shard: ShardId, volume: VolumeId },
     /// To the catalog's reactor: a fault that outlives the request that met it; no volume means the whole shard.

@@ -273,6 +273,7 @@ impl<I: Io, L: RecordLog> Application<I, Message> for Node<L> {
             }
             Message::SlabGranted { shard, slab } => self.local.touch(shard).on_slab(slab),
             Message::NoSlab { shard } => self.local.touch(shard).on_no_slab(),
+            Message::WantSlab { shard } => self.local.touch(shard).on_slab_wanted(),
             Message::Quiet => self.quiet(io),
             Message::Drain => self.drain(),
             Message::Stop => self.stopping = Stopping::Stopped,

@@ -203,7 +203,7 @@ fn h8_a_pool_on_a_device_that_tears_more_than_it_did_is_refused_unless_told() {
     moved.add_disk_from(DiskConfig { atomic_write_unit: 512, ..Default::default() }, &world.image(disk));
     let error = opened(&moved).unwrap_err();
     assert_eq!(error, PoolError::Tears { device: 0, found: 512, expected: 4096 });
-    assert!(open(&mut moved.io(), &OpenOptions { assume_atomic_4k: true }).is_ok());
+    assert!(open(&mut moved.io(), &OpenOptions { assume_atomic_4k: true, ..OpenOptions::default() }).is_ok());
 }
 
 #[test]

@@ -10,7 +10,7 @@ use crate::map::PAGE_BYTES;
 use crate::request::Status;
 
 /// A shard asks for another slab when it has fewer free clusters than this part of a slab left.
-const LOW_SPACE_PART: u64 = 8;
+pub(super) const LOW_SPACE_PART: u64 = 8;
 /// Bytes of a checkpoint's image for each node with one page.
 const IMAGE_BYTES_A_NODE: u64 = 40;
 /// After the pool had no slab left, nanoseconds until it is asked again.
@@ -27,6 +27,7 @@ impl<L: RecordLog> Shard<L> {
         self.advance_checkpoint(io, out);
         // A checkpoint may want its round at once.
         self.advance_commit(io, out);
+        self.advance_giving(io, out);
         self.ask_for_slab(false, out);
         self.unpark();
         self.advance_drain(out);
@@ -59,11 +60,17 @@ impl<L: RecordLog> Shard<L> {
     }
 
     fn checkpoint_fits(&self, clusters: u64) -> bool {
-        let need = |pages: usize| {
-            let image = (self.nodes.table.len() + pages) as u64 * IMAGE_BYTES_A_NODE + self.space.counts().total / 8;
-            (pages as u64 + 1).div_ceil(CLUSTER / PAGE_BYTES as u64) + image.div_ceil(CLUSTER)
-        };
-        need(self.nodes.changed_pages_bound()) <= clusters || need(self.nodes.changed_pages()) <= clusters
+        self.checkpoint_surely_fits(clusters) || self.checkpoint_clusters(self.nodes.changed_pages()) <= clusters
+    }
+
+    /// The same, known at once; it may say no where there would be room.
+    pub(super) fn checkpoint_surely_fits(&self, clusters: u64) -> bool {
+        self.checkpoint_clusters(self.nodes.changed_pages_bound()) <= clusters
+    }
+
+    fn checkpoint_clusters(&self, pages: usize) -> u64 {
+        let image = (self.nodes.table.len() + pages) as u64 * IMAGE_BYTES_A_NODE + self.space.counts().total / 8;
+        (pages as u64 + 1).div_ceil(CLUSTER / PAGE_BYTES as u64) + image.div_ceil(CLUSTER)
     }
 
     /// The part would change a node, and has to wait until a checkpoint has written those that are changed already.

@@ -8,6 +8,7 @@ use ringway_reactor::io::{Instant, Token};
 
 use crate::ids::{AssociationId, Epoch, Lsn, ShardId, VolumeId};
 use crate::request::{Command, Status};
+use crate::space::SlabId;
 
 /// The part of a request that belongs to one shard. It never crosses a stripe, so that it is contiguous there.
 #[derive(Debug)]
@@ -92,6 +93,10 @@ pub enum Event {
     /// Free space runs low (`urgent`: parts wait for it); answer with [`super::Shard::on_slab`] or
     /// [`super::Shard::on_no_slab`]. At most one request of a shard is open.
     NeedSlab { urgent: bool },
+    /// This slab is empty and will not be used, durably: the pool may have it.
+    SlabReleased(SlabId),
+    /// The answer to [`super::Shard::on_slab_wanted`] where nothing can be given.
+    SlabKept,
     /// Every part of the association that had started has ended, and no other will start.
     Fenced { association: AssociationId, token: u64 },
     /// Nothing of the removed volume is left on this shard, durably.

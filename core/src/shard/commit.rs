@@ -23,7 +23,7 @@ use super::scratch::RESERVE_BYTES;
 use crate::ids::Lsn;
 use crate::journal::{Group, Pressure, Ring};
 use crate::limits::BLOCK;
-use crate::map::{RECORD_BYTES_MAX, Record};
+use crate::map::{NodeKey, RECORD_BYTES_MAX, Record};
 use crate::request::Status;
 
 /// Blocks of a group as we write it: it has to fit the buffer kept for it.
@@ -210,7 +210,9 @@ impl<L: RecordLog> Shard<L> {
     pub(super) fn record(&mut self, record: &Record) -> Lsn {
         let due = self.now.plus_ns(self.config.commit_interval_ns);
         let lsn = self.commit.push(record, due);
-        self.nodes.apply(lsn, record);
+        if NodeKey::of_record(record).is_some() {
+            self.nodes.apply(lsn, record);
+        }
         self.stats.records += 1;
         if std::mem::take(&mut self.commit.stale_log) {
             self.log.truncate(Lsn(u64::MAX));

@@ -21,6 +21,7 @@ mod compare;
 mod deallocate;
 mod erase;
 mod fault;
+mod giving;
 mod mapped;
 mod nodes;
 mod ops;
@@ -47,6 +48,7 @@ pub use recover::{OpenError, Opened, Progress, Recovery, RecoverySpec, Region};
 
 use self::checkpoint::Checkpoint;
 use self::commit::Commit;
+use self::giving::Giving;
 use self::mapped::Mapped;
 use self::nodes::{NodeCache, Readiness};
 use self::ops::OpTable;
@@ -133,6 +135,7 @@ pub struct Shard<L> {
     mapped: Mapped,
     space_changed: bool,
     slab_request: SlabRequest,
+    giving: Giving,
     /// Clusters let go that still need a hole.
     released: Vec<Place>,
     holes: slab::Slab<reclaim::Hole>,
@@ -196,6 +199,7 @@ impl<L: RecordLog> Shard<L> {
             nodes_changed: false,
             space_changed: false,
             slab_request: SlabRequest::None,
+            giving: Giving::default(),
             scratch,
             commit,
             checkpoint,

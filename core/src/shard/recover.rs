@@ -418,8 +418,14 @@ impl<L: RecordLog> Recovery<L> {
         }
         let replayed = (recovered.records.len(), kept.len());
         let lost = !damage.is_empty();
-        let (mut space, mapped) =
+        let (mut space, mapped, strays) =
             self.space(&recovered.records, &kept, durable, lost).map_err(|error| OpenError::Place(id, error))?;
+        if let Some(slab) = strays.filter(|_| !lost) {
+            // It was given back when it was empty: what emptied it is gone from the journal, like any other end of it.
+            self.notes
+                .push(format!("shard {id}: records that emptied slab {slab}, which is not its own any more, are lost"));
+            damage.push(VolumeList::Any);
+        }
         self.hold_before(&mut space);
         let mut faulted = self.losers(&damage);
         self.spec.suspect.extend(&faulted);
@@ -501,10 +507,12 @@ impl<L: RecordLog> Recovery<L> {
         kept: &[(Lsn, Record)],
         durable: Lsn,
         lost: bool,
-    ) -> Result<(Space, Mapped), UnknownPlace> {
+    ) -> Result<(Space, Mapped, Option<SlabId>), UnknownPlace> {
         let mut mapped = Mapped::recovered(&self.image.mapped);
         let mut space = Space::new(Arc::clone(&self.spec.geometry), self.spec.reserve);
         self.spec.slabs.iter().for_each(|&slab| space.add_slab(slab));
+        let former = self.former_slabs(records);
+        former.iter().for_each(|&slab| space.add_slab(slab));
         for bitmap in &self.image.bitmaps {
             let unknown = UnknownPlace(self.spec.geometry.place(bitmap.slab, 0));
             space.load_bitmap(bitmap).map_err(|_| unknown)?;
@@ -525,6 +533,12 @@ impl<L: RecordLog> Recovery<L> {
             }
         }
         mapped.settle(durable);
+        let mut strays = None;
+        for &slab in &former {
+            if space.disown(slab) {
+                strays = Some(slab);
+            }
+        }
         // What these free is mapped as far as the device knows: it goes through quarantine like any other.
         for (lsn, record) in kept {
             let used = record.used().map_or(Ok(false), |place| space.mark_used(place))?;
@@ -552,7 +566,18 @@ impl<L: RecordLog> Recovery<L> {
             let mapped = record.freed().iter().filter(|&&place| space.is_in_use(place)).copied().collect::<Vec<_>>();
             mapped.into_iter().for_each(|place| space.free(place, *lsn, Ticket(0)));
         }
-        Ok((space, mapped))
+        Ok((space, mapped, strays))
+    }
+
+    /// Slabs that this shard has given back (H7) and that its checkpoint or its journal still name. They were empty when it did, so
+    /// they are at the end of the replay.
+    fn former_slabs(&self, records: &[(Lsn, Record)]) -> BTreeSet<SlabId> {
+        let slab_of = |place: Place| self.spec.geometry.slab_of(place).map(|(slab, _)| slab);
+        let places = records.iter().flat_map(|(_, record)| record.freed().iter().copied().chain(record.used()));
+        let bitmaps = self.image.bitmaps.iter().map(|bitmap| bitmap.slab);
+        let mut named: BTreeSet<SlabId> = places.filter_map(slab_of).chain(bitmaps).collect();
+        named.retain(|slab| !self.spec.slabs.contains(slab));
+        named
     }
 
     /// Volumes that lost records, those being erased included.

@@ -101,6 +101,8 @@ pub struct Space {
     /// Where the next search starts: slab and cluster. Consecutive allocations are consecutive on the device.
     cursor: (usize, u32),
     free: u64,
+    /// Slabs nothing of which is in use.
+    empty: usize,
     reserve: u64,
     /// Allocated, no record yet.
     in_hand: HashSet<Place>,
@@ -124,6 +126,7 @@ impl Space {
             by_id: BTreeMap::new(),
             cursor: (0, 0),
             free: 0,
+            empty: 0,
             reserve,
             in_hand: HashSet::new(),
             settled: VecDeque::new(),
@@ -156,6 +159,7 @@ impl Space {
         }
         self.slabs.push(Slab { id: slab, words, free: clusters });
         self.free += u64::from(clusters);
+        self.empty += 1;
     }
 
     /// Marks what a checkpoint says is in use of a slab added before. Bits beyond the slab are ignored.
@@ -170,6 +174,7 @@ impl Space {
             taken += (more & !*word).count_ones();
             *word |= more;
         }
+        self.empty -= usize::from(taken > 0 && slab.free == self.geometry.clusters_per_slab());
         slab.free -= taken;
         self.free -= u64::from(taken);
         Ok(())
@@ -182,11 +187,56 @@ impl Space {
         if self.slabs[index].free != clusters {
             return Err(SlabInUse(slab));
         }
-        self.slabs.remove(index);
+        self.forget_slab(index);
+        Ok(())
+    }
+
+    /// Recovery: the slab is not this shard's any more, whatever its records say; whether anything of it was in use.
+    pub fn disown(&mut self, slab: SlabId) -> bool {
+        let index = self.by_id[&slab];
+        let used = self.slabs[index].free < self.geometry.clusters_per_slab();
+        self.forget_slab(index);
+        used
+    }
+
+    fn forget_slab(&mut self, index: usize) {
+        let gone = self.slabs.remove(index);
         self.by_id = self.slabs.iter().enumerate().map(|(index, slab)| (slab.id, index)).collect();
         self.cursor = (0, 0);
-        self.free -= u64::from(clusters);
-        Ok(())
+        self.free -= u64::from(gone.free);
+        self.empty -= usize::from(gone.free == self.geometry.clusters_per_slab());
+    }
+
+    /// Whether a slab belongs to this shard.
+    #[must_use]
+    pub fn has_slab(&self, slab: SlabId) -> bool {
+        self.by_id.contains_key(&slab)
+    }
+
+    /// Slabs nothing of which is in use.
+    #[must_use]
+    pub fn empty_slabs(&self) -> usize {
+        self.empty
+    }
+
+    /// The last of them, as the pool counts: its front stays in use.
+    #[must_use]
+    pub fn last_empty_slab(&self) -> Option<SlabId> {
+        let clusters = self.geometry.clusters_per_slab();
+        self.slabs.iter().filter(|slab| slab.free == clusters).map(|slab| slab.id).max()
+    }
+
+    /// Whether a slab has nothing in use but metadata, which checkpoints may move, and what waits in quarantine.
+    #[must_use]
+    pub fn may_empty_a_slab(&self) -> bool {
+        let mut passing: BTreeMap<SlabId, u32> = BTreeMap::new();
+        let metadata = self.pages.clusters().chain(self.chunks.iter().copied());
+        for place in metadata.chain(self.quarantine.places()).chain(self.punching.iter().copied()) {
+            let (slab, _) = self.geometry.slab_of(place).expect("an allocated place is in a slab");
+            *passing.entry(slab).or_default() += 1;
+        }
+        let clusters = self.geometry.clusters_per_slab();
+        self.slabs.iter().any(|slab| passing.get(&slab.id).is_some_and(|passing| slab.free + passing == clusters))
     }
 
     /// Slabs of this shard and their free clusters.
@@ -447,14 +497,28 @@ impl Space {
                 AllocError::Full { slabs: self.slabs.len() }
             });
         }
-        let (index, cluster) = self.find().expect("the count of free clusters is right");
+        let found = match purpose {
+            Purpose::Data => self.find(),
+            // Together at the front, so that slabs at the back become empty.
+            Purpose::Metadata => self.first(),
+        };
+        let (index, cluster) = found.expect("the count of free clusters is right");
         let slab = &mut self.slabs[index];
+        self.empty -= usize::from(slab.free == self.geometry.clusters_per_slab());
         slab.words[cluster as usize / 64] |= 1 << (cluster % 64);
         slab.free -= 1;
         self.free -= 1;
         let id = slab.id;
-        self.cursor = (index, cluster + 1);
+        if purpose == Purpose::Data {
+            self.cursor = (index, cluster + 1);
+        }
         Ok(self.geometry.place(id, cluster))
+    }
+
+    /// The first free cluster.
+    fn first(&self) -> Option<(usize, u32)> {
+        let (index, slab) = self.slabs.iter().enumerate().find(|(_, slab)| slab.free > 0)?;
+        first_zero(&slab.words, 0).map(|cluster| (index, cluster))
     }
 
     /// The next free cluster at or after the cursor, around the slabs once.
@@ -499,12 +563,15 @@ impl Space {
             return Ok(false);
         }
         *word ^= bit;
+        let clusters = self.geometry.clusters_per_slab();
         if used {
+            self.empty -= usize::from(slab.free == clusters);
             slab.free -= 1;
             self.free -= 1;
         } else {
             slab.free += 1;
             self.free += 1;
+            self.empty += usize::from(slab.free == clusters);
         }
         Ok(true)
     }

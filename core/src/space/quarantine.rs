@@ -56,6 +56,11 @@ impl Quarantine {
         self.entries.iter().take_while(move |entry| entry.lsn <= durable).map(|entry| entry.place)
     }
 
+    /// All of them.
+    pub(super) fn places(&self) -> impl Iterator<Item = Place> {
+        self.entries.iter().map(|entry| entry.place)
+    }
+
     /// The newest record that some place waits for.
     pub(super) fn last_lsn(&self) -> Option<Lsn> {
         self.entries.back().map(|entry| entry.lsn)

@@ -132,9 +132,12 @@ fn i4_a_shard_without_a_checkpoint_faults_its_volumes_and_the_others_are_served(
     }
 }
 
+/// Where something of the shard's is: from which byte, and how many.
+type Part = fn(&Layout) -> (u64, u64);
+
 #[test]
 fn i4_a_shard_that_could_not_be_read_for_a_while_is_whole_when_it_can() {
-    let parts: [fn(&Layout) -> (u64, u64); 3] = [
+    let parts: [Part; 3] = [
         |layout| (layout.checkpoint_ring(DEAD), RING_BYTES as u64),
         |layout| (layout.journal(DEAD), 4096),
         |layout| (layout.journal(DEAD) + layout.journal_bytes - 4096, 4096),

@@ -2,7 +2,10 @@
 
 use ringway_core::control::ControlRequest;
 use ringway_core::ids::VolumeId;
+use ringway_core::inspect::{Severity, inspect_pool};
 use ringway_core::request::{Command, Status};
+
+use ringway_reactor::sim::{CrashPoint, DiskConfig, Ended};
 
 use crate::rig::{MIB, Setup, Target};
 
@@ -68,4 +71,139 @@ fn h7_a_volume_on_one_shard_can_have_the_whole_pool() {
     let written = fill(&mut target, pinned, 1 << 30);
     let size = target.pool().size;
     assert!(written > size / 10 * 8, "{written} of {size} on one of three shards");
+}
+
+/// Frees everything of a volume, durably.
+fn forget(target: &mut Target, volume: VolumeId, bytes: u64) {
+    let id = target.request(volume, Command::Deallocate, 0, bytes as u32, None);
+    assert_eq!(target.wait(id).status, Status::Success);
+    assert_eq!(target.flush(volume), Status::Success);
+}
+
+#[test]
+fn h7_what_is_deleted_on_one_shard_can_be_written_on_another() {
+    for reactors in 1..=3 {
+        let mut target = Target::new(4, Setup { reactors, ..Setup::default() });
+        let near = target.create_on("near", 1 << 30, Some(vec![0])).id;
+        let far = target.create_on("far", 1 << 30, Some(vec![1])).id;
+        let size = target.pool().size;
+        let first = fill(&mut target, near, 1 << 30);
+        assert!(first > size / 10 * 7, "{first} of {size}");
+        let left = fill(&mut target, far, 1 << 30);
+        assert!(left < size / 5, "{left} of {size}: the pool is full");
+        forget(&mut target, near, first);
+        let second = fill(&mut target, far, 1 << 30);
+        assert!(second > size / 10 * 7, "{second} of {size} after {first} were deleted");
+        assert_eq!(target.read(near, 0, 4096), Ok(vec![0; 4096]));
+        forget(&mut target, far, second);
+        let third = fill(&mut target, near, 1 << 30);
+        assert!(third > size / 10 * 7, "{third} of {size}, and back again");
+        let mut target = target.power_loss();
+        forget(&mut target, near, third);
+        target.stop();
+        let report = inspect_pool(&mut target.world.io(), false, &mut |_| {}).unwrap();
+        let faults: Vec<_> = report.all_findings().filter(|finding| finding.severity == Severity::Fault).collect();
+        assert!(faults.is_empty(), "{faults:?}");
+    }
+}
+
+/// What a crash may leave of two volumes that hand their space to and fro.
+struct Handing {
+    target: Target,
+    near: VolumeId,
+    far: VolumeId,
+    /// Pieces of each that are flushed, and those that may be there.
+    kept: [u64; 2],
+    begun: [u64; 2],
+}
+
+const PIECES: u64 = 96;
+
+impl Handing {
+    fn new(seed: u64) -> Handing {
+        let disks = vec![DiskConfig { size: 48 * MIB, ..DiskConfig::default() }];
+        let mut target = Target::new(seed, Setup { disks, shards: 2, ..Setup::default() });
+        let near = target.create_on("near", 64 * MIB, Some(vec![0])).id;
+        let far = target.create_on("far", 64 * MIB, Some(vec![1])).id;
+        Handing { target, near, far, kept: [0; 2], begun: [0; 2] }
+    }
+
+    /// `None`: the target has crashed.
+    fn done(
+        &mut self,
+        volume: VolumeId,
+        command: Command,
+        offset: u64,
+        len: u32,
+        bytes: Option<&[u8]>,
+    ) -> Option<Status> {
+        let id = self.target.request(volume, command, offset, len, bytes);
+        match self.target.run(2_000_000, |done| done.contains_key(&id)) {
+            Ended::Crashed => None,
+            Ended::Done => self.target.done.remove(&id).map(|done| done.status),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn hand(&mut self, nth: usize) -> Option<()> {
+        let volume = [self.near, self.far][nth];
+        let byte = [0xA1, 0xB2][nth];
+        for piece in 0..PIECES {
+            self.begun[nth] = self.begun[nth].max(piece + 1);
+            let write = Command::Write { fua: false };
+            match self.done(volume, write, piece * PIECE as u64, PIECE as u32, Some(&vec![byte; PIECE]))? {
+                Status::Success => {}
+                Status::CapacityExceeded => break,
+                other => panic!("{other:?}"),
+            }
+            if piece % 16 == 15 {
+                assert_eq!(self.done(volume, Command::Flush, 0, 0, None)?, Status::Success);
+                self.kept[nth] = piece + 1;
+            }
+        }
+        assert!(self.kept[nth] >= PIECES / 2, "{} pieces have room", self.kept[nth]);
+        self.kept[nth] = 0;
+        let all = (PIECES * PIECE as u64) as u32;
+        assert_eq!(self.done(volume, Command::Deallocate, 0, all, None)?, Status::Success);
+        assert_eq!(self.done(volume, Command::Flush, 0, 0, None)?, Status::Success);
+        self.begun[nth] = 0;
+        Some(())
+    }
+
+    fn check(&mut self) {
+        for (nth, byte) in [0xA1, 0xB2].into_iter().enumerate() {
+            let volume = [self.near, self.far][nth];
+            for piece in 0..PIECES {
+                let read = self.target.read(volume, piece * PIECE as u64, PIECE).unwrap();
+                let whole = piece < self.kept[nth];
+                let known = |&found: &u8| found == byte && piece < self.begun[nth] || found == 0 && !whole;
+                assert!(read.iter().all(known), "volume {nth} piece {piece}: {:?}", &read[..16]);
+            }
+        }
+    }
+}
+
+#[test]
+fn h7_no_crash_while_slabs_change_hands_shows_one_volume_what_another_wrote() {
+    let mut crashes = 0;
+    for seed in 0..24u64 {
+        let mut handing = Handing::new(700 + seed);
+        let n = handing.target.world.rng().below(1600);
+        let point = if seed % 2 == 0 { CrashPoint::Submitted(n) } else { CrashPoint::Completed(n) };
+        handing.target.world.crash_after(point);
+        let crashed = (0..4).any(|round| handing.hand(round % 2).is_none());
+        crashes += u64::from(crashed);
+        let target = if seed % 4 < 2 { handing.target.kill() } else { handing.target.power_loss() };
+        handing = Handing { target, ..handing };
+        handing.check();
+        for volume in [handing.near, handing.far] {
+            assert_eq!(handing.done(volume, Command::Flush, 0, 0, None), Some(Status::Success));
+        }
+        (0..2).for_each(|round| handing.hand(round).expect("nothing crashes now"));
+        handing.target.stop();
+        let report = inspect_pool(&mut handing.target.world.io(), false, &mut |_| {}).unwrap();
+        let faults: Vec<_> = report.all_findings().filter(|finding| finding.severity == Severity::Fault).collect();
+        assert!(faults.is_empty(), "seed {seed}: {faults:?}");
+    }
+    assert!(crashes > 12, "{crashes} crashes");
 }

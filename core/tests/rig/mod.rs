@@ -191,6 +191,9 @@ pub struct Rig {
     pub fenced: Vec<u64>,
     pub erased: Vec<VolumeId>,
     pub drained: bool,
+    /// Slabs that the shard gave back, and how often it was asked for one and had none.
+    pub given_back: u64,
+    pub kept_slabs: u64,
     /// Whether the pool gives more slabs.
     pub give_slabs: bool,
     barriers: Barriers,
@@ -260,6 +263,8 @@ impl Rig {
             fenced: Vec::new(),
             erased: Vec::new(),
             drained: false,
+            given_back: 0,
+            kept_slabs: 0,
             give_slabs: true,
             barriers: Barriers { tickets: HashMap::new(), ops: HashMap::new(), next: 0 },
             completions,
@@ -295,6 +300,8 @@ impl Rig {
             Event::Barrier { ticket, files } => self.barrier(ticket, files),
             Event::NeedSlab { .. } => self.slab(),
             Event::Fenced { token, .. } => self.fenced.push(token),
+            Event::SlabReleased(slab) => self.take_back(slab),
+            Event::SlabKept => self.kept_slabs += 1,
             Event::Erased(volume) => self.erased.push(volume),
             Event::Fault { volume, why } => {
                 self.faulted.extend(volume);
@@ -314,6 +321,16 @@ impl Rig {
             }
             None => self.shard.on_no_slab(),
         }
+    }
+
+    /// Another shard has the slab at once, and writes all over it.
+    fn take_back(&mut self, slab: SlabId) {
+        let before = self.setup.owned.len();
+        self.setup.owned.retain(|&owned| owned != slab);
+        assert_eq!(self.setup.owned.len() + 1, before, "a shard gives back what is its own");
+        let first = self.setup.geometry().place(slab, 0);
+        self.world.rot(DiskId(u16::from(slab.device())), first.offset(), self.setup.slab_bytes);
+        self.given_back += 1;
     }
 
     fn barrier(&mut self, ticket: u64, files: FileSet) {

@@ -220,11 +220,13 @@ pub struct Load {
     pub fua_one_in: u64,
     /// Errors are expected, so only what was acknowledged counts.
     pub errors: bool,
+    /// Whole windows are discarded again and again, and other shards want slabs.
+    pub forgetful: bool,
 }
 
 impl Default for Load {
     fn default() -> Self {
-        Load { in_flight: 12, cuts: 4, flushes: true, fua_one_in: 12, errors: false }
+        Load { in_flight: 12, cuts: 4, flushes: true, fua_one_in: 12, errors: false, forgetful: false }
     }
 }
 
@@ -317,6 +319,13 @@ impl Driver {
 
     fn submit(&mut self) {
         let volume = 1 + self.rng.below(self.model.volumes.len() as u64) as u32;
+        if self.load.forgetful && self.rng.one_in(60) {
+            self.rig.shard.on_slab_wanted();
+        }
+        if self.load.forgetful && self.rng.one_in(8) {
+            let start = self.rng.below(WINDOWS) * STRIDE;
+            return self.change(volume, Command::Deallocate, start, WINDOW as u32);
+        }
         let unit = if self.rng.one_in(2) { self.lba } else { 4096 };
         let fua = self.rng.one_in(self.load.fua_one_in);
         match self.rng.below(20) {

@@ -96,6 +96,8 @@ enum Task {
     Export(ControlRequest, Reply),
     /// A slab for a shard.
     Grant { shard: ShardId },
+    /// A shard gives a slab back.
+    TakeBack { shard: ShardId, slab: SlabId },
     /// No shard holds anything of it any more.
     Erased(VolumeId),
     /// Hosts attached for writing.
@@ -114,6 +116,8 @@ enum Then {
     Exported(Reply, Option<ExportId>),
     /// Tell the shard.
     Grant { shard: ShardId, slab: SlabId },
+    /// Somebody else may have the slab.
+    TakenBack { shard: ShardId, slab: SlabId },
     /// Leave the loops.
     Stop,
     /// Nothing.
@@ -240,6 +244,8 @@ impl Owner {
             Message::Control(call) => self.on_call(call),
             Message::Published { seq } => self.published(seq),
             Message::AskSlab { shard, .. } => self.tasks.push_back(Task::Grant { shard }),
+            Message::SlabReleased { shard, slab } => self.tasks.push_back(Task::TakeBack { shard, slab }),
+            Message::SlabKept { shard } => self.slab_kept(shard),
             Message::Erased { shard, volume } => self.shard_erased(shard, volume),
             Message::Attached { volume } => self.tasks.push_back(Task::Attached(volume)),
             Message::Fault { shard, volume, why } => self.shard_fault(shard, volume, why),
@@ -308,6 +314,7 @@ impl Owner {
             },
             Task::Export(request, reply) => self.plan_export(&request, reply),
             Task::Grant { shard } => self.plan_grant(shard),
+            Task::TakeBack { shard, slab } => self.plan_take_back(shard, slab),
             Task::Erased(volume) => Plan::Change(vec![CatalogRecord::VolumeErased(volume)], Then::Publish(None)),
             Task::Attached(volume) => self.plan_attached(volume),
             Task::Faulted { volume, shard, why } => self.plan_fault(volume, shard, why),
@@ -320,6 +327,7 @@ impl Owner {
             Then::Publish(answer) => self.publish(answer),
             Then::Exported(reply, shown) => reply(Ok(self.answer_export(shown))),
             Then::Grant { shard, slab } => self.grant(shard, slab),
+            Then::TakenBack { shard, slab } => self.taken_back(shard, slab),
             Then::Stop => {
                 self.stage = Stage::Closed;
                 self.stop_all();
@@ -335,6 +343,8 @@ impl Owner {
         match then {
             Then::Publish(Some((reply, _))) | Then::Exported(reply, _) => reply(Err(catalog_failed(why))),
             Then::Grant { shard, .. } => self.send_to_shard(shard, Message::NoSlab { shard }),
+            // Nobody knows whose it is: nobody uses it before the pool is opened again.
+            Then::TakenBack { shard, .. } => self.slab_kept(shard),
             Then::Stop => self.stop_all(),
             Then::Publish(None) | Then::Rest => {}
         }
@@ -344,6 +354,7 @@ impl Owner {
         match task {
             Task::Call(_, reply) | Task::Export(_, reply) => reply(Err(catalog_failed(why))),
             Task::Grant { shard } => self.send_to_shard(shard, Message::NoSlab { shard }),
+            Task::TakeBack { shard, .. } => self.slab_kept(shard),
             Task::Close => self.stop_all(),
             Task::Erased(_) | Task::Attached(_) | Task::Faulted { .. } => {}
         }
