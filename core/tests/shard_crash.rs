@@ -121,7 +121,9 @@ fn i1_i2_hold_for_every_content_that_power_loss_may_leave_at_any_turn() {
 fn h14_i1_i2_hold_when_the_newest_checkpoint_is_rotten_after_the_process_died() {
     let mut fallen_back = 0;
     for seed in 300..300 + seeds(24) {
-        let mut driver = Driver::new(seed, small(), Load { cuts: 2, ..Load::default() });
+        // A short journal wants many checkpoints.
+        let setup = Setup { journal_blocks: 40, ..small() };
+        let mut driver = Driver::new(seed, setup, Load { cuts: 2, ..Load::default() });
         let (mut rng, mut known) = (Rng::new(seed), 1);
         for life in 0..5 {
             let after = rng.below(400);
@@ -146,7 +148,7 @@ fn h14_i1_i2_hold_when_the_newest_checkpoint_is_rotten_after_the_process_died() 
 
 /// Slabs of four clusters, which empty all the time; what a shard gives back is overwritten at once by others.
 fn crumbs() -> (Setup, Load) {
-    let setup = Setup { slab_bytes: 256 << 10, slabs_per_disk: 128, reserve: 2, ..small() };
+    let setup = Setup { slab_bytes: 256 << 10, slabs_per_disk: 128, reserve: 2, journal_blocks: 48, ..small() };
     (setup, Load { cuts: 0, forgetful: true, ..Load::default() })
 }
 
@@ -194,5 +196,5 @@ fn h7_a_shard_gives_slabs_back_and_takes_others_over_many_lives() {
         }
         driver.rig.drain_and_verify();
     }
-    assert!(given_back > 200, "{given_back} slabs");
+    assert!(given_back > 80, "{given_back} slabs");
 }

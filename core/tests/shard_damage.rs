@@ -288,3 +288,30 @@ fn h14_a_shard_goes_on_when_the_checkpoint_before_cannot_be_read() {
     let mut rig = rig.kill();
     all_is_there(&mut rig, others);
 }
+
+#[test]
+fn h14_a_fall_back_that_would_lose_records_leaves_the_shard_closed_and_untouched() {
+    let rig = two_checkpoints(23);
+    let (world, setup) = (rig.world.clone(), rig.setup.clone());
+    let headers = setup.checkpoints(&world);
+    let chunk = headers[0].chunks[0];
+    let (from, to) = (headers[1].start.block, headers[0].start.block);
+    assert!(from < to, "the newest covers what the one before replays");
+    world.kill();
+    drop(rig);
+    world.quiesce();
+    let journal = setup.journal().offset + u64::from(from) * 4096;
+    world.spoil(DiskId(0), OpKind::Read, chunk.place.offset(), u64::from(chunk.bytes));
+    let whole = world.bytes(DiskId(0), 0, SLABS as usize);
+    world.rot(DiskId(0), journal, u64::from(to - from) * 4096);
+    let rotten = world.bytes(DiskId(0), 0, SLABS as usize);
+    assert_ne!(whole, rotten);
+    let refused = Rig::try_open(world.clone(), setup.clone()).err().expect("it may not be opened");
+    assert!(refused.contains("none of its checkpoints") && refused.contains("journal is gone"), "{refused}");
+    assert_eq!(world.bytes(DiskId(0), 0, SLABS as usize), rotten);
+    // The image reads again, and what it covers needs no journal.
+    world.kill();
+    world.set_faults(DiskId(0), Faults::default());
+    let mut rig = Rig::open(world, setup);
+    all_is_there(&mut rig, 0);
+}

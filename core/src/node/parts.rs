@@ -35,6 +35,11 @@ impl<L: RecordLog> Node<L> {
                 self.answer(io, Done { id, status: Status::Aborted, data: request.data });
                 continue;
             }
+            let entry = self.directory.entry(request.volume);
+            if entry.is_some_and(|entry| entry.fault.is_some()) {
+                self.answer(io, Done { id, status: Status::VolumeFaulted, data: request.data });
+                continue;
+            }
             let promises = matches!(
                 request.command,
                 Command::Flush
@@ -45,11 +50,6 @@ impl<L: RecordLog> Node<L> {
             if promises && id.0 & FROM_OWNER == 0 && self.first_flush.fails(request.volume) {
                 tracing::warn!(volume = %request.volume, "its host is told that writes before the failure of this machine may be lost");
                 self.answer(io, Done { id, status: Status::WriteFault, data: request.data });
-                continue;
-            }
-            let entry = self.directory.entry(request.volume);
-            if entry.is_some_and(|entry| entry.fault.is_some()) {
-                self.answer(io, Done { id, status: Status::VolumeFaulted, data: request.data });
                 continue;
             }
             let volume = entry.map(|entry| &entry.record);

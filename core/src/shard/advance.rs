@@ -14,7 +14,7 @@ pub(super) const LOW_SPACE_PART: u64 = 8;
 /// Bytes of a checkpoint's image for each node with one page.
 const IMAGE_BYTES_A_NODE: u64 = 40;
 /// After the pool had no slab left, nanoseconds until it is asked again.
-const REFUSED_NS: u64 = 1_000_000_000;
+const REFUSED_NS: u64 = 100_000_000;
 
 impl<L: RecordLog> Shard<L> {
     /// Everything that can go on without a part.
@@ -90,7 +90,7 @@ impl<L: RecordLog> Shard<L> {
         if !quarantined {
             self.ask_for_slab(true, out);
         }
-        let asked = matches!(self.slab_request, SlabRequest::Asked { .. });
+        let asked = self.slab_request == SlabRequest::Asked;
         let in_hand = !self.openings.is_empty() || !self.erasing.is_empty();
         if !quarantined && !asked && !in_hand {
             if places <= self.space.available() {
@@ -108,11 +108,11 @@ impl<L: RecordLog> Shard<L> {
         let wanted = urgent || self.space.available() < low;
         let may_ask = match self.slab_request {
             SlabRequest::None => true,
-            SlabRequest::Asked { urgent: asked } => urgent && !asked,
+            SlabRequest::Asked => false,
             SlabRequest::Refused { until } => self.now >= until,
         };
         if wanted && may_ask && self.fault.is_none() && !self.draining {
-            self.slab_request = SlabRequest::Asked { urgent };
+            self.slab_request = SlabRequest::Asked;
             out.push(Event::NeedSlab { urgent });
         }
     }
@@ -139,6 +139,7 @@ impl<L: RecordLog> Shard<L> {
             || self.commit.is_forced()
             || self.checkpoint.is_between_steps()
             || matches!(self.slab_request, SlabRequest::Refused { .. })
+            || self.giving.is_active()
             || (self.draining && !self.drained)
     }
 

@@ -39,9 +39,17 @@ struct Wanted {
     looked: Option<u64>,
 }
 
+impl Giving {
+    /// Whether something is on its way.
+    pub(super) fn is_active(&self) -> bool {
+        self.leaving.is_some() || self.wanted.is_some()
+    }
+}
+
 impl<L: RecordLog> Shard<L> {
     /// The pool has no slab for a shard that needs one; [`Event::SlabReleased`] or [`Event::SlabKept`] follows.
     pub fn on_slab_wanted(&mut self) {
+        self.calm = false;
         self.giving.wanted = Some(Wanted { until: self.stats.checkpoints + CHECKPOINTS, looked: None });
     }
 

@@ -93,9 +93,7 @@ struct Fence {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum SlabRequest {
     None,
-    Asked {
-        urgent: bool,
-    },
+    Asked,
     /// The pool had none.
     Refused {
         until: Instant,

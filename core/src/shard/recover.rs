@@ -1,7 +1,7 @@
 //! Opening a shard: headers, the image of the chosen checkpoint, the journal, the crash log. No map page is read (H6).
 //!
 //! ```text
-//! Headers -> Chunks* (of an older header if the newest image is bad) -> Chunks* (of the header before) -> Void* -> Journal* -> Opened
+//! Headers -> Chunks* (of an older header if the newest image is bad) -> Chunks* (of the header before) -> Journal* -> Void* -> Opened
 //! ```
 //! What the checkpoint before the chosen one names stays held until the next one is durable, as it was before the process ended: it
 //! is what an opening falls back to if the chosen one rots (H14). A header that was passed over is voided: the shard goes on
@@ -11,6 +11,8 @@
 //! What is read is taken as durable: the pool's opening has made it so, by a barrier on each device after the process before was
 //! certainly gone. Damage never stops the shard: volumes that lost records are faulted, the others come up (I4).
 
+mod fall_back;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -19,6 +21,7 @@ use ringway_reactor::io::{Completion, FileId, Io, IoError, Op, Payload};
 use thiserror::Error;
 use uuid::Uuid;
 
+use self::fall_back::Before;
 use super::api::{RecordLog, ShardConfig, TokenBase};
 use super::checkpoint::{Checkpoint, Roots};
 use super::commit::Commit;
@@ -28,13 +31,13 @@ use super::parts::Run;
 use super::scratch::{RESERVE_BYTES, Scratch};
 use super::{Parts, Shard};
 use crate::checkpoint::{
-    CheckpointHeader, ChunkRef, HEADER_BYTES, Image, RING_BYTES, decode_image, decode_index, join_chunks, read_ring,
+    CheckpointHeader, ChunkRef, Image, RING_BYTES, decode_image, decode_index, join_chunks, read_ring,
 };
 use crate::checksum::Seed;
 use crate::ids::{Lsn, ShardId, VolumeId};
-use crate::journal::{RecoverError, Recovered, Ring, VolumeList, recover};
+use crate::journal::{RecoverError, Ring, VolumeList, recover};
 use crate::map::{BadRecord, Decoded, Record};
-use crate::space::{CLASS_CLUSTER, Geometry, Place, SlabId, Space, Ticket, UnknownPlace};
+use crate::space::{Geometry, Place, SlabId, Space, Ticket, UnknownPlace};
 use crate::volume::VolumeRecord;
 
 /// A region of a device.
@@ -151,19 +154,14 @@ enum Phase {
         level: u16,
         read: Vec<Vec<u8>>,
     },
-    /// Writes over headers that were passed over.
-    Void,
+    /// Writes over headers that were passed over. The journal is here.
+    Void {
+        journal: Vec<u8>,
+    },
     Journal {
         bytes: Vec<u8>,
     },
     Done,
-}
-
-/// The checkpoint before the chosen one: what only it names.
-struct Before {
-    header: CheckpointHeader,
-    pages: Vec<Place>,
-    chunks: Vec<Place>,
 }
 
 /// A shard that is being opened.
@@ -253,15 +251,16 @@ impl<L: RecordLog> Recovery<L> {
                     self.next_chunk(io, refs, level, read)?;
                 }
             }
-            Phase::Void => {
+            Phase::Void { journal } => {
                 completion.result.map_err(|source| OpenError::Void { shard, source })?;
-                self.void_or_go_on(io);
+                return self.void_or_finish(io, journal);
             }
             Phase::Journal { mut bytes } => {
                 completion.result.map_err(|source| OpenError::Read { shard, what: "the journal", source })?;
                 bytes.extend_from_slice(&content);
                 if bytes.len() as u64 == self.spec.journal.len {
-                    return self.finish(io, &bytes).map(|opened| Progress::Opened(Box::new(opened)));
+                    self.check_fall_back(&bytes)?;
+                    return self.void_or_finish(io, bytes);
                 }
                 self.read_journal(io, bytes);
             }
@@ -280,20 +279,8 @@ impl<L: RecordLog> Recovery<L> {
         self.next_chunk(io, refs, level, Vec::new())
     }
 
-    /// Goes on to the image of the header before the chosen one, if that is there.
-    fn begin_before<I: Io>(&mut self, io: &mut I) -> Result<(), OpenError> {
-        self.chosen = true;
-        match self.headers.get(1) {
-            Some(header) if header.generation + 1 == self.headers[0].generation => {
-                let (header, refs, level) = (header.clone(), header.chunks.clone(), header.level);
-                self.before = Some(Before { header, pages: Vec::new(), chunks: Vec::new() });
-                self.next_chunk(io, refs, level, Vec::new())
-            }
-            _ => {
-                self.void_or_go_on(io);
-                Ok(())
-            }
-        }
+    fn begin_journal<I: Io>(&mut self, io: &mut I) {
+        self.read_journal(io, Vec::with_capacity(self.spec.journal.len as usize));
     }
 
     /// Whichever image is being read cannot be.
@@ -304,22 +291,8 @@ impl<L: RecordLog> Recovery<L> {
         let before = self.before.take().expect("it is being read");
         let (shard, generation) = (self.spec.id, before.header.generation);
         self.notes.push(format!("shard {shard}: checkpoint {generation}, to fall back to: {why}"));
-        self.void_or_go_on(io);
+        self.begin_journal(io);
         Ok(())
-    }
-
-    /// Sees to it that no later opening takes a header that was passed over; then the journal.
-    fn void_or_go_on<I: Io>(&mut self, io: &mut I) {
-        let Some(header) = self.passed.pop() else {
-            return self.read_journal(io, Vec::with_capacity(self.spec.journal.len as usize));
-        };
-        let Region { file, offset, .. } = self.spec.headers;
-        let mut buf = self.bufs.pop().expect("one operation at a time");
-        self.rest = Some(buf.split_off(HEADER_BYTES));
-        buf.fill(0);
-        self.phase = Phase::Void;
-        let offset = offset + header.slot();
-        io.submit(self.spec.tokens.token(0), Op::Write { file, offset, data: buf.into(), durable: true });
     }
 
     fn give_up_header<I: Io>(&mut self, io: &mut I, why: &str) -> Result<(), OpenError> {
@@ -375,11 +348,17 @@ impl<L: RecordLog> Recovery<L> {
             self.image = image;
             return self.begin_before(io);
         };
-        let pages = |image: &Image| -> BTreeSet<Place> {
-            image.table.iter().flat_map(|(_, pages)| pages.iter()).map(|page| page.place).collect()
+        let pages = |image: &Image| {
+            let places = image.table.iter().flat_map(|(_, pages)| pages.iter()).map(|page| page.place);
+            let mut places: Vec<Place> = places.collect();
+            places.sort_unstable();
+            places
         };
-        before.pages = pages(&image).difference(&pages(&self.image)).copied().collect();
-        self.void_or_go_on(io);
+        let named = pages(&self.image);
+        before.pages = pages(&image);
+        before.pages.dedup();
+        before.pages.retain(|page| named.binary_search(page).is_err());
+        self.begin_journal(io);
         Ok(())
     }
 
@@ -439,45 +418,6 @@ impl<L: RecordLog> Recovery<L> {
             shard.fault_volume(*volume, format!("shard {id}: records of its map are lost"), &mut Vec::new());
         }
         Ok(Opened { shard, notes, faulted, replayed })
-    }
-
-    /// What the journal has from the chosen checkpoint on, with everything kept that the one before needs; `None` if that one is not
-    /// to be had, or could not be replayed whole.
-    fn replay_from_before(&mut self, journal: &[u8], chosen: &CheckpointHeader) -> Option<Recovered> {
-        let (id, generation) = (self.spec.id, self.spec.generation);
-        let before = self.before.take()?;
-        let start = before.header.start;
-        let recovered = recover(journal, id, generation, self.seed, start, &self.spec.geometry).ok();
-        let whole = recovered.filter(|recovered| {
-            let ring = &recovered.ring;
-            let reached = ring.sequence() >= chosen.start.sequence && ring.lsn_next() >= chosen.start.lsn;
-            reached && recovered.damage.is_empty() && start.sequence <= chosen.start.sequence
-        });
-        let Some(mut recovered) = whole else {
-            let why = "its part of the journal is gone";
-            self.notes.push(format!("shard {id}: checkpoint {}, to fall back to: {why}", before.header.generation));
-            return None;
-        };
-        recovered.records.retain(|&(lsn, _)| lsn >= chosen.start.lsn);
-        self.before = Some(before);
-        Some(recovered)
-    }
-
-    /// Keeps what only the checkpoint before names out of use, all of it or, where something else has some of it, nothing.
-    fn hold_before(&mut self, space: &mut Space) {
-        let Some(before) = &self.before else { return };
-        let metadata = before.pages.iter().chain(&before.chunks);
-        if let Some(taken) = metadata.copied().find(|&place| !space.hold(place)) {
-            for &page in before.pages.iter().take_while(|&&page| page != taken) {
-                space.free_page(page);
-            }
-            for &chunk in before.chunks.iter().take_while(|&&chunk| chunk != taken && taken.class() == CLASS_CLUSTER) {
-                space.free_chunk(chunk);
-            }
-            let (id, generation) = (self.spec.id, before.header.generation);
-            self.notes.push(format!("shard {id}: checkpoint {generation}, to fall back to: {taken:?} is in use"));
-            self.before = None;
-        }
     }
 
     /// Records that survived the process beyond what the journal has, and whether some in between are missing: then the journal
