@@ -113,6 +113,10 @@ pub struct UringIo {
     wake_armed: bool,
     /// A wake-up came while nobody slept.
     woken: bool,
+    /// A device that needs no waiting has completed something: the next poll delivers it before it looks at sockets.
+    hurry: bool,
+    /// The last poll did.
+    hurried: bool,
     pool: &'static BufPool,
     fixed_buffers: u16,
     /// Memory of peers behind the pools in the table of buffers.
@@ -174,6 +178,8 @@ impl UringIo {
             waker: Arc::new(EventWaker(waker)),
             wake_armed: false,
             woken: false,
+            hurry: false,
+            hurried: false,
             pool: config.pools[config.own_pool],
             fixed_buffers,
             registered: Registered::new(),
@@ -430,6 +436,12 @@ impl UringIo {
 
     /// One look at everything, without sleeping.
     fn pass(&mut self) {
+        // What has ended already is delivered first: a try to receive that finds nothing would be 0.3 us more for those who wait for
+        // it. Never twice in a row: operations on memory that follow each other must not keep everything else waiting.
+        self.hurried = std::mem::take(&mut self.hurry) && !self.hurried;
+        if self.hurried {
+            return;
+        }
         self.refill();
         self.ring.turn();
         self.reap();
@@ -503,6 +515,7 @@ impl UringIo {
             _ => Payload::None,
         };
         self.finish_at_once(token, result, payload);
+        self.hurry = true;
     }
 
     fn submit_connect(&mut self, token: Token, addr: SocketAddr) {

@@ -13,7 +13,7 @@ use slab::Slab;
 use super::in_flight::{Extra, Whereabouts};
 use super::{SocketPath, UringIo, error};
 use crate::buf::Buf;
-use crate::io::{Instant, IoError, ListenerId, Op, SocketId, Token};
+use crate::io::{Instant, IoError, ListenerId, Op, Payload, SocketId, Token};
 
 /// How long a receive is tried by direct calls before it goes to the ring. Each try that finds nothing costs about 0.3 us; arming the ring and
 /// being fired by it some 2 us more than a try that succeeds.
@@ -45,8 +45,6 @@ pub(super) struct Sockets {
     listeners: Slab<Listener>,
     /// Receives to be tried directly, and since when.
     receives: Vec<(usize, Instant)>,
-    /// Sends to be tried directly.
-    sends: Vec<usize>,
 }
 
 fn failure(errno: Errno) -> IoError {
@@ -67,7 +65,7 @@ pub(super) fn new_socket(addr: SocketAddr) -> Result<OwnedFd, IoError> {
 
 impl Sockets {
     pub(super) fn new(path: SocketPath) -> Self {
-        Self { path, connections: Slab::new(), listeners: Slab::new(), receives: Vec::new(), sends: Vec::new() }
+        Self { path, connections: Slab::new(), listeners: Slab::new(), receives: Vec::new() }
     }
 
     pub(super) fn attach(&mut self, fd: OwnedFd) -> Result<SocketId, IoError> {
@@ -166,18 +164,28 @@ impl UringIo {
         }
     }
 
+    /// Sends as much as the socket takes at once; what is left goes to the ring, which waits for room. A completion is delivered by
+    /// the next poll in either case.
     pub(super) fn submit_send(&mut self, token: Token, socket: SocketId, op: Op) {
-        let direct = self.sockets.path == SocketPath::Adaptive;
-        let whereabouts = if direct { Whereabouts::Direct } else { Whereabouts::Queued };
-        let key = self.table.insert(token, op, whereabouts, Extra::None);
-        let connection = self.sockets.open(socket);
-        assert!(connection.sending.is_none(), "one send at a time");
-        connection.sending = Some(key);
-        if direct {
-            self.sockets.sends.push(key);
-        } else {
-            self.hand_over(key);
+        let Op::Send { bufs, .. } = &op else { unreachable!("a send") };
+        assert!(self.sockets.open(socket).sending.is_none(), "one send at a time");
+        let mut done = 0;
+        if self.sockets.path == SocketPath::Adaptive {
+            let total: usize = bufs.iter().map(|buf| buf.len()).sum();
+            let end = match send_all(self.sockets.fd(socket), bufs, total, &mut done) {
+                Ok(()) => Some(Ok(total)),
+                Err(Errno::AGAIN) => None,
+                Err(errno) => Some(Err(failure(errno))),
+            };
+            if let Some(result) = end {
+                let Op::Send { bufs, .. } = op else { unreachable!("looked at above") };
+                return self.finish_at_once(token, result, Payload::Bufs(bufs));
+            }
         }
+        let key = self.table.insert(token, op, Whereabouts::Queued, Extra::None);
+        self.table.get(key).done = done;
+        self.sockets.open(socket).sending = Some(key);
+        self.hand_over(key);
     }
 
     pub(super) fn submit_accept(&mut self, token: Token, listener: ListenerId, op: Op) {
@@ -188,11 +196,8 @@ impl UringIo {
         self.hand_over(key);
     }
 
-    /// Tries sends and receives of active sockets.
+    /// Tries receives of active sockets.
     pub(super) fn direct(&mut self) {
-        while let Some(key) = self.sockets.sends.pop() {
-            self.try_send(key);
-        }
         let mut at = self.sockets.receives.len();
         let end = at.saturating_sub(DIRECT_MAX);
         while at > end {
@@ -214,7 +219,6 @@ impl UringIo {
 
     /// Hands all direct receives to the ring: the reactor is about to sleep.
     pub(super) fn disarm_direct(&mut self) {
-        debug_assert!(self.sockets.sends.is_empty(), "tried before");
         while let Some((key, _)) = self.sockets.receives.pop() {
             self.hand_over(key);
         }
@@ -229,27 +233,6 @@ impl UringIo {
             Err(errno) => self.finish(key, Err(failure(errno))),
         }
         true
-    }
-
-    /// Sends as much as the socket takes; what is left goes to the ring, which waits for room.
-    fn try_send(&mut self, key: usize) {
-        let entry = self.table.get(key);
-        let Op::Send { socket, bufs } = &entry.op else { unreachable!("a send") };
-        let fd = self.sockets.fd(*socket);
-        let total: usize = bufs.iter().map(|buf| buf.len()).sum();
-        while entry.done < total {
-            let sent = match bufs.len() {
-                ..=PARTS_FEW => send_parts::<PARTS_FEW>(fd, bufs, entry.done),
-                _ => send_parts::<PARTS_MANY>(fd, bufs, entry.done),
-            };
-            match sent {
-                Ok(sent) => entry.done += sent,
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => return self.hand_over(key),
-                Err(errno) => return self.finish(key, Err(failure(errno))),
-            }
-        }
-        self.finish(key, Ok(total));
     }
 
     pub(super) fn close_socket(&mut self, socket: SocketId) {
@@ -286,12 +269,27 @@ impl UringIo {
                 self.finish(key, Err(error::CANCELLED));
             }
             Whereabouts::Direct => {
-                self.sockets.sends.retain(|&other| other != key);
                 self.sockets.receives.retain(|&(other, _)| other != key);
                 self.finish(key, Err(error::CANCELLED));
             }
         }
     }
+}
+
+/// Sends until all `total` bytes of `bufs` are out or the socket takes no more; `done` is how far it came.
+fn send_all(fd: BorrowedFd<'_>, bufs: &[Buf], total: usize, done: &mut usize) -> Result<(), Errno> {
+    while *done < total {
+        let sent = match bufs.len() {
+            ..=PARTS_FEW => send_parts::<PARTS_FEW>(fd, bufs, *done),
+            _ => send_parts::<PARTS_MANY>(fd, bufs, *done),
+        };
+        match sent {
+            Ok(sent) => *done += sent,
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
 }
 
 /// One sendmsg of at most `PARTS` parts of what is left of `bufs` after `done` bytes.
