@@ -443,7 +443,7 @@ impl Connection {
             reserved: [0; 4],
         };
         let offset = agreed.data_offset(PduType::C2hData);
-        if !self.output.has_room(cx.io) {
+        if !self.output.has_room(cx.io, 2) {
             return Some(Answer { data: Some(data), ..answer });
         }
         let written = self.output.header(cx.io, |out| {
@@ -454,6 +454,9 @@ impl Connection {
         assert!(written, "room was made above");
         let digest = agreed.data_digest.then(|| crc32c::crc32c(&data));
         self.output.data(data);
+        if elided && digest.is_none() {
+            return None;
+        }
         let written = self.output.header(cx.io, |out| {
             let mut len = 0;
             if let Some(digest) = digest {

@@ -1,8 +1,8 @@
 //! What a connection sends: headers and data gathered into one `Send` at a time.
 //!
-//! Everything that becomes ready while a send is in flight goes out with the next one. Headers are carved out of one small
-//! buffer and joined where they follow each other, so that a batch of responses is one piece; read data is sent from the very
-//! buffer that the device filled.
+//! Everything that becomes ready while a send is in flight goes out with the next one. Headers are written one behind the other into
+//! one small buffer, which is cut only where data comes between them, so that a batch of responses is one piece; read data is sent
+//! from the very buffer that the device filled.
 
 use ringway_reactor::buf::Buf;
 use ringway_reactor::io::{Io, Op, SocketId, Token};
@@ -11,6 +11,8 @@ use ringway_reactor::io::{Io, Op, SocketId, Token};
 const PIECES_MAX: usize = 512;
 /// Bytes of the buffer that headers are carved from.
 const HEADERS: usize = 4096;
+/// No header with its digest and its padding is longer, nor what stands between the data of one answer and that of the next.
+const HEADER_ROOM: usize = 256;
 
 /// The outgoing side of one connection.
 #[derive(Debug, Default)]
@@ -19,8 +21,9 @@ pub(super) struct Output {
     ready: Vec<Buf>,
     /// An empty vector to swap with when a batch goes out.
     spare: Vec<Buf>,
-    /// Where the next header goes; `None` when it has to be taken from the pool.
+    /// Where headers go, `written` bytes of it not cut off yet; `None` when it has to be taken from the pool.
     headers: Option<Buf>,
+    written: usize,
     in_flight: bool,
     /// Bytes of `ready` and of the send in flight.
     held: usize,
@@ -29,46 +32,53 @@ pub(super) struct Output {
 }
 
 impl Output {
-    /// Whether two headers are certain to find room.
-    pub(super) fn has_room(&mut self, io: &impl Io) -> bool {
-        if self.headers.as_ref().is_none_or(|buf| buf.len() < 512) {
+    /// Whether `count` headers are certain to find room: takes a buffer for them if there is none.
+    pub(super) fn has_room(&mut self, io: &impl Io, count: usize) -> bool {
+        if self.headers.as_ref().is_none_or(|buf| buf.len() < self.written + count * HEADER_ROOM) {
+            self.cut();
             self.headers = io.buffers().get(HEADERS);
         }
         self.headers.is_some()
     }
 
-    /// Appends a header of at most 256 bytes, written by `write`, which returns its length. `false` if there is no buffer for
-    /// it now: try again in a later turn.
+    /// Appends a header, written by `write`, which returns its length. `false` if there is no buffer for it now: try again in a
+    /// later turn.
     #[must_use]
     pub(super) fn header(&mut self, io: &impl Io, write: impl FnOnce(&mut [u8]) -> usize) -> bool {
-        if self.headers.as_ref().is_none_or(|buf| buf.len() < 256) {
-            self.headers = io.buffers().get(HEADERS);
+        if !self.has_room(io, 1) {
+            return false;
         }
-        let Some(mut piece) = self.headers.take() else { return false };
-        let len = write(&mut piece[..256]);
+        let headers = self.headers.as_mut().expect("there is room");
+        let len = write(&mut headers[self.written..self.written + HEADER_ROOM]);
+        self.written += len;
         self.held += len;
-        self.headers = Some(piece.split_off(len));
-        match self.ready.last_mut() {
-            Some(last) if last.is_followed_by(&piece) => last.join(piece),
-            _ => self.ready.push(piece),
-        }
         true
     }
 
     /// Appends data.
     pub(super) fn data(&mut self, buf: Buf) {
+        self.cut();
         self.held += buf.len();
         self.ready.push(buf);
     }
 
+    /// Makes a piece of the headers written so far.
+    fn cut(&mut self) {
+        if self.written > 0 {
+            let mut piece = self.headers.take().expect("headers are written to a buffer");
+            self.headers = Some(piece.split_off(std::mem::take(&mut self.written)));
+            self.ready.push(piece);
+        }
+    }
+
     /// Whether there is something that no send carries yet.
     pub(super) fn is_pending(&self) -> bool {
-        !self.ready.is_empty()
+        !self.ready.is_empty() || self.written > 0
     }
 
     /// Whether nothing is pending and nothing in flight.
     pub(super) fn is_idle(&self) -> bool {
-        self.ready.is_empty() && !self.in_flight
+        !self.is_pending() && !self.in_flight
     }
 
     /// Bytes of buffers that wait to be sent or are being sent.
@@ -83,9 +93,10 @@ impl Output {
 
     /// Submits everything pending as one send, unless one is in flight.
     pub(super) fn submit(&mut self, io: &mut impl Io, socket: SocketId, token: Token) {
-        if self.in_flight || self.ready.is_empty() {
+        if self.in_flight || !self.is_pending() {
             return;
         }
+        self.cut();
         let rest = if self.ready.len() > PIECES_MAX {
             self.ready.split_off(PIECES_MAX)
         } else {
@@ -108,7 +119,7 @@ impl Output {
 
     /// Drops what will never be sent.
     pub(super) fn clear(&mut self) {
-        self.held -= self.ready.drain(..).map(|buf| buf.len()).sum::<usize>();
+        self.held -= self.ready.drain(..).map(|buf| buf.len()).sum::<usize>() + std::mem::take(&mut self.written);
         self.headers = None;
     }
 }
