@@ -34,6 +34,11 @@ pub trait Application<I: Io, M> {
         true
     }
 
+    /// Whether [`Application::execute`] looks at rings of peers, so that it has to run although nothing else happened.
+    fn has_peers(&self) -> bool {
+        true
+    }
+
     /// What the loop has counted so far, before each [`Application::execute`]; for those who show it.
     fn observe(&mut self, _stats: &TurnStats) {}
 
@@ -86,6 +91,8 @@ pub struct Reactor<I, M, A> {
     control: Vec<M>,
     polling_ns: u64,
     last_work: Instant,
+    /// When the application has to run although nothing arrives, as of the last time it ran: at once while it is busy.
+    due: Instant,
     stats: TurnStats,
 }
 
@@ -103,6 +110,7 @@ impl<I: Io, M: Send, A: Application<I, M>> Reactor<I, M, A> {
             control: Vec::new(),
             polling_ns: POLLING_NS_DEFAULT,
             last_work,
+            due: Instant(0),
             stats: TurnStats::default(),
         }
     }
@@ -139,9 +147,10 @@ impl<I: Io, M: Send, A: Application<I, M>> Reactor<I, M, A> {
         for message in self.control.drain(..) {
             self.application.on_control(&mut self.io, message);
         }
-        let worked = worked || self.application.busy() || self.application.next_deadline() <= self.io.now();
-        self.application.observe(&self.stats);
-        let worked = self.application.execute(&mut self.io, &mut self.mail) || worked;
+        // What is due changes only when the application runs: turns that find nothing do not ask again, or a request that comes
+        // next would wait for the answer.
+        let worked = worked || self.due <= self.io.now();
+        let worked = if worked || self.application.has_peers() { self.execute() || worked } else { false };
         self.mail.flush();
         if worked {
             self.stats.worked += 1;
@@ -149,6 +158,14 @@ impl<I: Io, M: Send, A: Application<I, M>> Reactor<I, M, A> {
         } else {
             self.stats.empty += 1;
         }
+        worked
+    }
+
+    /// Everything was pulled: lets the application run.
+    fn execute(&mut self) -> bool {
+        self.application.observe(&self.stats);
+        let worked = self.application.execute(&mut self.io, &mut self.mail);
+        self.due = if self.application.busy() { Instant(0) } else { self.application.next_deadline() };
         worked
     }
 
@@ -172,6 +189,7 @@ impl<I: Io, M: Send, A: Application<I, M>> Reactor<I, M, A> {
 
     /// The application.
     pub fn application(&mut self) -> &mut A {
+        self.due = Instant(0);
         &mut self.application
     }
 
@@ -182,6 +200,7 @@ impl<I: Io, M: Send, A: Application<I, M>> Reactor<I, M, A> {
 
     /// Application and ring together, for what happens outside a turn (start and stop).
     pub fn parts(&mut self) -> (&mut A, &mut I, &mut Endpoint<M>) {
+        self.due = Instant(0);
         (&mut self.application, &mut self.io, &mut self.mail)
     }
 

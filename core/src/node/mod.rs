@@ -323,6 +323,10 @@ impl<I: Io, L: RecordLog> Application<I, Message> for Node<L> {
         self.interests.eagerness(self.index, now, self.heard)
     }
 
+    fn has_peers(&self) -> bool {
+        self.transports.has_rings()
+    }
+
     fn observe(&mut self, stats: &TurnStats) {
         self.turns = *stats;
     }

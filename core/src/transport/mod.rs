@@ -56,6 +56,12 @@ impl Transports {
         false
     }
 
+    /// Whether [`Transports::pull`] has rings to look at: then it is called in every turn, whether or not anything else happened.
+    #[must_use]
+    pub fn has_rings(&self) -> bool {
+        false
+    }
+
     /// The reactor is about to sleep: asks for bells, and looks once more. `false` if there was something.
     pub fn before_sleep<I: Io>(&mut self, _io: &mut I) -> bool {
         true
