@@ -94,6 +94,31 @@ impl Bar {
         }
     }
 
+    /// Medians of our runs and of a peer's, pair by pair.
+    fn beside(name: String, goal: Option<Goal>, our_sides: &[Side], peer_sides: &[Side]) -> Bar {
+        let figures = |sides: &[Side]| sides.iter().map(|side| side.figure).collect::<Vec<_>>();
+        let cpu_of = |sides: &[Side], of: fn(&Side) -> Option<f64>| {
+            let known: Vec<f64> = sides.iter().filter_map(of).collect();
+            (!known.is_empty()).then(|| median(known))
+        };
+        let (our_figures, peer_figures) = (figures(our_sides), figures(peer_sides));
+        // Each pair ran within seconds: the median of their ratios is steadier than the ratio of medians on a shared machine.
+        let ratios = our_figures.iter().zip(&peer_figures).map(|(ours, peer)| ours / peer).collect();
+        Bar {
+            name,
+            unit: "operations/s",
+            samples: our_figures.iter().zip(&peer_figures).map(|(&ours, &peer)| (ours, Some(peer))).collect(),
+            ours: median(our_figures),
+            peer: Some(median(peer_figures)),
+            ratio: Some(median(ratios)),
+            goal,
+            client_cpu_ns: cpu_of(our_sides, |side| side.client_cpu_ns),
+            target_cpu_ns: cpu_of(our_sides, |side| side.target_cpu_ns),
+            peer_cpu_ns: cpu_of(peer_sides, |side| side.client_cpu_ns),
+            steal_percent: None,
+        }
+    }
+
     /// Whether the goal is met; `None` where there is none.
     #[must_use]
     pub fn met(&self) -> Option<bool> {
@@ -119,6 +144,9 @@ impl From<&LoadReport> for Side {
     }
 }
 
+/// Something that is run to get one side's figure.
+type Run<'a> = dyn FnMut() -> Result<Side, Failed> + 'a;
+
 /// Runs both sides in turn, `pairs` times, and takes medians.
 fn interleave(
     name: String,
@@ -127,39 +155,29 @@ fn interleave(
     mut ours: impl FnMut() -> Result<Side, Failed>,
     mut peer: impl FnMut() -> Result<Side, Failed>,
 ) -> Result<Bar, Failed> {
+    let mut bars = interleave_all(pairs, &mut ours, vec![(name, goal, &mut peer)])?;
+    Ok(bars.pop().expect("a bar for the one peer"))
+}
+
+/// The same beside several peers, of which each makes a bar of the same runs of ours.
+fn interleave_all(
+    pairs: usize,
+    ours: &mut Run<'_>,
+    mut peers: Vec<(String, Option<Goal>, &mut Run<'_>)>,
+) -> Result<Vec<Bar>, Failed> {
     let steal = cpu::steal();
-    let (mut our_sides, mut peer_sides) = (Vec::new(), Vec::new());
+    let mut sides = vec![Vec::new(); peers.len() + 1];
     for pair in 0..pairs {
-        // Who goes first alternates: what one leaves behind must not always meet the same other.
-        if pair % 2 == 0 {
-            peer_sides.push(peer()?);
-            our_sides.push(ours()?);
-        } else {
-            our_sides.push(ours()?);
-            peer_sides.push(peer()?);
+        // Who goes first changes: what one leaves behind must not always meet the same other.
+        for turn in 0..sides.len() {
+            let side = (pair + turn) % sides.len();
+            let figure = if side == 0 { ours()? } else { (peers[side - 1].2)()? };
+            sides[side].push(figure);
         }
     }
-    let figures = |sides: &[Side]| sides.iter().map(|side| side.figure).collect::<Vec<_>>();
-    let cpu_of = |sides: &[Side], of: fn(&Side) -> Option<f64>| {
-        let known: Vec<f64> = sides.iter().filter_map(of).collect();
-        (!known.is_empty()).then(|| median(known))
-    };
-    let (our_figures, peer_figures) = (figures(&our_sides), figures(&peer_sides));
-    // Each pair ran within seconds: the median of their ratios is steadier than the ratio of medians on a shared machine.
-    let ratios = our_figures.iter().zip(&peer_figures).map(|(ours, peer)| ours / peer).collect();
-    Ok(Bar {
-        name,
-        unit: "operations/s",
-        samples: our_figures.iter().zip(&peer_figures).map(|(&ours, &peer)| (ours, Some(peer))).collect(),
-        ours: median(our_figures),
-        peer: Some(median(peer_figures)),
-        ratio: Some(median(ratios)),
-        goal,
-        client_cpu_ns: cpu_of(&our_sides, |side| side.client_cpu_ns),
-        target_cpu_ns: cpu_of(&our_sides, |side| side.target_cpu_ns),
-        peer_cpu_ns: cpu_of(&peer_sides, |side| side.client_cpu_ns),
-        steal_percent: cpu::steal_percent(steal, cpu::steal()),
-    })
+    let steal_percent = cpu::steal_percent(steal, cpu::steal());
+    let bars = peers.into_iter().zip(&sides[1..]);
+    Ok(bars.map(|((name, goal, _), peer)| Bar { steal_percent, ..Bar::beside(name, goal, &sides[0], peer) }).collect())
 }
 
 /// The middle one; the mean of two middle ones.
@@ -190,9 +208,25 @@ fn polled_load(options: &Options, target: &Target, depth: u32, mix: Mix, pid: u3
     Ok(report)
 }
 
-fn echo_side(options: &Options, depth: u32) -> Result<Side, Failed> {
-    let result = echo::run(depth as usize, options.time, options.target_core, options.client_core)?;
+fn echo_side(options: &Options, depth: u32, by: echo::By) -> Result<Side, Failed> {
+    let result = echo::run(by, depth as usize, options.time, options.target_core, options.client_core)?;
     Ok(Side { figure: result.per_second, client_cpu_ns: Some(result.client_cpu_ns), target_cpu_ns: None })
+}
+
+/// Ours beside both kinds of echo.
+fn beside_echoes(
+    options: &Options,
+    name: &str,
+    depth: u32,
+    goal: Option<Goal>,
+    ours: &mut Run<'_>,
+) -> Result<Vec<Bar>, Failed> {
+    let mut by_bytes = || echo_side(options, depth, echo::By::Bytes);
+    let mut by_messages = || echo_side(options, depth, echo::By::Messages);
+    let named = |echo: &str| format!("{name}, depth {depth}, beside {echo}");
+    let peers: Vec<(_, _, &mut Run<'_>)> =
+        vec![(named("bytes"), goal, &mut by_bytes), (named("messages"), goal, &mut by_messages)];
+    interleave_all(options.pairs, ours, peers)
 }
 
 /// A group of bars by name.
@@ -212,7 +246,7 @@ pub const GROUPS: [Group; 7] = [
 /// The table.
 #[must_use]
 pub fn table(bars: &[Bar]) -> String {
-    let mut out = format!("{:<46} {:>12} {:>12} {:>7} {:>8}  {}\n", "", "ours", "peer", "ratio", "goal", "CPU ns/op");
+    let mut out = format!("{:<56} {:>12} {:>12} {:>7} {:>8}  {}\n", "", "ours", "peer", "ratio", "goal", "CPU ns/op");
     for bar in bars {
         let number = |figure: Option<f64>| figure.map_or_else(String::new, |f| format!("{f:.0}"));
         let goal = match bar.goal {
@@ -233,7 +267,7 @@ pub fn table(bars: &[Bar]) -> String {
         };
         let name = if bar.unit == "operations/s" { bar.name.clone() } else { format!("{} [{}]", bar.name, bar.unit) };
         out += &format!(
-            "{name:<46} {ours:>12} {:>12} {ratio:>7} {goal:>8}  {}{verdict}\n",
+            "{name:<56} {ours:>12} {:>12} {ratio:>7} {goal:>8}  {}{verdict}\n",
             number(bar.peer),
             cpu.join(", ")
         );

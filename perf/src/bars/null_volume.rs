@@ -1,4 +1,4 @@
-//! NVMe/TCP against the echo of the same messages: what the protocol, the target and the host add to the sockets.
+//! NVMe/TCP, 4 KiB reads, against echoes of the same messages: what the protocol, the target and the host add to the sockets.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
@@ -7,27 +7,25 @@ use std::thread;
 use ringway_core::host::Target;
 
 use super::target::TargetProcess;
-use super::{Bar, Failed, Goal, Options, Side, echo_side, interleave, polled_load};
+use super::{Bar, Failed, Goal, Options, Side, beside_echoes, polled_load};
 use crate::load::Mix;
 use crate::responder;
 
 /// Depth, and what is asked for of the echo.
 const DEPTHS: [(u32, f64); 3] = [(1, 0.8), (32, 0.65), (128, 0.65)];
 
+/// As large as the volume of the `inprocess` group: its map stays in the cache, as what is measured here is the way of a request and not memory.
+const VOLUME: &str = "1GiB";
+
 /// Our target with a null volume, our host, one core each.
 pub(super) fn run(options: &Options) -> Result<Vec<Bar>, Failed> {
     let target = TargetProcess::start(options, "null:64GiB", &[])?;
-    let volume = target.create_volume("bench", "16GiB")?;
+    let volume = target.create_volume("bench", VOLUME)?;
     let pid = target.pid();
     let mut bars = Vec::new();
     for (depth, goal) in DEPTHS {
-        bars.push(interleave(
-            format!("NVMe/TCP null volume, 4 KiB read, depth {depth}"),
-            Some(Goal::AtLeast(goal)),
-            options.pairs,
-            || Ok(Side::from(&polled_load(options, &volume, depth, Mix::READ, pid)?)),
-            || echo_side(options, depth),
-        )?);
+        let mut ours = || Ok(Side::from(&polled_load(options, &volume, depth, Mix::READ, pid)?));
+        bars.extend(beside_echoes(options, "NVMe/TCP null volume", depth, Some(Goal::AtLeast(goal)), &mut ours)?);
     }
     target.stop()?;
     Ok(bars)
@@ -46,12 +44,12 @@ pub(super) fn host_alone(options: &Options) -> Result<Vec<Bar>, Failed> {
         });
         let run = || -> Result<Vec<Bar>, Failed> {
             let target = Target::parse(&format!("tcp://{}/null", told.recv()?))?;
-            let bars = DEPTHS.iter().map(|&(depth, _)| {
-                let name = format!("host on a bare responder, 4 KiB read, depth {depth}");
-                let ours = || Ok(Side::from(&polled_load(options, &target, depth, Mix::READ, 0)?));
-                interleave(name, None, options.pairs, ours, || echo_side(options, depth))
-            });
-            bars.collect()
+            let mut bars = Vec::new();
+            for (depth, _) in DEPTHS {
+                let mut ours = || Ok(Side::from(&polled_load(options, &target, depth, Mix::READ, 0)?));
+                bars.extend(beside_echoes(options, "host on a bare responder", depth, None, &mut ours)?);
+            }
+            Ok(bars)
         };
         let bars = run();
         over.store(true, Ordering::Relaxed);

@@ -19,6 +19,8 @@ use super::{LoadError, region};
 
 /// Between two snapshots.
 const TELL_NS: u64 = 100_000_000;
+/// How long the host may go without a turn while nothing arrives.
+const LOOK_NS: u64 = 20_000;
 /// So many failures without one success end a run.
 const FAILURES_MAX: u64 = 10_000;
 
@@ -58,6 +60,10 @@ pub(super) struct Run<'a, I: Io> {
     told: Instant,
     told_operations: u64,
     next_issue: Instant,
+    /// Something was submitted that no turn of the host has seen.
+    issued: bool,
+    /// When the host wants its turn although nothing arrives.
+    due: Instant,
     stopped: bool,
     failures_in_a_row: u64,
     pub(super) swept: u64,
@@ -106,6 +112,8 @@ impl<'a, I: Io> Run<'a, I> {
             told: begun,
             told_operations: 0,
             next_issue: begun,
+            issued: true,
+            due: Instant(0),
             stopped: false,
             failures_in_a_row: 0,
             swept: 0,
@@ -169,13 +177,20 @@ impl<'a, I: Io> Run<'a, I> {
 
     /// One turn: everything that has arrived is applied, everything issued goes out.
     fn turn(&mut self, promise: Promise) -> Result<(), LoadError> {
-        self.host.flush(&mut self.io);
+        if std::mem::take(&mut self.issued) {
+            self.host.flush(&mut self.io);
+        }
         let wait = if self.config.polling { Wait::No } else { Wait::Until(self.wake_at()) };
         self.io.poll(wait, &mut self.completions);
+        if self.completions.is_empty() && self.io.now() < self.due {
+            return Ok(());
+        }
         let mut completions = std::mem::take(&mut self.completions);
         completions.drain(..).for_each(|completion| self.host.on_completion(&mut self.io, completion));
         self.completions = completions;
         self.host.turn(&mut self.io);
+        // At the latest a little later: what waits for a buffer is no event.
+        self.due = self.host.next_deadline().min(self.io.now().plus_ns(LOOK_NS));
         while let Some(event) = self.host.next_event() {
             self.on_event(event, promise)?;
         }
@@ -315,6 +330,7 @@ impl<'a, I: Io> Run<'a, I> {
         }
         self.lanes[lane as usize].work = Some(work);
         let request = HostRequest { user: u64::from(lane), command, offset, len, buf };
+        self.issued = true;
         self.host.submit(&mut self.io, request).map_err(|(_, error)| LoadError::Host(error))
     }
 
