@@ -31,7 +31,8 @@ impl<L: RecordLog> Node<L> {
     pub(super) fn start_requests<I: Io>(&mut self, io: &mut I, now: Instant) {
         let mut requests = std::mem::take(&mut self.requests);
         for (id, request) in requests.drain(..) {
-            if self.stopping != Stopping::No {
+            // What a connection took before it was told to stop is finished; it closes when that is answered.
+            if !matches!(self.stopping, Stopping::No | Stopping::Quieting) {
                 self.answer(io, Done { id, status: Status::Aborted, data: request.data });
                 continue;
             }
