@@ -14,7 +14,7 @@ use zerocopy::FromBytes;
 
 use super::error::{HostError, HostErrorKind};
 use crate::limits::REQUEST_BYTES_MAX;
-use crate::wire::pdu::{self, Agreed, COMMON, Common, DIGEST, Frame, HEADER_MAX, PduType, Reader};
+use crate::wire::pdu::{self, Agreed, COMMON, Common, DIGEST, Frame, HEADER_MAX, PduType, Reader, Transfer};
 
 /// Bytes of the staging buffer.
 const STAGING_BYTES: usize = 64 << 10;
@@ -30,6 +30,12 @@ pub(super) struct HeaderBytes {
 }
 
 impl HeaderBytes {
+    fn of(frame: &Frame, header: &[u8]) -> Self {
+        let mut bytes = [0; HEADER_MAX];
+        bytes[..header.len()].copy_from_slice(header);
+        Self { pdu_type: frame.pdu_type, bytes }
+    }
+
     /// The header as the layout of its type.
     pub(super) fn read<T: FromBytes>(&self) -> T {
         T::read_from_prefix(&self.bytes).expect("no header is longer").0
@@ -41,8 +47,8 @@ impl HeaderBytes {
 pub(super) enum Arrival {
     /// A PDU without data.
     Pdu(HeaderBytes),
-    /// The header of a PDU with so many bytes of data; the data goes to the command that it names.
-    PduWithData(HeaderBytes, usize),
+    /// The header of a data PDU and its bytes of data; they go to the command that it names.
+    Data(Transfer, usize),
     /// The data of the last such PDU is in its buffer; the digest that came with it, where digests are on.
     DataComplete(Option<u32>),
 }
@@ -144,11 +150,12 @@ impl Inbox {
                     self.start += frame.header_len;
                     // What a termination quotes is not needed: it ends the connection anyway.
                     if frame.data_len == 0 || frame.pdu_type == PduType::C2hTermReq {
-                        return Ok(Some(Arrival::Pdu(header)));
+                        return Ok(Some(Arrival::Pdu(HeaderBytes::of(&frame, header))));
                     }
                     let skip = frame.data_offset - frame.header_len;
                     self.phase = Phase::Padding { skip, data: frame.data_len };
-                    return Ok(Some(Arrival::PduWithData(header, frame.data_len)));
+                    let (transfer, _) = Transfer::read_from_prefix(header).expect("as long as a data PDU's");
+                    return Ok(Some(Arrival::Data(transfer, frame.data_len)));
                 }
                 Phase::Padding { skip, data } => {
                     let skipped = skip.min(unread.len());
@@ -184,7 +191,7 @@ impl Inbox {
 }
 
 /// The frame and header at the front of `unread`; `None` until it is whole.
-fn parse(unread: &[u8], agreed: &Agreed) -> Result<Option<(Frame, HeaderBytes)>, HostError> {
+fn parse<'a>(unread: &'a [u8], agreed: &Agreed) -> Result<Option<(Frame, &'a [u8])>, HostError> {
     let Some(common) = unread.first_chunk::<COMMON>() else { return Ok(None) };
     let common = Common::read_from_bytes(common).expect("as long as it is");
     let frame = Frame::check(&common, Reader::Host, agreed, REQUEST_BYTES_MAX as usize).map_err(|refused| {
@@ -197,8 +204,5 @@ fn parse(unread: &[u8], agreed: &Agreed) -> Result<Option<(Frame, HeaderBytes)>,
     pdu::check_header_digest(&frame, &unread[..frame.header_len]).map_err(|_| {
         HostError::new(HostErrorKind::Digest, format!("header digest of a {:?} does not match", frame.pdu_type))
     })?;
-    let len = frame.pdu_type.header_len();
-    let mut header = HeaderBytes { pdu_type: frame.pdu_type, bytes: [0; HEADER_MAX] };
-    header.bytes[..len].copy_from_slice(&unread[..len]);
-    Ok(Some((frame, header)))
+    Ok(Some((frame, &unread[..frame.pdu_type.header_len()])))
 }

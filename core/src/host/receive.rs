@@ -40,7 +40,7 @@ impl<O> Queue<O> {
             match arrival {
                 None => return Ok(()),
                 Some(Arrival::Pdu(header)) => self.apply(&header)?,
-                Some(Arrival::PduWithData(header, len)) => self.data_begins(&header, len)?,
+                Some(Arrival::Data(header, len)) => self.data_begins(&header, len)?,
                 Some(Arrival::DataComplete(digest)) => self.data_complete(digest)?,
             }
         }
@@ -123,11 +123,10 @@ impl<O> Queue<O> {
         Ok(())
     }
 
-    fn data_begins(&mut self, header: &HeaderBytes, data_len: usize) -> Result<(), HostError> {
+    fn data_begins(&mut self, data: &Transfer, data_len: usize) -> Result<(), HostError> {
         if !matches!(self.state, State::Open { .. }) {
             return Err(HostError::protocol("data before the greeting"));
         }
-        let data: Transfer = header.read();
         let cid = data.cccid.get();
         let (offset, len) = (data.offset.get() as usize, data.length.get() as usize);
         let slot = self.slots.get(usize::from(cid)).and_then(Option::as_ref);

@@ -15,7 +15,7 @@ use super::{SocketPath, UringIo, error};
 use crate::buf::Buf;
 use crate::io::{Instant, IoError, ListenerId, Op, Payload, SocketId, Token};
 
-/// How long a receive is tried by direct calls before it goes to the ring. Each try that finds nothing costs about 0.3 us; arming the ring and
+/// How long a receive or a send is tried by direct calls before it goes to the ring. Each try that finds nothing costs about 0.3 us; arming the ring and
 /// being fired by it some 2 us more than a try that succeeds.
 const DIRECT_NS: u64 = 100_000;
 /// Sockets tried in one turn, so that many quiet ones do not make it long.
@@ -45,6 +45,8 @@ pub(super) struct Sockets {
     listeners: Slab<Listener>,
     /// Receives to be tried directly, and since when.
     receives: Vec<(usize, Instant)>,
+    /// The same for sends that found too little room.
+    sends: Vec<(usize, Instant)>,
 }
 
 fn failure(errno: Errno) -> IoError {
@@ -65,7 +67,7 @@ pub(super) fn new_socket(addr: SocketAddr) -> Result<OwnedFd, IoError> {
 
 impl Sockets {
     pub(super) fn new(path: SocketPath) -> Self {
-        Self { path, connections: Slab::new(), listeners: Slab::new(), receives: Vec::new() }
+        Self { path, connections: Slab::new(), listeners: Slab::new(), receives: Vec::new(), sends: Vec::new() }
     }
 
     pub(super) fn attach(&mut self, fd: OwnedFd) -> Result<SocketId, IoError> {
@@ -164,28 +166,26 @@ impl UringIo {
         }
     }
 
-    /// Sends as much as the socket takes at once; what is left goes to the ring, which waits for room. A completion is delivered by
-    /// the next poll in either case.
+    /// Sends as much as the socket takes at once. What is left is tried again in the next polls, since a peer that is at it makes room
+    /// within microseconds. A completion is delivered by the next poll in any case.
     pub(super) fn submit_send(&mut self, token: Token, socket: SocketId, op: Op) {
         let Op::Send { bufs, .. } = &op else { unreachable!("a send") };
         assert!(self.sockets.open(socket).sending.is_none(), "one send at a time");
+        let direct = self.sockets.path == SocketPath::Adaptive;
         let mut done = 0;
-        if self.sockets.path == SocketPath::Adaptive {
-            let total: usize = bufs.iter().map(|buf| buf.len()).sum();
-            let end = match send_all(self.sockets.fd(socket), bufs, total, &mut done) {
-                Ok(()) => Some(Ok(total)),
-                Err(Errno::AGAIN) => None,
-                Err(errno) => Some(Err(failure(errno))),
-            };
-            if let Some(result) = end {
-                let Op::Send { bufs, .. } = op else { unreachable!("looked at above") };
-                return self.finish_at_once(token, result, Payload::Bufs(bufs));
-            }
+        if direct && let Some(result) = send_all(self.sockets.fd(socket), bufs, &mut done) {
+            let Op::Send { bufs, .. } = op else { unreachable!("looked at above") };
+            return self.finish_at_once(token, result, Payload::Bufs(bufs));
         }
-        let key = self.table.insert(token, op, Whereabouts::Queued, Extra::None);
+        let whereabouts = if direct { Whereabouts::Direct } else { Whereabouts::Queued };
+        let key = self.table.insert(token, op, whereabouts, Extra::None);
         self.table.get(key).done = done;
         self.sockets.open(socket).sending = Some(key);
-        self.hand_over(key);
+        if direct {
+            self.sockets.sends.push((key, self.now));
+        } else {
+            self.hand_over(key);
+        }
     }
 
     pub(super) fn submit_accept(&mut self, token: Token, listener: ListenerId, op: Op) {
@@ -196,8 +196,17 @@ impl UringIo {
         self.hand_over(key);
     }
 
-    /// Tries receives of active sockets.
+    /// Tries sends that are not through and receives of active sockets.
     pub(super) fn direct(&mut self) {
+        for at in (0..self.sockets.sends.len()).rev() {
+            let (key, since) = self.sockets.sends[at];
+            if self.try_send(key) {
+                self.sockets.sends.swap_remove(at);
+            } else if self.now.since_ns(since) > DIRECT_NS {
+                self.sockets.sends.swap_remove(at);
+                self.hand_over(key);
+            }
+        }
         let mut at = self.sockets.receives.len();
         let end = at.saturating_sub(DIRECT_MAX);
         while at > end {
@@ -217,9 +226,9 @@ impl UringIo {
         }
     }
 
-    /// Hands all direct receives to the ring: the reactor is about to sleep.
+    /// Hands all that is tried directly to the ring: the reactor is about to sleep.
     pub(super) fn disarm_direct(&mut self) {
-        while let Some((key, _)) = self.sockets.receives.pop() {
+        while let Some((key, _)) = self.sockets.sends.pop().or_else(|| self.sockets.receives.pop()) {
             self.hand_over(key);
         }
     }
@@ -231,6 +240,16 @@ impl UringIo {
             Ok((_, received)) => self.finish(key, Ok(received)),
             Err(Errno::AGAIN | Errno::INTR) => return false,
             Err(errno) => self.finish(key, Err(failure(errno))),
+        }
+        true
+    }
+
+    fn try_send(&mut self, key: usize) -> bool {
+        let entry = self.table.get(key);
+        let Op::Send { socket, bufs } = &entry.op else { unreachable!("a send") };
+        match send_all(self.sockets.fd(*socket), bufs, &mut entry.done) {
+            Some(result) => self.finish(key, result),
+            None => return false,
         }
         true
     }
@@ -269,6 +288,7 @@ impl UringIo {
                 self.finish(key, Err(error::CANCELLED));
             }
             Whereabouts::Direct => {
+                self.sockets.sends.retain(|&(other, _)| other != key);
                 self.sockets.receives.retain(|&(other, _)| other != key);
                 self.finish(key, Err(error::CANCELLED));
             }
@@ -276,8 +296,9 @@ impl UringIo {
     }
 }
 
-/// Sends until all `total` bytes of `bufs` are out or the socket takes no more; `done` is how far it came.
-fn send_all(fd: BorrowedFd<'_>, bufs: &[Buf], total: usize, done: &mut usize) -> Result<(), Errno> {
+/// Sends what is left of `bufs` after `done` bytes, which it counts on; `None` if the socket takes no more for now.
+fn send_all(fd: BorrowedFd<'_>, bufs: &[Buf], done: &mut usize) -> Option<Result<usize, IoError>> {
+    let total: usize = bufs.iter().map(|buf| buf.len()).sum();
     while *done < total {
         let sent = match bufs.len() {
             ..=PARTS_FEW => send_parts::<PARTS_FEW>(fd, bufs, *done),
@@ -286,10 +307,11 @@ fn send_all(fd: BorrowedFd<'_>, bufs: &[Buf], total: usize, done: &mut usize) ->
         match sent {
             Ok(sent) => *done += sent,
             Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno),
+            Err(Errno::AGAIN) => return None,
+            Err(errno) => return Some(Err(failure(errno))),
         }
     }
-    Ok(())
+    Some(Ok(total))
 }
 
 /// One sendmsg of at most `PARTS` parts of what is left of `bufs` after `done` bytes.

@@ -29,6 +29,10 @@ use crate::wire::pdu::{
 /// Data of one H2CData PDU that we take (MAXH2CDATA): a whole request, so that one R2T is answered by one PDU.
 pub(super) const H2C_DATA_MAX: u32 = REQUEST_BYTES_MAX;
 
+/// Commands that a connection may begin in one turn. Its next ones begin after these are answered, if they can be at once: so the peer
+/// has something to do meanwhile, the same few buffers are used again while they are in the cache, and nobody else waits for long.
+const TURN_COMMANDS: u64 = 32;
+
 /// How far a connection has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
@@ -76,6 +80,8 @@ pub(super) struct Connection {
     /// Whether it stands in the line of those who wait for a buffer or a fence: once, or each turn would lengthen the line by
     /// every command that waits, and the next one by as many for each of those.
     starving: bool,
+    /// Whether it stands in the line of those who have had their share of a turn.
+    sated: bool,
     /// The last moment at which the peer sent or took a byte.
     pub(super) last_progress: Instant,
     pub(super) requests_in_flight: usize,
@@ -109,6 +115,7 @@ impl Connection {
             bufferless: Vec::new(),
             stalled: None,
             starving: false,
+            sated: false,
             last_progress: now,
             requests_in_flight: 0,
             bytes_held: 0,
@@ -165,10 +172,18 @@ impl Connection {
         self.advance(cx);
     }
 
-    /// Reads on for as long as there is something to read and somewhere to put it, then posts the next receive.
+    /// Reads on for as long as there is something to read and somewhere to put it, then posts the next receive. After a turn's
+    /// share of commands it is called again in the next turn.
     pub(super) fn advance<I: Io>(&mut self, cx: &mut Cx<'_, I>) {
+        let enough = self.commands_taken + TURN_COMMANDS;
         while matches!(self.phase, Phase::AwaitInit | Phase::Open) && !self.input.is_posted() {
             if cx.draining && self.inflow.is_none() && !self.commands.iter().any(|(_, slot)| slot.is_receiving()) {
+                return;
+            }
+            if self.commands_taken >= enough {
+                if !std::mem::replace(&mut self.sated, true) {
+                    cx.sated.push(self.index);
+                }
                 return;
             }
             let step = if self.inflow.is_some() { self.take_data(cx) } else { self.take_header(cx) };
@@ -187,6 +202,12 @@ impl Connection {
                 Err(termination) => self.terminate(cx, termination),
             }
         }
+    }
+
+    /// The next turn has come for what the last one left unread.
+    pub(super) fn go_on<I: Io>(&mut self, cx: &mut Cx<'_, I>) {
+        self.sated = false;
+        self.advance(cx);
     }
 
     /// Data of a PDU whose header was taken before.
@@ -228,6 +249,13 @@ impl Connection {
             return Ok(Step::Starved);
         };
         pdu::check_header_digest(&frame, header)?;
+        if frame.pdu_type == PduType::CapsuleCmd && self.phase == Phase::Open {
+            // What nearly every PDU is: copied once.
+            let (capsule, _) = CapsuleCmd::read_from_prefix(header).expect("as long as checked");
+            self.input.consume(header_len);
+            self.take_command(cx, &frame, &capsule.sqe)?;
+            return Ok(Step::Again);
+        }
         let mut copy = [0; HEADER_MAX];
         let kept = frame.pdu_type.header_len();
         copy[..kept].copy_from_slice(&header[..kept]);
@@ -250,11 +278,8 @@ impl Connection {
                 sequence(self.phase == Phase::AwaitInit)?;
                 self.initialize(cx, &InitConnection::read_from_bytes(header).expect("as long as checked"))
             }
-            PduType::CapsuleCmd => {
-                sequence(self.phase == Phase::Open)?;
-                let capsule = CapsuleCmd::read_from_bytes(header).expect("as long as checked");
-                self.take_command(cx, frame, &capsule.sqe)
-            }
+            // The others have been taken already.
+            PduType::CapsuleCmd => sequence(false),
             PduType::H2cData => {
                 sequence(self.phase == Phase::Open)?;
                 self.take_transfer(frame, &Transfer::read_from_bytes(header).expect("as long as checked"))

@@ -135,6 +135,8 @@ pub(super) struct Cx<'a, I> {
     pub(super) dirty: &'a mut Vec<usize>,
     /// Connections that wait for a buffer.
     pub(super) starved: &'a mut VecDeque<usize>,
+    /// Connections that have had their share of this turn and have more to read.
+    pub(super) sated: &'a mut Vec<usize>,
     /// Connections that were closed.
     pub(super) closing: &'a mut Vec<usize>,
     /// Bytes of buffers that wait for data from their peers.
@@ -198,6 +200,7 @@ pub struct TcpTransport {
     next_reactor: usize,
     dirty: Vec<usize>,
     starved: VecDeque<usize>,
+    sated: Vec<usize>,
     closing: Vec<usize>,
     receiving_bytes: usize,
     stats: TransportStats,
@@ -220,6 +223,7 @@ impl TcpTransport {
             next_reactor: 0,
             dirty: Vec::new(),
             starved: VecDeque::new(),
+            sated: Vec::new(),
             closing: Vec::new(),
             receiving_bytes: 0,
             stats: TransportStats::default(),
@@ -248,6 +252,7 @@ impl TcpTransport {
             stats: &mut self.stats,
             dirty: &mut self.dirty,
             starved: &mut self.starved,
+            sated: &mut self.sated,
             closing: &mut self.closing,
             receiving_bytes: &mut self.receiving_bytes,
             draining: self.draining,
@@ -361,12 +366,18 @@ impl TcpTransport {
         self.connections.iter().map(|(index, _)| index).collect()
     }
 
-    /// What waits for buffers, fences or deadlines.
+    /// What waits for its next share, for buffers, fences or deadlines.
     pub fn tick<I: Io>(&mut self, io: &mut I, out: &mut Vec<TransportEvent>) {
         for _ in 0..self.starved.len() {
             let index = self.starved.pop_front().expect("counted above");
             self.with(io, out, index, |connection, cx| connection.retry(cx));
         }
+        // A connection that came to this place meanwhile has nothing to read yet, which does no harm.
+        let sated = self.sated.len();
+        for at in 0..sated {
+            self.with(io, out, self.sated[at], |connection, cx| connection.go_on(cx));
+        }
+        self.sated.drain(..sated);
         let now = io.now();
         self.last_turn = now;
         if self.draining {
@@ -424,7 +435,7 @@ impl TcpTransport {
     /// Whether [`TcpTransport::flush`] has something to do at once.
     #[must_use]
     pub fn busy(&self) -> bool {
-        !self.dirty.is_empty() || !self.closing.is_empty()
+        !self.dirty.is_empty() || !self.sated.is_empty() || !self.closing.is_empty()
     }
 
     /// Takes no new connection and no new command; connections close once what they have in flight is answered.
