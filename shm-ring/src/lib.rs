@@ -17,6 +17,7 @@ pub mod layout;
 pub mod line;
 pub mod message;
 pub mod ring;
+pub mod virtqueue;
 pub mod words;
 
 /// Queues of one connection at most: two bells each have to fit one message of 253 descriptors.

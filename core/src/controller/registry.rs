@@ -15,6 +15,7 @@ use super::queue::IoQueue;
 use crate::directory::{Directory, Subsystem};
 use crate::ids::{AssociationId, VolumeId};
 use crate::limits::ASSOCIATIONS_MAX;
+use crate::volume::VolumeRecord;
 use crate::wire::DISCOVERY_NQN;
 use crate::wire::completion::NvmeStatus;
 use crate::wire::fabrics::{CNTLID_DYNAMIC, Connect, parameter};
@@ -37,6 +38,18 @@ struct Inner {
     last_association: u64,
     last_controller_id: u16,
     by_controller: BTreeMap<u16, Entry>,
+    /// Those on this machine that have no controller.
+    locals: Vec<Local>,
+}
+
+/// Somebody on this machine who has a volume by another way than a controller: a virtual machine.
+#[derive(Debug)]
+struct Local {
+    id: AssociationId,
+    volume: VolumeId,
+    who: String,
+    /// Its volume is gone, or was given to another.
+    dead: bool,
 }
 
 #[derive(Debug)]
@@ -183,6 +196,26 @@ impl Registry {
         association.advance(AssociationState::Dead)
     }
 
+    /// Attaches `who` on this machine to a volume, or says why not. What it does in there stops with the association's end, as for
+    /// any other; [`Registry::detach_local`] follows when it has gone and nothing of it is left.
+    pub fn attach_local(&self, record: &VolumeRecord, who: &str) -> Result<AssociationId, String> {
+        let mut inner = self.inner();
+        if record.exclusive
+            && let Some(other) = inner.hosts(record.id).next()
+        {
+            return Err(format!("volume {:?} is exclusive, and attached by {other}", record.name));
+        }
+        inner.last_association += 1;
+        let id = AssociationId(inner.last_association);
+        inner.locals.push(Local { id, volume: record.id, who: who.to_owned(), dead: false });
+        Ok(id)
+    }
+
+    /// Nothing of it is left.
+    pub fn detach_local(&self, association: AssociationId) {
+        self.inner().locals.retain(|local| local.id != association);
+    }
+
     /// Nothing of `association` is left anywhere.
     pub fn fenced(&self, association: AssociationId) {
         let mut inner = self.inner();
@@ -211,16 +244,21 @@ impl Registry {
     #[must_use]
     pub fn attached_hosts(&self, volume: VolumeId) -> Vec<String> {
         let inner = self.inner();
-        let hosts: BTreeSet<&str> = inner.living(volume).map(|association| association.host.nqn.as_str()).collect();
+        let hosts: BTreeSet<&str> = inner.hosts(volume).collect();
         hosts.into_iter().map(str::to_owned).collect()
     }
 
     /// Ends all associations with `volume`; the caller fences those returned.
     #[must_use]
     pub fn end_all(&self, volume: VolumeId) -> Vec<AssociationId> {
-        let inner = self.inner();
+        let mut inner = self.inner();
         let ended = inner.living(volume).filter(|association| association.advance(AssociationState::Dead));
-        ended.map(|association| association.id).collect()
+        let mut ended: Vec<_> = ended.map(|association| association.id).collect();
+        for local in inner.locals.iter_mut().filter(|local| local.volume == volume && !local.dead) {
+            local.dead = true;
+            ended.push(local.id);
+        }
+        ended
     }
 
     /// Associations that live.
@@ -267,12 +305,21 @@ impl Inner {
         })
     }
 
+    /// Who has `volume` attached.
+    fn hosts(&self, volume: VolumeId) -> impl Iterator<Item = &str> + '_ {
+        let locals = self.locals.iter().filter(move |local| local.volume == volume && !local.dead);
+        let hosts = self.living(volume).map(|association| association.host.nqn.as_str());
+        hosts.chain(locals.map(|local| local.who.as_str()))
+    }
+
     /// An exclusive volume has one host at a time; the host itself may come by several paths. Returns whether one is.
     fn check_exclusive(&self, subsystem: &Subsystem, wish: &Wish, directory: &Directory) -> Result<bool, Refusal> {
         let mut any = false;
         for namespace in &subsystem.namespaces {
             let exclusive = directory.volume(namespace.volume).is_some_and(|record| record.exclusive);
-            if exclusive && self.living(namespace.volume).any(|association| association.host != wish.host) {
+            let elsewhere = self.living(namespace.volume).any(|association| association.host != wish.host);
+            let local = self.locals.iter().any(|local| local.volume == namespace.volume && !local.dead);
+            if exclusive && (elsewhere || local) {
                 return Err(NvmeStatus::CONNECT_CONTROLLER_BUSY.into());
             }
             any |= exclusive;

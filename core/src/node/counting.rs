@@ -47,7 +47,7 @@ impl<L: RecordLog> Node<L> {
         let transport = self.transports.tcp.stats();
         catch_up(&metrics.connections_accepted, transport.accepted);
         catch_up(&metrics.protocol_errors, transport.terminated);
-        catch_up(&metrics.bytes_copied, transport.bytes_copied);
+        catch_up(&metrics.bytes_copied, transport.bytes_copied + self.transports.vhost.stats().bytes_copied);
         metrics.buffers_in_use.set(io.buffers().in_use() as u64);
         metrics.device_in_flight.set(io.in_flight() as u64);
     }

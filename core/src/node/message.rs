@@ -9,7 +9,7 @@ use crate::directory::Directory;
 use crate::ids::{AssociationId, ShardId, VolumeId};
 use crate::shard::{Part, PartDone};
 use crate::space::SlabId;
-use crate::transport::Adopted;
+use crate::transport::{Adopted, vhost};
 
 /// One message. Messages of one reactor to another arrive in the order sent.
 #[derive(Debug)]
@@ -53,6 +53,8 @@ pub enum Message {
     Fault { shard: ShardId, volume: Option<VolumeId>, why: String },
     /// To the catalog's reactor: a host attached a volume for writing for the first time since it was clean.
     Attached { volume: VolumeId },
+    /// From the control thread of a vhost-user connection.
+    Vhost(vhost::Mail),
     /// From a control thread to the catalog's reactor.
     Control(ControlCall),
     /// Take nothing new and finish what is in flight.

@@ -284,9 +284,14 @@ impl<I: Io, L: RecordLog> Application<I, Message> for Node<L> {
         }
     }
 
-    fn on_control(&mut self, _io: &mut I, message: Message) {
-        let owner = self.owner.as_mut().expect("control threads talk to reactor 0");
-        owner.on_message(message);
+    fn on_control(&mut self, io: &mut I, message: Message) {
+        match message {
+            Message::Vhost(mail) => self.transports.vhost.on_mail(io, mail),
+            message => {
+                let owner = self.owner.as_mut().expect("control threads talk to reactor 0");
+                owner.on_message(message);
+            }
+        }
     }
 
     fn execute(&mut self, io: &mut I, mail: &mut Endpoint<Message>) -> bool {

@@ -25,7 +25,7 @@ use crate::node::{Node, NodeParts};
 use crate::pool::{Layout, OpenPool};
 use crate::shard::{OpenError, Opened, Progress, RecordLog, Recovery, RecoverySpec, Region, ShardConfig, TokenBase};
 use crate::tokens;
-use crate::transport::{TcpTransport, TransportConfig, Transports};
+use crate::transport::{TcpTransport, TransportConfig, Transports, VhostShared, VhostTransport};
 
 /// The device with everything but data.
 const META: FileId = FileId(0);
@@ -69,6 +69,7 @@ pub struct Plan {
     log: CatalogLog,
     registry: Arc<Registry>,
     directory: Arc<Directory>,
+    vhost: Arc<VhostShared>,
     epoch: Arc<AtomicU64>,
     metrics: Arc<Metrics>,
     first_flush: Arc<FirstFlush>,
@@ -141,12 +142,14 @@ impl Plan {
         let lost = !pool.clean && machine_restarted && fail_first_flush;
         let attached = pool.catalog.volumes().filter(|entry| lost && !entry.attached.is_empty());
         let first_flush = FirstFlush::new(attached.map(|entry| entry.record.id));
+        let directory = Arc::new(directory_of(&pool.catalog, &BTreeMap::new(), version, now, None));
         Plan {
             reactors,
             placement: (0..shards).map(|shard| (shard % reactors) as u16).collect(),
             shard,
             registry: Arc::new(Registry::default()),
-            directory: Arc::new(directory_of(&pool.catalog, &BTreeMap::new(), version, now, None)),
+            vhost: VhostShared::new(reactors, Arc::clone(&directory)),
+            directory,
             epoch: Arc::new(AtomicU64::new(Epoch::first_of(pool.generation).0)),
             metrics: Metrics::new(reactors, shards),
             first_flush,
@@ -172,6 +175,12 @@ impl Plan {
     #[must_use]
     pub fn metrics(&self) -> Arc<Metrics> {
         Arc::clone(&self.metrics)
+    }
+
+    /// What virtual machines' connections share.
+    #[must_use]
+    pub fn vhost(&self) -> Arc<VhostShared> {
+        Arc::clone(&self.vhost)
     }
 
     /// Who is attached.
@@ -277,12 +286,13 @@ impl Plan {
             Arc::clone(&self.registry),
             Arc::clone(&self.directory),
         );
+        let vhost = VhostTransport::new(Arc::clone(&self.vhost), Arc::clone(&self.directory));
         Node::new(NodeParts {
             index: reactor,
             reactors: self.reactors,
             placement: Arc::clone(&self.placement),
             shards: recovered.opened.into_iter().map(|opened| opened.shard).collect(),
-            transports: Transports { tcp },
+            transports: Transports { tcp, vhost },
             registry: Arc::clone(&self.registry),
             directory: Arc::clone(&self.directory),
             epoch: Arc::clone(&self.epoch),

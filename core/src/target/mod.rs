@@ -13,6 +13,7 @@ mod log_place;
 mod running;
 mod start;
 pub mod unix;
+mod vhost;
 
 pub use config::{Allocation, FormatOptions, PoolSpec, TargetConfig};
 pub use error::StartError;

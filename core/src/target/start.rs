@@ -30,18 +30,20 @@ use super::buffers;
 use super::config::{PoolSpec, TargetConfig};
 use super::devices::Devices;
 use super::error::StartError;
-use super::exports::{Exports, Servers};
+use super::exports::{Exports, ServeExport, Servers};
 use super::log::ProcessLog;
 use super::log_place::{Logs, PoolLogs, open_logs};
 use super::running::{Port, RunningTarget};
 use super::unix::UnixSockets;
 use crate::catalog::CatalogRecord;
 use crate::control::TargetInfo;
+use crate::export::ExportKind;
 use crate::ids::ShardId;
 use crate::node::Node;
 use crate::node::message::Message;
 use crate::pool::{self, OpenOptions, OpenPool};
 use crate::shard::ShardConfig;
+use crate::transport::VhostServer;
 
 /// Messages of one reactor to another that fit its ring; more wait with the sender.
 pub(super) const MAILBOX: usize = 256;
@@ -89,7 +91,8 @@ pub fn start(config: TargetConfig, progress: &mut dyn FnMut(&Progress)) -> Resul
     let pools: Arc<[_]> = (0..reactors).map(|index| buffers::take(index, config.buffer_bytes)).collect();
     let files: Arc<[OpenFile]> = devices.files.into();
     let mesh = Mesh::new(reactors, MAILBOX);
-    let injector = mesh[0].injector();
+    let injectors: Vec<_> = mesh.iter().map(Endpoint::injector).collect();
+    let injector = injectors[0].clone();
     let free_cores: Vec<usize> = allowed_cores()?.into_iter().filter(|core| !config.cores.contains(core)).collect();
     let (reports, reported) = channel();
     let (mut threads, mut gos) = (Vec::new(), Vec::new());
@@ -118,7 +121,10 @@ pub fn start(config: TargetConfig, progress: &mut dyn FnMut(&Progress)) -> Resul
     match begin(&reported, &gos, reactors) {
         Ok(listeners) => {
             let port = Port(injector.clone());
-            let exports = Exports::start(plan.exports(), port, sockets.remote(), &config, Servers::new());
+            let vhost: Arc<dyn ServeExport> =
+                Arc::new(VhostServer::new(plan.vhost(), injectors, plan.registry(), plan.interests()));
+            let servers = Servers::from([(ExportKind::VhostUser, vhost)]);
+            let exports = Exports::start(plan.exports(), port, sockets.remote(), &config, servers);
             let held = (files, log_paths);
             Ok(RunningTarget::new(injector, Arc::new(exports), sockets, metrics, listeners, threads, held))
         }

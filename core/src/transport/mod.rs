@@ -5,12 +5,14 @@
 //! [`Transports::pull`], which a turn calls before it reads the epoch word.
 
 pub mod tcp;
+pub mod vhost;
 
 use std::sync::Arc;
 
 use ringway_reactor::io::{Completion, Instant, Io};
 
 pub use tcp::{Adopted, ConnectionSeen, TcpTransport, TransportConfig, TransportEvent, TransportStats};
+pub use vhost::{VhostServer, VhostShared, VhostTransport};
 
 use crate::directory::Directory;
 use crate::ids::{AssociationId, RequestId};
@@ -21,6 +23,8 @@ use crate::tokens;
 pub struct Transports {
     /// Connections by NVMe/TCP.
     pub tcp: TcpTransport,
+    /// Rings in the memory of virtual machines.
+    pub vhost: VhostTransport,
 }
 
 impl Transports {
@@ -34,6 +38,7 @@ impl Transports {
     ) {
         match kind {
             tokens::TCP => self.tcp.on_completion(io, completion, out),
+            tokens::VHOST => self.vhost.on_completion(io, &completion),
             kind => unreachable!("no transport submits operations of kind {kind}"),
         }
     }
@@ -42,6 +47,7 @@ impl Transports {
     pub fn on_done<I: Io>(&mut self, io: &mut I, done: Done, out: &mut Vec<TransportEvent>) {
         match tokens::request_kind(done.id) {
             tokens::TCP => self.tcp.on_done(io, done, out),
+            tokens::VHOST => self.vhost.on_done(io, &done),
             kind => unreachable!("no transport makes requests of kind {kind}"),
         }
     }
@@ -49,32 +55,34 @@ impl Transports {
     /// Takes what lies in the rings that are polled. Returns whether there was something.
     pub fn pull<I: Io>(
         &mut self,
-        _io: &mut I,
-        _requests: &mut Vec<(RequestId, Request)>,
+        io: &mut I,
+        requests: &mut Vec<(RequestId, Request)>,
         _out: &mut Vec<TransportEvent>,
     ) -> bool {
-        false
+        self.vhost.pull(io, requests)
     }
 
     /// Whether [`Transports::pull`] has rings to look at: then it is called in every turn, whether or not anything else happened.
     #[must_use]
     pub fn has_rings(&self) -> bool {
-        false
+        self.vhost.rings() > 0
     }
 
     /// The reactor is about to sleep: asks for bells, and looks once more. `false` if there was something.
-    pub fn before_sleep<I: Io>(&mut self, _io: &mut I) -> bool {
-        true
+    pub fn before_sleep<I: Io>(&mut self, io: &mut I) -> bool {
+        self.vhost.before_sleep(io)
     }
 
     /// The volumes changed.
     pub fn on_directory<I: Io>(&mut self, io: &mut I, directory: &Arc<Directory>, out: &mut Vec<TransportEvent>) {
         self.tcp.on_directory(io, Arc::clone(directory), out);
+        self.vhost.on_directory(directory);
     }
 
     /// The association is dead: nothing more of it is taken, and nothing is answered.
     pub fn kill_association<I: Io>(&mut self, io: &mut I, association: AssociationId, out: &mut Vec<TransportEvent>) {
         self.tcp.kill_association(io, association, out);
+        self.vhost.kill_association(association);
     }
 
     /// What waits for buffers, fences or deadlines.
@@ -85,28 +93,30 @@ impl Transports {
     /// Sends what the turn has led to.
     pub fn flush<I: Io>(&mut self, io: &mut I) {
         self.tcp.flush(io);
+        self.vhost.flush(io);
     }
 
     /// When [`Transports::tick`] has to run although nothing arrives.
     #[must_use]
     pub fn next_deadline(&self) -> Instant {
-        self.tcp.next_deadline()
+        self.tcp.next_deadline().min(self.vhost.next_deadline())
     }
 
     /// Whether there is something to do at once.
     #[must_use]
     pub fn busy(&self) -> bool {
-        self.tcp.busy()
+        self.tcp.busy() || self.vhost.busy()
     }
 
     /// Takes nothing new.
     pub fn drain<I: Io>(&mut self, io: &mut I) {
         self.tcp.drain(io);
+        self.vhost.drain(io);
     }
 
     /// Whether drained transports have nothing left.
     #[must_use]
     pub fn is_quiet(&self) -> bool {
-        self.tcp.is_quiet()
+        self.tcp.is_quiet() && self.vhost.is_quiet()
     }
 }

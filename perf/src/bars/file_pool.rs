@@ -8,10 +8,12 @@ use ringway_core::host::Target;
 use serde::Deserialize;
 
 use super::target::TargetProcess;
-use super::{Bar, Failed, Goal, Options, Side, interleave, polled_load};
+use super::{Bar, Failed, Goal, Options, Side, interleave, polled_load, vhost};
 use crate::load::{self, Limit, LoadConfig, Mix, Pattern, Silent};
 
 const DEPTHS: [(u32, f64); 3] = [(1, 0.85), (32, 0.95), (128, 0.95)];
+/// The same through shared memory.
+const VHOST_DEPTHS: [(u32, f64); 3] = [(1, 0.9), (32, 0.97), (128, 0.97)];
 /// A sequential fill goes in requests of this size.
 const FILL_BYTES: u32 = 256 << 10;
 
@@ -38,6 +40,16 @@ pub(super) fn run(options: &Options) -> Result<Vec<Bar>, Failed> {
                 || fio(options, &file, what, depth, false),
             )?);
         }
+    }
+    let disk = target.export("bench")?;
+    for (depth, goal) in VHOST_DEPTHS {
+        bars.push(interleave(
+            format!("file pool as a vhost-user disk, 4 KiB read, depth {depth}, against fio"),
+            Some(Goal::AtLeast(goal)),
+            options.pairs,
+            || vhost::reads(options, &disk, (depth as usize, options.file_bytes), pid),
+            || fio(options, &file, "randread", depth, false),
+        )?);
     }
     target.stop()?;
     Ok(bars)

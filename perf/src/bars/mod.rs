@@ -8,6 +8,7 @@ mod null_volume;
 mod open;
 mod ram;
 mod target;
+mod vhost;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -233,11 +234,12 @@ fn beside_echoes(
 type Group = (&'static str, fn(&Options) -> Result<Vec<Bar>, Failed>);
 
 /// All groups, in the order in which they run.
-pub const GROUPS: [Group; 7] = [
+pub const GROUPS: [Group; 8] = [
     ("host", null_volume::host_alone),
     ("null", null_volume::run),
     ("file", file_pool::run),
     ("inprocess", in_process::run),
+    ("vhost", vhost::run),
     ("open", open::run),
     ("ram", ram::run),
     ("idle", idle::run),

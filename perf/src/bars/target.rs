@@ -110,6 +110,12 @@ impl TargetProcess {
         self.volume(name)
     }
 
+    /// Exports a volume to virtual machines and returns the socket.
+    pub(super) fn export(&self, name: &str) -> Result<std::path::PathBuf, Failed> {
+        self.command(&["export", "add", "vhost-user", name, "--queues", "1"])?;
+        Ok(self.runtime.path().join(format!("vhost/{name}.sock")))
+    }
+
     /// How to reach a volume that is there.
     pub(super) fn volume(&self, name: &str) -> Result<Target, Failed> {
         Ok(Target::parse(&format!("{}/{name}", self.listener.trim_end_matches('/')))?)

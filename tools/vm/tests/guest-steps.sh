@@ -83,3 +83,21 @@ fresh_target() { # VOLUME SIZE [LBA]: formats the pool's disk, starts the target
   target_start
   volume_create "$@"
 }
+
+# ask WORD...: has the host do something, for tests with a `# host:` line; prints what it said
+ASKED=0
+ask() {
+  local limit=$(($(date +%s) + 60)) status
+  # a subshell cannot count for its parent: the numbers are those of the files
+  while [ -e "ask.$((ASKED + 1))" ]; do ASKED=$((ASKED + 1)); done
+  ASKED=$((ASKED + 1))
+  echo "$@" >ask.new
+  mv ask.new "ask.$ASKED"
+  until [ -e "answer.$ASKED" ]; do
+    [ "$(date +%s)" -lt $limit ] || fail "the host does not answer: $*"
+    sleep 0.1
+  done
+  read -r status <"answer.$ASKED"
+  cat "said.$ASKED"
+  [ "$status" = 0 ] || fail "the host could not $*"
+}

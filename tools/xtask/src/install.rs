@@ -41,6 +41,7 @@ const NEEDS: &[Need] = &[
     // libFuzzer is C++
     need(Group::Fuzz, "g++", "g++"),
     need(Group::Bench, "fio", "fio"),
+    need(Group::Bench, "qemu-storage-daemon", "qemu-utils"),
 ];
 
 /// Installed by tools/vm/install-host, which takes QEMU from backports.

@@ -1,11 +1,13 @@
 //! `cargo xtask vm`: tests in the test VM of tools/vm, where Linux's own initiators attach to the target.
 //!
 //! A test is a script in tools/vm/tests whose name is the sentence it proves. Its first lines say what it needs:
-//! `# limit: SECONDS`, `# disk: SIZE` (the pool's virtio disk), `# kernels: backports bookworm`.
+//! `# limit: SECONDS`, `# disk: SIZE` (the pool's virtio disk), `# kernels: backports bookworm`; and, where something has to run on
+//! the host beside the guest, `# host: NAME`: tests/host-NAME.sh, whose first line is further QEMU arguments.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
@@ -39,6 +41,8 @@ struct Test {
     kernel: String,
     limit: u64,
     disk: u64,
+    /// What runs on the host meanwhile.
+    host: Option<String>,
 }
 
 const BUILD_LIMIT: Duration = Duration::from_secs(30 * 60);
@@ -58,6 +62,8 @@ pub(crate) fn run_in(report: &mut Report, options: &Options) {
     let mut tests = Vec::new();
     let ready = report.step("tests for the VM", || {
         tests = select(all_tests(&folder)?, &options.tests)?;
+        // What stands on the host is ours.
+        tests.retain(|test| test.host.is_none() || options.target == Target::Ringway);
         Ok(())
     });
     let share = target_dir().join("vm/share");
@@ -114,8 +120,12 @@ fn boot(test: &Test, share: &Path) -> Result<(), String> {
     let disk = share.with_file_name("pool.raw");
     let file = fs::File::create(&disk).map_err(|why| format!("{}: {why}", disk.display()))?;
     file.set_len(test.disk).map_err(|why| format!("{}: {why}", disk.display()))?;
+    let beside = test.host.as_ref().map(|name| Beside::start(name, share)).transpose()?;
     let mut command = Command::new(root().join("tools/vm/vmrun"));
     command.env("VM_KERNEL", &test.kernel);
+    if let Some(beside) = &beside {
+        command.args(["-x", &beside.arguments]);
+    }
     command.arg("-d").arg(share).arg("-b").arg(&disk).args(["-t", &test.limit.to_string()]);
     command.arg("-l").arg(share.with_file_name("console.log"));
     command.args(["bash", &format!("tests/{}", test.script)]);
@@ -126,6 +136,43 @@ fn boot(test: &Test, share: &Path) -> Result<(), String> {
         fs::remove_file(&disk).map_err(|why| format!("{}: {why}", disk.display()))?;
     }
     result
+}
+
+/// A script on the host; told to end, by the end of its stdin, when dropped.
+struct Beside {
+    child: Child,
+    arguments: String,
+}
+
+impl Beside {
+    fn start(name: &str, share: &Path) -> Result<Beside, String> {
+        let script = root().join(format!("tools/vm/tests/host-{name}.sh"));
+        let fail = |why: std::io::Error| format!("{}: {why}", script.display());
+        let work = share.with_file_name("host");
+        if work.exists() {
+            fs::remove_dir_all(&work).map_err(fail)?;
+        }
+        fs::create_dir_all(&work).map_err(fail)?;
+        let mut command = Command::new("bash");
+        command.arg(&script).env("RINGWAY", share.join("ringway")).env("SHARE", share).env("WORK", &work);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().map_err(fail)?;
+        let mut arguments = String::new();
+        let stdout = child.stdout.take().expect("stdout was asked to be a pipe");
+        BufReader::new(stdout).read_line(&mut arguments).map_err(fail)?;
+        let beside = Beside { child, arguments: arguments.trim().to_owned() };
+        if beside.arguments.is_empty() {
+            return Err(format!("{} did not become ready; its words are above", script.display()));
+        }
+        Ok(beside)
+    }
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        drop(self.child.stdin.take());
+        // It ends what it has started.
+        let _ = self.child.wait();
+    }
 }
 
 fn all_tests(folder: &Path) -> Result<Vec<Test>, String> {
@@ -161,8 +208,11 @@ fn read_header(script: &str, text: &str) -> Result<Vec<Test>, String> {
     let disk = field("disk")?;
     let disk = disk.strip_suffix("GiB").and_then(|size| size.trim().parse::<u64>().ok());
     let disk = disk.ok_or(format!("{script}: disk: a whole number of GiB is wanted"))? << 30;
+    let host = field("host").ok().map(str::to_owned);
     let kernels = field("kernels")?.split_whitespace();
-    Ok(kernels.map(|kernel| Test { script: script.to_owned(), kernel: kernel.to_owned(), limit, disk }).collect())
+    let test =
+        |kernel: &str| Test { script: script.to_owned(), kernel: kernel.to_owned(), limit, disk, host: host.clone() };
+    Ok(kernels.map(test).collect())
 }
 
 fn select(all: Vec<Test>, chosen: &[String]) -> Result<Vec<Test>, String> {
@@ -187,7 +237,8 @@ mod tests {
     #[test]
     fn a_script_runs_once_on_each_of_its_kernels() {
         let tests = read_header("a.sh", "#!/bin/bash\n# limit: 60\n# disk: 2 GiB\n# kernels: backports bookworm\n");
-        let test = |kernel: &str| Test { script: "a.sh".into(), kernel: kernel.into(), limit: 60, disk: 2 << 30 };
+        let test =
+            |kernel: &str| Test { script: "a.sh".into(), kernel: kernel.into(), limit: 60, disk: 2 << 30, host: None };
         assert_eq!(tests, Ok(vec![test("backports"), test("bookworm")]));
         assert!(read_header("a.sh", "# limit: 60\n# kernels: x\n").is_err_and(|why| why.contains("# disk")));
     }
