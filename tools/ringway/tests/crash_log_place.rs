@@ -48,10 +48,12 @@ impl Shared {
         spawn(command.args(["--depth", "16", "--queues", "2"]).args(args))
     }
 
-    /// Writes to ever new blocks, and kills the daemon in the middle of it, and the host as well: nothing is sent again.
-    fn write_and_kill(&self, daemon: Daemon) -> String {
+    /// Writes, and kills the daemon in the middle of it, and the host as well: nothing is sent again. `fresh`: nothing was
+    /// written before.
+    fn write_and_kill(&self, daemon: Daemon, fresh: bool) -> String {
         let listener = daemon.listener();
-        let load = self.bench(&listener, &["--mix", "write", "--time", "30", "--fresh"]);
+        let fresh: &[&str] = if fresh { &["--fresh"] } else { &[] };
+        let load = self.bench(&listener, &[&["--mix", "write", "--time", "30"], fresh].concat());
         thread::sleep(Duration::from_millis(700));
         daemon.kill();
         load.kill();
@@ -75,8 +77,8 @@ impl Drop for Shared {
 #[test]
 fn c3_a_restart_with_another_runtime_folder_has_all_that_was_acknowledged() {
     let (shared, mut daemon) = Shared::new();
-    for runtime in ["run-b", "run-c", "run-a"] {
-        let listener = shared.write_and_kill(daemon);
+    for (round, runtime) in ["run-b", "run-c", "run-a"].into_iter().enumerate() {
+        let listener = shared.write_and_kill(daemon, round == 0);
         assert!(!shared.logs().is_empty());
         // Not even what the first folder holds is needed.
         drop(fs::remove_dir_all(shared.place.path("run-a")));
@@ -91,7 +93,7 @@ fn c3_a_restart_with_another_runtime_folder_has_all_that_was_acknowledged() {
 #[test]
 fn c3_a_log_that_is_gone_although_the_machine_lives_is_said_and_not_passed_over() {
     let (shared, daemon) = Shared::new();
-    let listener = shared.write_and_kill(daemon);
+    let listener = shared.write_and_kill(daemon, true);
     shared.logs().iter().for_each(|log| fs::remove_file(log).unwrap());
     let daemon = shared.serve("run-a", &listener);
     daemon.logs("is gone, although this machine has not been restarted");
@@ -101,7 +103,7 @@ fn c3_a_log_that_is_gone_although_the_machine_lives_is_said_and_not_passed_over(
 #[test]
 fn c3_a_copy_of_the_pool_leaves_the_log_of_the_original_alone() {
     let (shared, daemon) = Shared::new();
-    let listener = shared.write_and_kill(daemon);
+    let listener = shared.write_and_kill(daemon, true);
     let copy = shared.place.path("copy");
     fs::create_dir(&copy).unwrap();
     fs::copy(shared.place.pool().join("device-0.ringway"), copy.join("device-0.ringway")).unwrap();
