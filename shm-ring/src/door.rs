@@ -1,4 +1,4 @@
-//! The target's door: the listening socket, and one thread that lets clients in and notices when they go.
+//! The target's door: one thread that lets clients in and notices when they go. Who listens brings the connections.
 //!
 //! The thread does what may take a moment: it waits for Hello, maps the memory and checks it. What it delivers is ready for the
 //! reactors. It keeps watching each socket: a client that has died is reported before anything that was said after its death.
@@ -11,9 +11,9 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -21,10 +21,9 @@ use ringway_reactor::event::EventFd;
 use ringway_reactor::shared::{SharedError, SharedMemory};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::SealFlags;
-use rustix::net::SocketFlags;
 
 use crate::layout::LayoutError;
-use crate::line::{Line, Received, address, socket};
+use crate::line::{Line, Received};
 use crate::message::{Hello, Message, Reason};
 
 /// How long a client may take to say Hello.
@@ -95,95 +94,70 @@ pub enum Knock {
     Gone(u64),
 }
 
-/// A listening socket, not yet served.
-#[derive(Debug)]
-pub struct Door {
-    listener: OwnedFd,
-    path: PathBuf,
+/// Where whoever listens brings connections in; any number of threads may.
+#[derive(Clone, Debug)]
+pub struct Entrance {
+    sender: Sender<OwnedFd>,
+    bell: Arc<EventFd>,
 }
 
-/// Who may connect to a socket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Access {
-    /// Permissions, as of chmod.
-    pub mode: u32,
-    /// A group that it is given to.
-    pub group: Option<u32>,
-}
-
-impl Default for Access {
-    fn default() -> Self {
-        Access { mode: 0o600, group: None }
+impl Entrance {
+    /// Brings a connected SEQPACKET socket in.
+    pub fn enter(&self, socket: OwnedFd) {
+        // A door that is closed closes the socket.
+        let _ = self.sender.send(socket);
+        ring(&self.bell);
     }
 }
 
-impl Door {
-    /// Binds `path`; a socket that nobody listens to any more is replaced.
-    pub fn open(path: &Path, access: Access) -> io::Result<Door> {
-        let listener = socket()?;
-        let name = address(path)?;
-        if path.exists() {
-            match Line::connect(path) {
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path)?,
-                Err(error) => return Err(error),
-                Ok(_) => {
-                    let text = format!("{} is in use by a running target", path.display());
-                    return Err(io::Error::new(io::ErrorKind::AddrInUse, text));
-                }
-            }
-        }
-        rustix::net::bind(&listener, &name)?;
-        if let Some(group) = access.group {
-            std::os::unix::fs::chown(path, None, Some(group))?;
-        }
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(access.mode))?;
-        rustix::net::listen(&listener, 128)?;
-        Ok(Door { listener, path: path.to_owned() })
-    }
-
-    /// Serves it on a thread of its own. `deliver` is called on that thread and must not wait.
-    pub fn serve(self, limits: Limits, deliver: impl FnMut(Knock) + Send + 'static) -> io::Result<Keeper> {
-        let stop = Arc::new(EventFd::new()?);
-        let thread = {
-            let stop = Arc::clone(&stop);
-            let keeping = Keeping {
-                listener: self.listener,
-                limits,
-                deliver,
-                waiting: BTreeMap::new(),
-                inside: BTreeMap::new(),
-                last: 0,
-            };
-            std::thread::Builder::new().name("ringway-shm".into()).spawn(move || keeping.run(&stop))?
-        };
-        Ok(Keeper { stop, thread: Some(thread), path: self.path })
+fn ring(bell: &EventFd) {
+    if let Err(error) = bell.signal() {
+        tracing::error!(%error, "the thread of shared memory cannot be woken");
     }
 }
 
 /// The door's thread; dropped, it closes the door. Those inside stay.
 #[derive(Debug)]
-pub struct Keeper {
-    stop: Arc<EventFd>,
+pub struct Door {
+    entrance: Entrance,
+    stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
-    path: PathBuf,
 }
 
-impl Keeper {
-    /// Where it listens.
+impl Door {
+    /// Starts the thread. `deliver` is called on it and must not wait.
+    pub fn open(limits: Limits, deliver: impl FnMut(Knock) + Send + 'static) -> io::Result<Door> {
+        let (sender, entered) = channel();
+        let bell = Arc::new(EventFd::new()?);
+        let stop = Arc::new(AtomicBool::new(false));
+        let keeping = Keeping {
+            entered,
+            bell: Arc::clone(&bell),
+            stop: Arc::clone(&stop),
+            limits,
+            deliver,
+            waiting: BTreeMap::new(),
+            inside: BTreeMap::new(),
+            last: 0,
+        };
+        let thread = std::thread::Builder::new().name("ringway-shm".into()).spawn(move || keeping.run())?;
+        Ok(Door { entrance: Entrance { sender, bell }, stop, thread: Some(thread) })
+    }
+
+    /// For whoever listens.
     #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.path
+    pub fn entrance(&self) -> Entrance {
+        self.entrance.clone()
     }
 }
 
-impl Drop for Keeper {
+impl Drop for Door {
     fn drop(&mut self) {
-        // A counter that cannot be written is one that was: the thread ends.
-        let _ = self.stop.signal();
+        self.stop.store(true, Ordering::Relaxed);
+        ring(&self.entrance.bell);
         if let Some(thread) = self.thread.take() {
             drop(thread.join());
         }
-        let _ = std::fs::remove_file(&self.path);
     }
 }
 
@@ -198,7 +172,9 @@ struct Inside {
 }
 
 struct Keeping<F> {
-    listener: OwnedFd,
+    entered: Receiver<OwnedFd>,
+    bell: Arc<EventFd>,
+    stop: Arc<AtomicBool>,
     limits: Limits,
     deliver: F,
     waiting: BTreeMap<u64, Waiting>,
@@ -207,33 +183,28 @@ struct Keeping<F> {
 }
 
 impl<F: FnMut(Knock)> Keeping<F> {
-    fn run(mut self, stop: &EventFd) {
+    fn run(mut self) {
         loop {
-            let (stopped, knocked) = self.sleep(stop);
-            if stopped {
+            self.sleep();
+            if self.stop.load(Ordering::Relaxed) {
                 return;
             }
             self.look_inside();
-            if knocked {
-                self.accept();
-            }
+            self.let_in();
             self.look_at_waiting();
         }
     }
 
-    /// Until something happens: whether it is the end, and whether somebody connects.
-    fn sleep(&self, stop: &EventFd) -> (bool, bool) {
-        let mut polled = Vec::with_capacity(2 + self.waiting.len() + self.inside.len());
-        polled.push(PollFd::new(stop, PollFlags::IN));
-        let more = if self.waiting.len() < WAITING_MAX { PollFlags::IN } else { PollFlags::empty() };
-        polled.push(PollFd::new(&self.listener, more));
-        polled.extend(self.waiting.values().map(|waiting| PollFd::new(&waiting.line, PollFlags::IN)));
-        polled.extend(self.inside.values().map(|inside| PollFd::new(&inside.line, PollFlags::IN)));
+    /// Until something happens.
+    fn sleep(&self) {
+        let mut polled = Vec::with_capacity(1 + self.waiting.len() + self.inside.len());
+        polled.push(PollFd::new(&*self.bell, PollFlags::IN));
+        polled.extend(self.waiting.values().map(|waiting| PollFd::new(&*waiting.line, PollFlags::IN)));
+        polled.extend(self.inside.values().map(|inside| PollFd::new(&*inside.line, PollFlags::IN)));
         let timeout = (!self.waiting.is_empty()).then_some(Timespec { tv_sec: 1, tv_nsec: 0 });
-        match rustix::event::poll(&mut polled, timeout.as_ref()) {
-            Ok(_) => (!polled[0].revents().is_empty(), !polled[1].revents().is_empty()),
-            Err(_) => (false, false),
-        }
+        // Interrupted or not: what there is, is looked at.
+        let _ = rustix::event::poll(&mut polled, timeout.as_ref());
+        let _ = self.bell.take();
     }
 
     /// Whoever is gone is reported, and so is who says what is not in the protocol.
@@ -255,21 +226,15 @@ impl<F: FnMut(Knock)> Keeping<F> {
         }
     }
 
-    fn accept(&mut self) {
-        while self.waiting.len() < WAITING_MAX {
-            match rustix::net::accept_with(&self.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
-                Ok(socket) => {
-                    self.last += 1;
-                    let waiting = Waiting { line: Arc::new(Line::new(socket)), since: Instant::now() };
-                    self.waiting.insert(self.last, waiting);
-                }
-                Err(rustix::io::Errno::AGAIN) => return,
-                Err(errno) => {
-                    tracing::warn!("a client of shared memory cannot be let in: {errno}");
-                    std::thread::sleep(Duration::from_millis(10));
-                    return;
-                }
+    fn let_in(&mut self) {
+        while let Ok(socket) = self.entered.try_recv() {
+            let line = Line::new(socket);
+            if self.waiting.len() >= WAITING_MAX {
+                refuse(&line, Reason::Limit, "too many clients come at once");
+                continue;
             }
+            self.last += 1;
+            self.waiting.insert(self.last, Waiting { line: Arc::new(line), since: Instant::now() });
         }
     }
 

@@ -20,6 +20,9 @@ pub mod ring;
 pub mod virtqueue;
 pub mod words;
 
+#[cfg(feature = "client")]
+pub mod client;
+
 /// Queues of one connection at most: two bells each have to fit one message of 253 descriptors.
 pub const QUEUES_MAX: u16 = 64;
 /// Entries of a queue at most, a power of two: eight times the depth at which throughput stops to grow.

@@ -14,7 +14,7 @@ use crate::wire::command::{Direction, FABRICS, Fuse, PSDT_SGL, Sqe, nvm};
 use crate::wire::completion::NvmeStatus;
 use crate::wire::dsm::{ATTRIBUTE_DEALLOCATE, DsmRange, RANGES_MAX};
 use crate::wire::fabrics::kind;
-use crate::wire::sgl::DataPlace;
+use crate::wire::sgl::{DataPlace, SGL_IN_CAPSULE};
 
 /// Bytes of the longest list of ranges.
 const RANGES_BYTES_MAX: u32 = (RANGES_MAX * size_of::<DsmRange>()) as u32;
@@ -68,6 +68,34 @@ pub struct IoSight<'a> {
 
 /// Checks command `sqe`, which came in a capsule with `capsule_data` bytes of data.
 pub fn check_io(sqe: &Sqe, capsule_data: usize, sight: &IoSight<'_>) -> Result<IoCommand, NvmeStatus> {
+    let (volume, work, fuse, accepted) = check_command(sqe, sight)?;
+    let (direction, data) = check_data(sqe, capsule_data, accepted)?;
+    Ok(IoCommand { volume, work, fuse, direction, data })
+}
+
+/// Checks command `sqe`, whose data lies in an area of `area_bytes` that its host shares. Returns also where in it.
+pub fn check_shared(sqe: &Sqe, area_bytes: u64, sight: &IoSight<'_>) -> Result<(IoCommand, u64), NvmeStatus> {
+    let (volume, work, fuse, accepted) = check_command(sqe, sight)?;
+    if *accepted.end() == 0 {
+        let (direction, data) = (Direction::None, DataPlace::Transport { len: 0 });
+        return Ok((IoCommand { volume, work, fuse, direction, data }, 0));
+    }
+    if sqe.sgl.kind != SGL_IN_CAPSULE {
+        return Err(NvmeStatus::SGL_DESCRIPTOR_TYPE_INVALID.dnr());
+    }
+    let (offset, len) = (sqe.sgl.address.get(), sqe.sgl.length.get());
+    if !accepted.contains(&len) {
+        return Err(NvmeStatus::DATA_SGL_LENGTH_INVALID.dnr());
+    }
+    if offset.checked_add(u64::from(len)).is_none_or(|end| end > area_bytes) {
+        return Err(NvmeStatus::SGL_OFFSET_INVALID.dnr());
+    }
+    let (direction, data) = (sqe.direction()?, DataPlace::Transport { len });
+    Ok((IoCommand { volume, work, fuse, direction, data }, offset))
+}
+
+/// What a command comes down to, and how many bytes of data it may have.
+fn check_command(sqe: &Sqe, sight: &IoSight<'_>) -> Result<(VolumeId, IoWork, Fuse, RangeInclusive<u32>), NvmeStatus> {
     if sqe.opcode == FABRICS {
         return Err(refuse_fabrics(sqe));
     }
@@ -115,8 +143,7 @@ pub fn check_io(sqe: &Sqe, capsule_data: usize, sight: &IoSight<'_>) -> Result<I
         IoWork::Deallocate { .. } | IoWork::Hints => wanted..=RANGES_BYTES_MAX,
         IoWork::Request { .. } => wanted..=wanted,
     };
-    let (direction, data) = check_data(sqe, capsule_data, accepted)?;
-    Ok(IoCommand { volume: record.id, work, fuse, direction, data })
+    Ok((record.id, work, fuse, accepted))
 }
 
 /// The volume behind a namespace, fit for I/O.

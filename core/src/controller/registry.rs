@@ -4,12 +4,13 @@
 //! before its host gets another one with the same subsystem (history C11); a queue number is taken at most once.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ringway_reactor::io::Instant;
 
 use super::admin::AdminQueue;
-use super::association::{Association, AssociationState, ControllerKind};
+use super::association::{Association, AssociationState, ControllerKind, HostIdentity};
 use super::connect::{Path, Refusal, Wish, bad_command, bad_data};
 use super::queue::IoQueue;
 use crate::directory::{Directory, Subsystem};
@@ -155,6 +156,50 @@ impl Registry {
         inner.by_controller.insert(controller_id, entry);
         let queue = AdminQueue::new(association, wish.entries, wish.sq_flow_control, directory);
         Ok(Connected::Admin { queue: Box::new(queue), superseded })
+    }
+
+    /// Attaches a volume to a host on this machine that came by no NVMe connection: the same rules hold, and its association is
+    /// enabled at once. Nothing of the host's is ended by it, since each of its connections is known to live.
+    pub fn attach_host(
+        &self,
+        host: HostIdentity,
+        subsystem: Subsystem,
+        directory: &Directory,
+        now: Instant,
+    ) -> Result<Arc<Association>, Refusal> {
+        let here = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let path = Path { local: here, peer: here };
+        let wish = Wish {
+            queue_id: 0,
+            entries: 0,
+            sq_flow_control: false,
+            keep_alive_ms: 0,
+            host,
+            controller_id: CNTLID_DYNAMIC,
+            subsystem_nqn: subsystem.nqn.clone(),
+        };
+        let mut inner = self.inner();
+        admit(&subsystem, &wish, path, directory)?;
+        let exclusive = inner.check_exclusive(&subsystem, &wish, directory)?;
+        let living = inner.entries().filter(|entry| !entry.association.is_dead()).count();
+        if inner.by_controller.len() >= CONTROLLERS_MAX || living >= self.associations_max {
+            return Err(NvmeStatus::CONNECT_CONTROLLER_BUSY.into());
+        }
+        let controller_id = inner.free_controller_id();
+        inner.last_association += 1;
+        let association = Arc::new(Association::new(
+            AssociationId(inner.last_association),
+            controller_id,
+            wish.host,
+            ControllerKind::Io(subsystem),
+            (here, here),
+            (now, 0),
+            exclusive,
+        ));
+        association.advance(AssociationState::Enabled);
+        let entry = Entry { association: Arc::clone(&association), queues: BTreeSet::from([0]) };
+        inner.by_controller.insert(controller_id, entry);
+        Ok(association)
     }
 
     fn connect_io(&self, wish: &Wish, now: Instant) -> Result<Connected, Refusal> {

@@ -44,10 +44,11 @@ impl<L: RecordLog> Node<L> {
         catch_up(&metrics.polls_empty, turns.empty);
         catch_up(&metrics.sleeps, turns.sleeps);
         catch_up(&metrics.messages_sent, self.messages_sent);
-        let transport = self.transports.tcp.stats();
-        catch_up(&metrics.connections_accepted, transport.accepted);
-        catch_up(&metrics.protocol_errors, transport.terminated);
-        catch_up(&metrics.bytes_copied, transport.bytes_copied + self.transports.vhost.stats().bytes_copied);
+        let (tcp, shm) = (self.transports.tcp.stats(), self.transports.shm.stats());
+        let vhost = self.transports.vhost.stats();
+        catch_up(&metrics.connections_accepted, tcp.accepted + shm.accepted);
+        catch_up(&metrics.protocol_errors, tcp.terminated + shm.terminated);
+        catch_up(&metrics.bytes_copied, tcp.bytes_copied + shm.bytes_copied + vhost.bytes_copied);
         metrics.buffers_in_use.set(io.buffers().in_use() as u64);
         metrics.device_in_flight.set(io.in_flight() as u64);
     }

@@ -9,7 +9,7 @@ use crate::directory::Directory;
 use crate::ids::{AssociationId, ShardId, VolumeId};
 use crate::shard::{Part, PartDone};
 use crate::space::SlabId;
-use crate::transport::{Adopted, vhost};
+use crate::transport::{Adopted, shm, vhost};
 
 /// One message. Messages of one reactor to another arrive in the order sent.
 #[derive(Debug)]
@@ -24,6 +24,8 @@ pub enum Message {
     BarrierDone { shard: ShardId, ticket: u64, result: Result<(), IoError> },
     /// A connection for the receiver to serve.
     Adopt(Adopted),
+    /// For the transport of native rings.
+    Shm(shm::Mail),
     /// The volumes changed: replace the directory, tell the shards and the hosts, answer [`Message::Published`].
     Publish { directory: Arc<Directory>, seq: u64 },
     /// This reactor works with directory `seq`.

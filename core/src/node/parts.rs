@@ -22,6 +22,7 @@ impl<L: RecordLog> Node<L> {
                 TransportEvent::AssociationDead(association) => self.begin_fence(association),
                 TransportEvent::Attached { volume } => self.send(0, Message::Attached { volume }),
                 TransportEvent::Handover { to, adopted } => self.send(to, Message::Adopt(adopted)),
+                TransportEvent::Mail { to, message } => self.send(to, message),
             }
         }
         self.transport_events = events;
@@ -58,6 +59,8 @@ impl<L: RecordLog> Node<L> {
                 self.answer(io, done);
             }
         }
+        // Answers may have led to more.
+        requests.append(&mut self.requests);
         self.requests = requests;
         self.send_parts(now);
     }
@@ -124,7 +127,7 @@ impl<L: RecordLog> Node<L> {
 
     pub(super) fn answer<I: Io>(&mut self, io: &mut I, done: Done) {
         if done.id.0 & FROM_TRANSPORT != 0 {
-            self.transports.on_done(io, done, &mut self.transport_events);
+            self.transports.on_done(io, done, &mut self.requests, &mut self.transport_events);
         } else if done.id.0 & FROM_OWNER != 0 {
             self.owner.as_mut().expect("it made the request").on_done(&done);
         } else {

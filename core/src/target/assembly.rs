@@ -25,7 +25,9 @@ use crate::node::{Node, NodeParts};
 use crate::pool::{Layout, OpenPool};
 use crate::shard::{OpenError, Opened, Progress, RecordLog, Recovery, RecoverySpec, Region, ShardConfig, TokenBase};
 use crate::tokens;
-use crate::transport::{TcpTransport, TransportConfig, Transports, VhostShared, VhostTransport};
+use crate::transport::{
+    ShmConfig, ShmTransport, TcpTransport, TransportConfig, Transports, VhostShared, VhostTransport,
+};
 
 /// The device with everything but data.
 const META: FileId = FileId(0);
@@ -287,12 +289,17 @@ impl Plan {
             Arc::clone(&self.directory),
         );
         let vhost = VhostTransport::new(Arc::clone(&self.vhost), Arc::clone(&self.directory));
+        let shm = ShmTransport::new(
+            ShmConfig { reactor, reactors: self.reactors, interests: Arc::clone(&self.interests) },
+            Arc::clone(&self.registry),
+            Arc::clone(&self.directory),
+        );
         Node::new(NodeParts {
             index: reactor,
             reactors: self.reactors,
             placement: Arc::clone(&self.placement),
             shards: recovered.opened.into_iter().map(|opened| opened.shard).collect(),
-            transports: Transports { tcp, vhost },
+            transports: Transports { tcp, shm, vhost },
             registry: Arc::clone(&self.registry),
             directory: Arc::clone(&self.directory),
             epoch: Arc::clone(&self.epoch),

@@ -90,6 +90,8 @@ pub struct TargetConfig {
     /// The folder of the log that survives the process but not the machine; `None` is /dev/shm. A process that died has left it
     /// where the pool's catalog says, whatever this says now.
     pub crash_log: Option<PathBuf>,
+    /// Serve programs of this machine over shared memory, by [`super::shm::SOCKET`] in the runtime folder.
+    pub shm: bool,
     /// Bytes of registered buffers of each reactor.
     pub buffer_bytes: usize,
     /// Bytes of decoded map in memory, all shards together.
@@ -120,6 +122,7 @@ impl TargetConfig {
             runtime: std::env::temp_dir(),
             socket_access: SocketAccess::default(),
             crash_log: None,
+            shm: false,
             buffer_bytes: 64 << 20,
             map_cache_bytes: 256 << 20,
             commit_interval: Duration::from_millis(500),

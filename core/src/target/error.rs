@@ -62,6 +62,9 @@ pub enum StartError {
         /// Its number.
         errno: i32,
     },
+    /// A socket for clients of this machine.
+    #[error("{0}")]
+    Socket(ControlError),
     /// A system facility that the engine needs.
     #[error("{what}: {source}")]
     System {
@@ -106,6 +109,7 @@ impl StartError {
                 errno::EACCES => ControlErrorKind::Denied,
                 _ => ControlErrorKind::Invalid,
             },
+            StartError::Socket(error) => error.kind,
             StartError::Pool(error) => pool_kind(error),
             StartError::Shard(OpenError::Buffers(..)) => ControlErrorKind::NoSpace,
             StartError::Shard(OpenError::Read { .. }) => ControlErrorKind::Internal,

@@ -11,6 +11,7 @@ mod in_process;
 pub mod log;
 mod log_place;
 mod running;
+pub mod shm;
 mod start;
 pub mod unix;
 mod vhost;

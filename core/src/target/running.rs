@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 
 use ringway_reactor::files::OpenFile;
 use ringway_reactor::mailbox::Injector;
+use ringway_shm_ring::door::Door;
 use thiserror::Error;
 
 use super::log_place::forget;
@@ -23,14 +24,21 @@ pub struct StopError;
 /// A target that serves. Dropped without [`RunningTarget::join`], it goes on serving.
 pub struct RunningTarget {
     injector: Injector<Message>,
-    control: Arc<dyn ControlPort>,
-    sockets: UnixSockets,
+    ways: Ways,
     metrics: Arc<Metrics>,
     listeners: Vec<SocketAddr>,
     threads: Vec<JoinHandle<bool>>,
     /// Holds the pool's lock until nobody else can mistake our logs for theirs.
     files: Arc<[OpenFile]>,
     log_paths: Vec<PathBuf>,
+}
+
+/// What serves callers and clients of this machine, beside the reactors.
+pub(super) struct Ways {
+    pub(super) control: Arc<dyn ControlPort>,
+    pub(super) sockets: UnixSockets,
+    /// Lives as long as the target.
+    pub(super) _door: Option<Door>,
 }
 
 /// The way of control calls to reactor 0.
@@ -45,14 +53,13 @@ impl ControlPort for Port {
 impl RunningTarget {
     pub(super) fn new(
         injector: Injector<Message>,
-        control: Arc<dyn ControlPort>,
-        sockets: UnixSockets,
+        ways: Ways,
         metrics: Arc<Metrics>,
         listeners: Vec<SocketAddr>,
         threads: Vec<JoinHandle<bool>>,
         (files, log_paths): (Arc<[OpenFile]>, Vec<PathBuf>),
     ) -> Self {
-        Self { injector, control, sockets, metrics, listeners, threads, files, log_paths }
+        Self { injector, ways, metrics, listeners, threads, files, log_paths }
     }
 
     /// Where it listens; port 0 is resolved.
@@ -64,7 +71,7 @@ impl RunningTarget {
     /// Takes control calls.
     #[must_use]
     pub fn control(&self) -> Arc<dyn ControlPort> {
-        Arc::clone(&self.control)
+        Arc::clone(&self.ways.control)
     }
 
     /// Its counters.
@@ -75,7 +82,7 @@ impl RunningTarget {
 
     /// Begins to stop: nothing new is taken, what is in flight is answered, everything is made durable. More than once does no harm.
     pub fn shutdown(&self) {
-        self.sockets.remote().close_all();
+        self.ways.sockets.remote().close_all();
         self.injector.send(Message::Quiet);
     }
 

@@ -33,7 +33,8 @@ use super::error::StartError;
 use super::exports::{Exports, ServeExport, Servers};
 use super::log::ProcessLog;
 use super::log_place::{Logs, PoolLogs, open_logs};
-use super::running::{Port, RunningTarget};
+use super::running::{Port, RunningTarget, Ways};
+use super::shm::Entry;
 use super::unix::UnixSockets;
 use crate::catalog::CatalogRecord;
 use crate::control::TargetInfo;
@@ -93,6 +94,7 @@ pub fn start(config: TargetConfig, progress: &mut dyn FnMut(&Progress)) -> Resul
     let mesh = Mesh::new(reactors, MAILBOX);
     let injectors: Vec<_> = mesh.iter().map(Endpoint::injector).collect();
     let injector = injectors[0].clone();
+    let entry = Entry::open(&config, injector.clone())?;
     let free_cores: Vec<usize> = allowed_cores()?.into_iter().filter(|core| !config.cores.contains(core)).collect();
     let (reports, reported) = channel();
     let (mut threads, mut gos) = (Vec::new(), Vec::new());
@@ -126,7 +128,9 @@ pub fn start(config: TargetConfig, progress: &mut dyn FnMut(&Progress)) -> Resul
             let servers = Servers::from([(ExportKind::VhostUser, vhost)]);
             let exports = Exports::start(plan.exports(), port, sockets.remote(), &config, servers);
             let held = (files, log_paths);
-            Ok(RunningTarget::new(injector, Arc::new(exports), sockets, metrics, listeners, threads, held))
+            let door = entry.map(|entry| entry.listen(&sockets.remote()));
+            let ways = Ways { control: Arc::new(exports), sockets, _door: door };
+            Ok(RunningTarget::new(injector, ways, metrics, listeners, threads, held))
         }
         Err(error) => {
             // Those that wait see that nobody will tell them to go on.

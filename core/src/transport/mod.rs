@@ -4,6 +4,7 @@
 //! of the node goes to all kinds, or to the one that it concerns. Sockets deliver by completions; rings are polled, in
 //! [`Transports::pull`], which a turn calls before it reads the epoch word.
 
+pub mod shm;
 pub mod tcp;
 pub mod vhost;
 
@@ -11,6 +12,7 @@ use std::sync::Arc;
 
 use ringway_reactor::io::{Completion, Instant, Io};
 
+pub use shm::{ShmConfig, ShmTransport};
 pub use tcp::{Adopted, ConnectionSeen, TcpTransport, TransportConfig, TransportEvent, TransportStats};
 pub use vhost::{VhostServer, VhostShared, VhostTransport};
 
@@ -23,6 +25,8 @@ use crate::tokens;
 pub struct Transports {
     /// Connections by NVMe/TCP.
     pub tcp: TcpTransport,
+    /// Native rings.
+    pub shm: ShmTransport,
     /// Rings in the memory of virtual machines.
     pub vhost: VhostTransport,
 }
@@ -38,14 +42,22 @@ impl Transports {
     ) {
         match kind {
             tokens::TCP => self.tcp.on_completion(io, completion, out),
+            tokens::SHM => self.shm.on_completion(io, &completion),
             tokens::VHOST => self.vhost.on_completion(io, &completion),
             kind => unreachable!("no transport submits operations of kind {kind}"),
         }
     }
 
     /// A request ended.
-    pub fn on_done<I: Io>(&mut self, io: &mut I, done: Done, out: &mut Vec<TransportEvent>) {
+    pub fn on_done<I: Io>(
+        &mut self,
+        io: &mut I,
+        done: Done,
+        requests: &mut Vec<(RequestId, Request)>,
+        out: &mut Vec<TransportEvent>,
+    ) {
         match tokens::request_kind(done.id) {
+            tokens::SHM => self.shm.on_done(io, done, requests),
             tokens::TCP => self.tcp.on_done(io, done, out),
             tokens::VHOST => self.vhost.on_done(io, &done),
             kind => unreachable!("no transport makes requests of kind {kind}"),
@@ -57,66 +69,73 @@ impl Transports {
         &mut self,
         io: &mut I,
         requests: &mut Vec<(RequestId, Request)>,
-        _out: &mut Vec<TransportEvent>,
+        out: &mut Vec<TransportEvent>,
     ) -> bool {
-        self.vhost.pull(io, requests)
+        let pulled = self.shm.pull(io, requests, out);
+        self.vhost.pull(io, requests) || pulled
     }
 
     /// Whether [`Transports::pull`] has rings to look at: then it is called in every turn, whether or not anything else happened.
     #[must_use]
     pub fn has_rings(&self) -> bool {
-        self.vhost.rings() > 0
+        self.shm.has_rings() || self.vhost.rings() > 0
     }
 
     /// The reactor is about to sleep: asks for bells, and looks once more. `false` if there was something.
     pub fn before_sleep<I: Io>(&mut self, io: &mut I) -> bool {
-        self.vhost.before_sleep(io)
+        let idle = self.shm.before_sleep();
+        self.vhost.before_sleep(io) && idle
     }
 
     /// The volumes changed.
     pub fn on_directory<I: Io>(&mut self, io: &mut I, directory: &Arc<Directory>, out: &mut Vec<TransportEvent>) {
         self.tcp.on_directory(io, Arc::clone(directory), out);
+        self.shm.on_directory(directory, out);
         self.vhost.on_directory(directory);
     }
 
     /// The association is dead: nothing more of it is taken, and nothing is answered.
     pub fn kill_association<I: Io>(&mut self, io: &mut I, association: AssociationId, out: &mut Vec<TransportEvent>) {
         self.tcp.kill_association(io, association, out);
+        self.shm.kill_association(io, association);
         self.vhost.kill_association(association);
     }
 
     /// What waits for buffers, fences or deadlines.
     pub fn tick<I: Io>(&mut self, io: &mut I, out: &mut Vec<TransportEvent>) {
         self.tcp.tick(io, out);
+        self.shm.tick(io, out);
     }
 
     /// Sends what the turn has led to.
     pub fn flush<I: Io>(&mut self, io: &mut I) {
         self.tcp.flush(io);
+        self.shm.flush(io);
         self.vhost.flush(io);
     }
 
     /// When [`Transports::tick`] has to run although nothing arrives.
     #[must_use]
     pub fn next_deadline(&self) -> Instant {
-        self.tcp.next_deadline().min(self.vhost.next_deadline())
+        self.tcp.next_deadline().min(self.shm.next_deadline()).min(self.vhost.next_deadline())
     }
 
     /// Whether there is something to do at once.
     #[must_use]
     pub fn busy(&self) -> bool {
-        self.tcp.busy() || self.vhost.busy()
+        self.tcp.busy() || self.shm.busy() || self.vhost.busy()
     }
 
     /// Takes nothing new.
     pub fn drain<I: Io>(&mut self, io: &mut I) {
         self.tcp.drain(io);
+        self.shm.drain();
         self.vhost.drain(io);
     }
 
     /// Whether drained transports have nothing left.
     #[must_use]
     pub fn is_quiet(&self) -> bool {
-        self.tcp.is_quiet() && self.vhost.is_quiet()
+        self.tcp.is_quiet() && self.shm.is_quiet() && self.vhost.is_quiet()
     }
 }

@@ -24,6 +24,7 @@ pub(crate) fn start(plan: &Plan) -> Result<Box<dyn Engine>, Failure> {
     config.runtime.clone_from(&plan.runtime);
     config.socket_access = plan.socket_access;
     config.crash_log.clone_from(&plan.crash_log);
+    config.shm = true;
     if let Some(Size(bytes)) = plan.buffers {
         config.buffer_bytes =
             usize::try_from(bytes).map_err(|_| Failure::usage("the buffers do not fit this machine"))?;

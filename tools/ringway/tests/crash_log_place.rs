@@ -109,8 +109,7 @@ fn c3_a_copy_of_the_pool_leaves_the_log_of_the_original_alone() {
     fs::copy(shared.place.pool().join("device-0.ringway"), copy.join("device-0.ringway")).unwrap();
     let runtime = shared.place.path("run-copy");
     let (copy, runtime) = (copy.to_str().unwrap(), runtime.to_str().unwrap());
-    let of_copy =
-        shared.place.serve_plainly(&["--pool", copy, "--runtime", runtime, "--listen", "tcp://127.0.0.1:0"]);
+    let of_copy = shared.place.serve_plainly(&["--pool", copy, "--runtime", runtime, "--listen", "tcp://127.0.0.1:0"]);
     of_copy.logs("is gone, although this machine has not been restarted");
     assert_eq!(of_copy.stop().code, Some(0));
     let daemon = shared.serve("run-a", &listener);

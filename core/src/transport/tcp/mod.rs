@@ -22,6 +22,7 @@ use slab::Slab;
 use crate::controller::registry::Registry;
 use crate::directory::Directory;
 use crate::ids::{AssociationId, RequestId, VolumeId};
+use crate::node::message::Message;
 use crate::request::{Done, Request};
 use connection::{Connection, Phase};
 
@@ -84,6 +85,8 @@ pub enum TransportEvent {
     Attached { volume: VolumeId },
     /// A new connection belongs to another reactor.
     Handover { to: usize, adopted: Adopted },
+    /// For a transport of the same kind on another reactor.
+    Mail { to: usize, message: Message },
 }
 
 /// One connection, as it is shown.

@@ -1,0 +1,219 @@
+//! Admission, on reactor 0: from a client that asks to queues that are served.
+//!
+//! ```text
+//! offered --admitted by the registry--> fencing --former associations fenced--> dealing --all served--> open
+//!     \--refused                            \------------------ dead ------------------------------------/--> dismissed
+//! ```
+//! The client is told "welcome" once every queue is polled. Until the fences of its host's former associations have passed,
+//! nothing is (history C11).
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+
+use ringway_reactor::io::Instant;
+use ringway_reactor::shared::MemoryTable;
+use ringway_shm_ring::door::{Offer, bye};
+use ringway_shm_ring::message::{Hello, Message as Word, Reason, VolumeInfo};
+
+use super::{Connection, Mail, Seat, ShmTransport, TransportEvent};
+use crate::controller::association::{Association, HostIdentity};
+use crate::directory::{Directory, volume_nqn};
+use crate::ids::{AssociationId, VolumeId};
+use crate::limits::{REQUEST_BYTES_MAX, WRITE_ZEROES_BYTES_MAX};
+use crate::node::message::Message;
+use crate::volume::VolumeRecord;
+use crate::wire::completion::NvmeStatus;
+
+/// How far a client has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Its host's former associations are being fenced.
+    Fencing,
+    /// So many of its queues are not yet served.
+    Dealing { left: u16 },
+    /// It was told welcome.
+    Open,
+}
+
+/// A client that has an association.
+#[derive(Debug)]
+pub(super) struct Admitted {
+    offer: Offer,
+    connection: Arc<Connection>,
+    volume: VolumeId,
+    told: VolumeInfo,
+    stage: Stage,
+}
+
+fn info(directory: &Directory, record: &VolumeRecord) -> VolumeInfo {
+    VolumeInfo {
+        size: record.size,
+        block_bytes: record.lba_bytes,
+        request_bytes_max: REQUEST_BYTES_MAX,
+        write_zeroes_bytes_max: WRITE_ZEROES_BYTES_MAX,
+        read_only: directory.read_only(),
+    }
+}
+
+impl ShmTransport {
+    /// A client asks to be let in.
+    pub(super) fn admit(&mut self, offer: Offer, now: Instant, out: &mut Vec<TransportEvent>) {
+        match self.attach(&offer.hello, now) {
+            Ok((association, volume, told)) => {
+                let hello = &offer.hello;
+                let connection = Arc::new(Connection {
+                    number: offer.number,
+                    association,
+                    line: Arc::clone(&offer.line),
+                    table: MemoryTable::new(vec![Arc::clone(&offer.memory)]),
+                    layout: hello.layout,
+                    generation: hello.generation,
+                    queues: AtomicUsize::new(usize::from(hello.layout.queues())),
+                });
+                let admitted = Admitted { offer, connection, volume, told, stage: Stage::Fencing };
+                self.admitted.insert(admitted.offer.number, admitted);
+                self.await_fences(out);
+            }
+            Err((reason, text)) => {
+                tracing::warn!(
+                    pid = offer.line.peer_pid(),
+                    host = offer.hello.host_nqn,
+                    volume = offer.hello.volume,
+                    "a client of shared memory is refused: {text}"
+                );
+                offer.refuse(reason, &text);
+            }
+        }
+    }
+
+    fn attach(
+        &self,
+        hello: &Hello,
+        now: Instant,
+    ) -> Result<(Arc<Association>, VolumeId, VolumeInfo), (Reason, String)> {
+        if self.draining {
+            return Err((Reason::Stopping, "the target is stopping".into()));
+        }
+        let name = &hello.volume;
+        let missing =
+            || (Reason::NoVolume, format!("there is no volume {name}; `ringway volume list` shows what there is"));
+        let entry = self.directory.by_name(name).ok_or_else(missing)?;
+        let subsystem = self.directory.find_subsystem(&volume_nqn(&entry.record)).ok_or_else(missing)?;
+        let host = HostIdentity { nqn: hello.host_nqn.clone(), id: hello.host_id };
+        let association = self.registry.attach_host(host, subsystem, &self.directory, now).map_err(|refusal| {
+            if refusal.status.is(NvmeStatus::CONNECT_INVALID_HOST) {
+                let text = format!("host {} is not on the list of volume {name}", hello.host_nqn);
+                (Reason::Denied, text)
+            } else if entry.record.exclusive {
+                (Reason::Busy, format!("volume {name} is exclusive and another host has it"))
+            } else {
+                (Reason::Limit, "the target has as many associations as it takes".into())
+            }
+        })?;
+        Ok((association, entry.record.id, info(&self.directory, &entry.record)))
+    }
+
+    /// Deals out the queues of clients whose hosts have nothing left from before.
+    pub(super) fn await_fences(&mut self, out: &mut Vec<TransportEvent>) {
+        for admitted in self.admitted.values_mut() {
+            if admitted.stage != Stage::Fencing || !self.registry.unfenced(&admitted.connection.association).is_empty()
+            {
+                continue;
+            }
+            admitted.stage = Stage::Dealing { left: admitted.offer.hello.layout.queues() };
+            for (index, bells) in (0..).zip(&admitted.offer.bells) {
+                let seat = Seat { connection: Arc::clone(&admitted.connection), index, bells: bells.clone() };
+                let to = self.next_reactor;
+                self.next_reactor = (to + 1) % self.config.reactors;
+                out.push(TransportEvent::Mail { to, message: Message::Shm(Mail::Serve(Box::new(seat))) });
+            }
+        }
+    }
+
+    /// Whether somebody waits for a fence, whose end is no event here.
+    pub(super) fn awaits_fence(&self) -> bool {
+        self.admitted.values().any(|admitted| admitted.stage == Stage::Fencing)
+    }
+
+    /// A queue of this client is served.
+    pub(super) fn serving(&mut self, number: u64, out: &mut Vec<TransportEvent>) {
+        // Dismissed meanwhile: its queues go with the fence.
+        let Some(admitted) = self.admitted.get_mut(&number) else { return };
+        let Stage::Dealing { left } = &mut admitted.stage else { unreachable!("a queue is served once") };
+        *left -= 1;
+        if *left > 0 {
+            return;
+        }
+        admitted.stage = Stage::Open;
+        match admitted.offer.welcome(admitted.told) {
+            Ok(()) => out.push(TransportEvent::Attached { volume: admitted.volume }),
+            Err(error) => {
+                tracing::warn!(%error, "a client of shared memory could not be told that it is attached");
+                // The door's thread sees the end of the line.
+                admitted.offer.line.shut_down();
+            }
+        }
+    }
+
+    /// The client's socket is closed.
+    pub(super) fn gone(&mut self, number: u64, out: &mut Vec<TransportEvent>) {
+        if let Some(admitted) = self.admitted.remove(&number) {
+            self.end(&admitted, out);
+        }
+    }
+
+    fn end(&self, admitted: &Admitted, out: &mut Vec<TransportEvent>) {
+        let association = &admitted.connection.association;
+        if self.registry.end(association) {
+            out.push(TransportEvent::AssociationDead(association.id));
+        }
+    }
+
+    /// The association is dead, by whoever's will.
+    pub(super) fn dismiss(&mut self, association: AssociationId) {
+        let of_it = |admitted: &Admitted| admitted.connection.association.id == association;
+        let dismissed: Vec<_> =
+            self.admitted.extract_if(.., |_, admitted| of_it(admitted)).map(|(_, admitted)| admitted).collect();
+        for admitted in dismissed {
+            match admitted.stage {
+                Stage::Open => bye(&admitted.offer.line, Reason::Ended, "the target has ended the association"),
+                _ => admitted.offer.refuse(Reason::Ended, "the target has ended the association"),
+            }
+        }
+    }
+
+    /// The target stops: those who wait are sent away.
+    pub(super) fn turn_away(&mut self) {
+        let waits = |admitted: &Admitted| admitted.stage != Stage::Open;
+        for (_, admitted) in self.admitted.extract_if(.., |_, admitted| waits(admitted)) {
+            admitted.offer.refuse(Reason::Stopping, "the target is stopping");
+        }
+    }
+
+    /// The volumes changed.
+    pub fn on_directory(&mut self, directory: &Arc<Directory>, out: &mut Vec<TransportEvent>) {
+        self.directory = Arc::clone(directory);
+        let mut ended = Vec::new();
+        for (&number, admitted) in &mut self.admitted {
+            let host = &admitted.connection.association.host.nqn;
+            let record = directory.volume(admitted.volume).filter(|record| directory.may_attach(record, host, true));
+            let Some(record) = record else {
+                ended.push(number);
+                continue;
+            };
+            let now = info(directory, record);
+            if now != admitted.told {
+                admitted.told = now;
+                if admitted.stage == Stage::Open {
+                    // A client that reads none of its messages goes without this one.
+                    let _ = admitted.offer.line.send(&Word::Changed(now), &[]);
+                }
+            }
+        }
+        for number in ended {
+            let admitted = self.admitted.remove(&number).expect("found above");
+            bye(&admitted.offer.line, Reason::Ended, "the volume is gone, or this host may not attach it any more");
+            self.end(&admitted, out);
+        }
+    }
+}

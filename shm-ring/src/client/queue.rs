@@ -1,0 +1,507 @@
+//! One queue of a client: commands in, completions out, and the move to the next connection.
+//!
+//! A command keeps its slot, and the slot the words that were sent, until it has ended: that is what is sent again when the
+//! target was replaced. The order of what is sent again is that of the first time.
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ringway_reactor::shared::SharedMemory;
+use rustix::event::{PollFd, PollFlags};
+use thiserror::Error;
+
+use super::buffer::Buffer;
+use super::session::{Session, Shared, timespec};
+use crate::command::{Command, range_bytes};
+use crate::door::Bells;
+use crate::line::Line;
+use crate::ring::ClientQueue;
+
+/// Polls without a completion after which the socket is looked at: some tens of microseconds.
+const LOOK_AFTER: u32 = 4096;
+/// How long the calls that wait for one command poll before they sleep.
+const SPIN: Duration = Duration::from_micros(20);
+/// How long a sleep without a limit lasts at most: the socket is looked at in between.
+const SLEEP_MAX: Duration = Duration::from_millis(500);
+
+/// How a command ended: the 15-bit status of NVMe.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Status(pub u16);
+
+impl Status {
+    /// It is done.
+    pub const SUCCESS: Status = Status(0);
+    /// The target is gone and did not come back: whether the command was done is not known (host pathing error).
+    pub const LOST: Status = Status(0x370);
+
+    /// Whether it is done.
+    #[must_use]
+    pub fn is_success(self) -> bool {
+        self.0 & 0x7FF == 0
+    }
+
+    /// Code type and code (base figures 94 to 99), without "do not retry" and the like.
+    #[must_use]
+    pub fn code(self) -> (u8, u8) {
+        ((self.0 >> 8 & 7) as u8, self.0 as u8)
+    }
+}
+
+impl fmt::Debug for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = match self.code() {
+            (0, 0x00) => "success",
+            (0, 0x01) => "invalid opcode",
+            (0, 0x02) => "invalid field",
+            (0, 0x04) => "the client's memory could not be reached",
+            (0, 0x06) => "internal error of the target",
+            (0, 0x08) => "aborted",
+            (0, 0x0B) => "the volume is gone",
+            (0, 0x0F) => "the data's length is not the command's",
+            (0, 0x16) => "the data does not lie in the data area",
+            (0, 0x20) => "write protected",
+            (0, 0x80) => "beyond the end of the volume",
+            (0, 0x81) => "the pool is full",
+            (0, 0x82) => "the volume is faulted",
+            (2, 0x80) => "write fault",
+            (2, 0x81) => "unrecovered read error",
+            (2, 0x85) => "compare failure",
+            (3, 0x70) => "the target is gone",
+            _ => "error",
+        };
+        write!(f, "{text} (type {}, code {:#04x})", self.code().0, self.code().1)
+    }
+}
+
+impl std::error::Error for Status {}
+
+/// A command that has ended.
+#[derive(Debug)]
+pub struct Completion {
+    /// As given with the command.
+    pub tag: u64,
+    /// How it ended.
+    pub status: Status,
+    /// The command's buffer. Not given back if the target is lost, since what it began may still land there.
+    pub buffer: Option<Buffer>,
+}
+
+/// Why a command was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum Reject {
+    /// As many commands are outstanding as the queue is deep.
+    #[error("the queue is full: take completions first")]
+    Full,
+    /// Offset or length is no multiple of the volume's logical block.
+    #[error("offset and length are multiples of the volume's logical block, and the length is not 0")]
+    Unaligned,
+    /// Longer than one command may be.
+    #[error("one command does not move or cover so much: see the volume's limits")]
+    TooLong,
+    /// The list of ranges has no room in the data area.
+    #[error("the data area is full")]
+    NoMemory,
+    /// The target was given up.
+    #[error("the target is gone and did not come back")]
+    Lost,
+}
+
+/// A command that was not taken, and its buffer.
+#[derive(Debug, Error)]
+#[error("{why}")]
+pub struct Rejected {
+    /// Why.
+    pub why: Reject,
+    /// As it was.
+    pub buffer: Option<Buffer>,
+}
+
+impl From<Reject> for Rejected {
+    fn from(why: Reject) -> Rejected {
+        Rejected { why, buffer: None }
+    }
+}
+
+/// Data of a command in flight.
+#[derive(Debug, Default)]
+enum Held {
+    #[default]
+    Nothing,
+    /// Goes back to the caller.
+    Buffer(Buffer),
+    /// A list of ranges of our own.
+    Ranges(Buffer),
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    command: Option<Command>,
+    held: Held,
+    tag: u64,
+    /// Order of submission.
+    number: u64,
+}
+
+/// One queue, for one thread at a time.
+#[derive(Debug)]
+pub struct Queue {
+    shared: Arc<Shared>,
+    index: u16,
+    ring: ClientQueue<Arc<SharedMemory>>,
+    generation: u32,
+    line: Arc<Line>,
+    bells: Bells,
+    slots: Vec<Slot>,
+    free: Vec<u16>,
+    submitted: u64,
+    /// Something was submitted since the target was last looked after.
+    unrung: bool,
+    empty_polls: u32,
+    block_bytes: u32,
+    request_bytes_max: u32,
+    write_zeroes_bytes_max: u32,
+}
+
+impl Queue {
+    pub(super) fn new(shared: Arc<Shared>, index: u16) -> Queue {
+        // It may be down already: the queue then moves over.
+        let session = shared.session();
+        let info = shared.info();
+        let (memory, place) = (Arc::clone(&shared.memory), shared.layout.queue(index));
+        let entries = shared.layout.entries();
+        Queue {
+            ring: ClientQueue::new(memory, place, session.generation),
+            generation: session.generation,
+            line: session.line,
+            bells: session.bells[usize::from(index)].clone(),
+            shared,
+            index,
+            slots: (0..entries).map(|_| Slot::default()).collect(),
+            free: (0..entries).rev().collect(),
+            submitted: 0,
+            unrung: false,
+            empty_polls: 0,
+            block_bytes: info.block_bytes,
+            request_bytes_max: info.request_bytes_max,
+            write_zeroes_bytes_max: info.write_zeroes_bytes_max,
+        }
+    }
+
+    /// Commands outstanding.
+    #[must_use]
+    pub fn outstanding(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    /// Commands that may be outstanding.
+    #[must_use]
+    pub fn depth(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Reads from byte `offset` of the volume; the buffer's length is the read's.
+    pub fn read(&mut self, offset: u64, buffer: Buffer, tag: u64) -> Result<(), Rejected> {
+        self.move_data(Command::read, offset, buffer, tag)
+    }
+
+    /// Writes the buffer to byte `offset` of the volume; with `fua` it is on stable storage when the command ends.
+    pub fn write(&mut self, offset: u64, buffer: Buffer, fua: bool, tag: u64) -> Result<(), Rejected> {
+        self.move_data(|first, blocks| Command::write(first, blocks, fua), offset, buffer, tag)
+    }
+
+    /// Compares the buffer with what is stored; ends with a compare failure where it differs.
+    pub fn compare(&mut self, offset: u64, buffer: Buffer, tag: u64) -> Result<(), Rejected> {
+        self.move_data(Command::compare, offset, buffer, tag)
+    }
+
+    /// Everything that has ended before is on stable storage when this ends.
+    pub fn flush(&mut self, tag: u64) -> Result<(), Rejected> {
+        self.submit(Command::flush(), Held::Nothing, tag)
+    }
+
+    /// Afterwards the range reads as zeros; `deallocate` allows giving its space back.
+    pub fn write_zeroes(&mut self, offset: u64, len: u64, deallocate: bool, tag: u64) -> Result<(), Rejected> {
+        let (first, blocks) = self.blocks(offset, len, self.write_zeroes_bytes_max)?;
+        self.submit(Command::write_zeroes(first, blocks, deallocate, false), Held::Nothing, tag)
+    }
+
+    /// Gives the space of the range back: it reads as zeros afterwards.
+    pub fn deallocate(&mut self, offset: u64, len: u64, tag: u64) -> Result<(), Rejected> {
+        let (first, blocks) = self.blocks(offset, len, u32::MAX)?;
+        if self.free.is_empty() {
+            return Err(Reject::Full.into());
+        }
+        let mut list = Buffer::take(&self.shared, 16).ok_or(Reject::NoMemory)?;
+        list.copy_from_slice(&range_bytes(first, blocks));
+        let command = Command::deallocate(1).with_data(list.offset(), 16);
+        self.submit(command, Held::Ranges(list), tag)
+    }
+
+    fn blocks(&self, offset: u64, len: u64, max: u32) -> Result<(u64, u32), Reject> {
+        let block = u64::from(self.block_bytes);
+        if len == 0 || !(offset | len).is_multiple_of(block) {
+            return Err(Reject::Unaligned);
+        }
+        if len > u64::from(max) {
+            return Err(Reject::TooLong);
+        }
+        Ok((offset / block, (len / block) as u32))
+    }
+
+    fn move_data(
+        &mut self,
+        command: impl FnOnce(u64, u32) -> Command,
+        offset: u64,
+        buffer: Buffer,
+        tag: u64,
+    ) -> Result<(), Rejected> {
+        match self.blocks(offset, buffer.len() as u64, self.request_bytes_max) {
+            Ok((first, blocks)) => {
+                let command = command(first, blocks).with_data(buffer.offset(), buffer.len() as u32);
+                self.submit(command, Held::Buffer(buffer), tag)
+            }
+            Err(why) => Err(Rejected { why, buffer: Some(buffer) }),
+        }
+    }
+
+    /// Submits a command whose data, if it has any, lies at `offset` of the data area.
+    ///
+    /// # Safety
+    /// That range was taken by [`Buffer::into_raw`], and is not accessed in a way that conflicts with the command until it has
+    /// ended; nor afterwards, if it ended with [`Status::LOST`].
+    pub unsafe fn submit_raw(&mut self, command: Command, offset: u64, len: u32, tag: u64) -> Result<(), Reject> {
+        let command = if len > 0 { command.with_data(offset, len) } else { command };
+        self.submit(command, Held::Nothing, tag).map_err(|rejected| rejected.why)
+    }
+
+    #[inline]
+    fn submit(&mut self, command: Command, held: Held, tag: u64) -> Result<(), Rejected> {
+        let lost = self.shared.is_lost();
+        let free = if lost { None } else { self.free.pop() };
+        let Some(slot) = free else {
+            let why = if lost { Reject::Lost } else { Reject::Full };
+            let buffer = match held {
+                Held::Buffer(buffer) => Some(buffer),
+                Held::Nothing | Held::Ranges(_) => None,
+            };
+            return Err(Rejected { why, buffer });
+        };
+        let command = command.with_cid(slot);
+        self.submitted += 1;
+        self.slots[usize::from(slot)] = Slot { command: Some(command), held, tag, number: self.submitted };
+        self.ring.submit(command.words());
+        self.unrung = true;
+        Ok(())
+    }
+
+    /// After submissions, one or several: wakes the target if it sleeps.
+    #[inline]
+    pub fn ring(&mut self) {
+        if !self.unrung {
+            return;
+        }
+        self.unrung = false;
+        if self.ring.must_ring() {
+            // The counter of an eventfd does not fill up by ones; a target that is gone is noticed by the socket.
+            let _ = self.bells.commands.signal();
+        }
+    }
+
+    /// Takes what has ended, without sleeping (but for moments while the target is being replaced). Returns how many.
+    #[inline]
+    pub fn poll(&mut self, ended: &mut Vec<Completion>) -> usize {
+        let before = ended.len();
+        self.take(ended);
+        if ended.len() > before {
+            self.empty_polls = 0;
+            return ended.len() - before;
+        }
+        self.empty_polls += 1;
+        if self.empty_polls >= LOOK_AFTER {
+            self.empty_polls = 0;
+            self.ring();
+            self.look(ended);
+        }
+        ended.len() - before
+    }
+
+    #[inline]
+    fn take(&mut self, ended: &mut Vec<Completion>) {
+        while let Some(completion) = self.ring.take() {
+            // What names no command of ours is the target's mistake, and nothing to us.
+            let Some(slot) = self.slots.get_mut(usize::from(completion.cid)) else { continue };
+            if slot.command.take().is_none() {
+                continue;
+            }
+            let buffer = match std::mem::take(&mut slot.held) {
+                Held::Buffer(buffer) => Some(buffer),
+                Held::Nothing | Held::Ranges(_) => None,
+            };
+            ended.push(Completion { tag: slot.tag, status: Status(completion.status), buffer });
+            self.free.push(completion.cid);
+        }
+    }
+
+    /// Looks after the connection.
+    #[cold]
+    fn look(&mut self, ended: &mut Vec<Completion>) {
+        self.shared.look();
+        if self.shared.is_lost() {
+            self.give_up(ended);
+        } else if self.shared.generation() != self.generation {
+            self.move_over(self.shared.session(), ended);
+        }
+    }
+
+    /// Goes on with the next connection. The former target is gone, or has fenced what it knew of this client, so that what is in
+    /// the ring is all that it has answered.
+    fn move_over(&mut self, session: Session, ended: &mut Vec<Completion>) {
+        self.take(ended);
+        let place = self.shared.layout.queue(self.index);
+        self.ring = ClientQueue::new(Arc::clone(&self.shared.memory), place, session.generation);
+        self.generation = session.generation;
+        self.bells = session.bells[usize::from(self.index)].clone();
+        self.line = session.line;
+        let mut again: Vec<_> =
+            self.slots.iter().filter_map(|slot| slot.command.map(|command| (slot.number, command))).collect();
+        again.sort_unstable_by_key(|&(number, _)| number);
+        tracing::info!(queue = self.index, commands = again.len(), "what was not answered is sent again");
+        for (_, command) in again {
+            self.ring.submit(command.words());
+        }
+        self.unrung = true;
+        self.ring();
+    }
+
+    /// No target comes back.
+    fn give_up(&mut self, ended: &mut Vec<Completion>) {
+        self.take(ended);
+        for (index, slot) in self.slots.iter_mut().enumerate() {
+            if slot.command.take().is_some() {
+                // What a target began may still land in it: it stays taken.
+                if let Held::Buffer(buffer) | Held::Ranges(buffer) = std::mem::take(&mut slot.held) {
+                    let _ = buffer.into_raw();
+                }
+                ended.push(Completion { tag: slot.tag, status: Status::LOST, buffer: None });
+                self.free.push(index as u16);
+            }
+        }
+    }
+
+    /// Sleeps until something has ended, or for `timeout`; rings before it does. What has ended comes out of
+    /// [`Queue::poll`].
+    pub fn wait(&mut self, timeout: Duration, ended: &mut Vec<Completion>) -> usize {
+        let before = ended.len();
+        let deadline = Instant::now().checked_add(timeout);
+        loop {
+            self.ring();
+            self.take(ended);
+            self.look(ended);
+            let left = deadline.map_or(SLEEP_MAX, |deadline| deadline.saturating_duration_since(Instant::now()));
+            if ended.len() > before || left.is_zero() {
+                return ended.len() - before;
+            }
+            if self.ring.arm() {
+                let up = self.shared.is_up();
+                let line = if up { PollFlags::IN } else { PollFlags::empty() };
+                let mut polled = [PollFd::new(&*self.bells.completions, PollFlags::IN), PollFd::new(&*self.line, line)];
+                let short = if up { SLEEP_MAX } else { Duration::from_millis(5) };
+                // Interrupted or not, the loop looks at everything again.
+                let _ = rustix::event::poll(&mut polled, Some(&timespec(left.min(short))));
+                self.ring.disarm();
+                let _ = self.bells.completions.take();
+            }
+        }
+    }
+
+    /// The descriptor that becomes readable when something ends after [`Queue::arm`], for programs that sleep on several. It
+    /// changes when the target is replaced, which [`Queue::poll`] notices: such programs wake now and then.
+    #[must_use]
+    pub fn bell(&self) -> BorrowedFd<'_> {
+        self.bells.completions.as_fd()
+    }
+
+    /// Asks the target to ring [`Queue::bell`] for what ends from now on. `false`: something has ended already. To be followed by
+    /// [`Queue::disarm`] before the next poll.
+    pub fn arm(&mut self) -> bool {
+        self.ring();
+        self.ring.arm()
+    }
+
+    /// Awake again.
+    pub fn disarm(&mut self) {
+        self.ring.disarm();
+        // An eventfd that was not rung has nothing to take.
+        let _ = self.bells.completions.take();
+    }
+
+    /// Reads into `into` from byte `offset` of the volume, and waits for it. Both are multiples of its logical block.
+    pub fn read_at(&mut self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        let step = self.request_bytes_max as usize;
+        for (nth, piece) in into.chunks_mut(step).enumerate() {
+            let buffer = self.buffer(piece.len())?;
+            let done = self.run(|queue| queue.read(offset + (nth * step) as u64, buffer, 0))?;
+            piece.copy_from_slice(&done.expect("a read gives its buffer back"));
+        }
+        Ok(())
+    }
+
+    /// Writes `from` to byte `offset` of the volume, and waits for it.
+    pub fn write_at(&mut self, offset: u64, from: &[u8], fua: bool) -> io::Result<()> {
+        let step = self.request_bytes_max as usize;
+        for (nth, piece) in from.chunks(step).enumerate() {
+            let mut buffer = self.buffer(piece.len())?;
+            buffer.copy_from_slice(piece);
+            self.run(|queue| queue.write(offset + (nth * step) as u64, buffer, fua, 0))?;
+        }
+        Ok(())
+    }
+
+    /// [`Queue::flush`], and waits for it.
+    pub fn flush_now(&mut self) -> io::Result<()> {
+        self.run(|queue| queue.flush(0)).map(drop)
+    }
+
+    /// [`Queue::write_zeroes`], and waits for it.
+    pub fn write_zeroes_at(&mut self, offset: u64, len: u64, deallocate: bool) -> io::Result<()> {
+        self.run(|queue| queue.write_zeroes(offset, len, deallocate, 0)).map(drop)
+    }
+
+    /// [`Queue::deallocate`], and waits for it.
+    pub fn deallocate_at(&mut self, offset: u64, len: u64) -> io::Result<()> {
+        self.run(|queue| queue.deallocate(offset, len, 0)).map(drop)
+    }
+
+    fn buffer(&self, len: usize) -> io::Result<Buffer> {
+        Buffer::take(&self.shared, len)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::OutOfMemory, "the data area has no room for it"))
+    }
+
+    fn run(&mut self, submit: impl FnOnce(&mut Queue) -> Result<(), Rejected>) -> io::Result<Option<Buffer>> {
+        if self.outstanding() > 0 {
+            let text = "a call that waits is for a queue with nothing outstanding";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        }
+        submit(self).map_err(|rejected| io::Error::new(io::ErrorKind::InvalidInput, rejected.why))?;
+        self.ring();
+        let mut ended = Vec::with_capacity(1);
+        let started = Instant::now();
+        while self.poll(&mut ended) == 0 {
+            if started.elapsed() > SPIN && self.wait(Duration::MAX, &mut ended) > 0 {
+                break;
+            }
+            std::hint::spin_loop();
+        }
+        let completion = ended.pop().expect("one was outstanding, and one has ended");
+        if completion.status.is_success() { Ok(completion.buffer) } else { Err(io::Error::other(completion.status)) }
+    }
+}
