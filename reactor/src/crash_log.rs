@@ -474,7 +474,9 @@ fn open_file(path: &Path, create: OFlags) -> Result<(OwnedFd, u64), CrashLogErro
     let fd = rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR).map_err(|errno| match errno {
         Errno::LOOP => foreign("it is a symbolic link".to_owned()),
         Errno::ISDIR => foreign("it is a directory".to_owned()),
-        Errno::ACCESS if path.symlink_metadata().is_ok() => foreign("another user's, and nobody else may open it".to_owned()),
+        Errno::ACCESS if path.symlink_metadata().is_ok() => {
+            foreign("another user's, and nobody else may open it".to_owned())
+        }
         _ => system("open", path, errno),
     })?;
     let stat = rustix::fs::fstat(&fd).map_err(|errno| system("look at", path, errno))?;
