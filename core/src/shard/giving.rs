@@ -56,16 +56,15 @@ impl<L: RecordLog> Shard<L> {
     /// Gives back what can be.
     pub(super) fn advance_giving<I: Io>(&mut self, io: &mut I, out: &mut Vec<Event>) {
         if let Some((slab, lsn)) = self.giving.leaving {
-            if self.commit.durable() >= lsn {
-                self.giving = Giving::default();
-                out.push(Event::SlabReleased(slab));
-            } else if self.fault.is_some() {
-                self.keep_slabs(out);
-            } else {
+            if self.commit.durable() < lsn {
+                if self.fault.is_some() {
+                    return self.keep_slabs(out);
+                }
                 self.commit.force();
-                self.advance_commit(io, out);
+                return self.advance_commit(io, out);
             }
-            return;
+            self.giving = Giving::default();
+            out.push(Event::SlabReleased(slab));
         }
         let keep = if self.giving.wanted.is_some() { 0 } else { SPARE };
         if self.giving.wanted.is_none() && self.space.empty_slabs() <= keep {
