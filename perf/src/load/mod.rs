@@ -7,6 +7,7 @@ pub mod pattern;
 mod progress;
 mod region;
 mod report;
+mod ring;
 mod run;
 mod stats;
 
@@ -21,6 +22,7 @@ pub use config::{Limit, LoadConfig, Mix, Pattern, Verify};
 pub use oracle::{Fault, FaultKind, Promise};
 pub use progress::{Bar, Progress, Silent, Snapshot, Stage};
 pub use report::{Latency, LoadReport, OperationReport, VerifyReport};
+pub use ring::{RingReads, RingReport, ring_reads};
 
 use crate::{cpu, pools};
 

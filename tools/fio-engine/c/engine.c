@@ -34,6 +34,7 @@ struct options {
 	char *transport;
 	char *host;
 	char *host_nqn;
+	char *runtime;
 	unsigned int port;
 	unsigned int queues;
 	unsigned int reconnect_s;
@@ -55,8 +56,9 @@ struct options {
 
 static struct fio_option options[] = {
 	TEXT("volume", volume, "Name of the volume"),
-	TEXT("transport", transport, "How to reach the target: tcp"),
+	TEXT("transport", transport, "How to reach the target: shm or tcp [tcp with host=, else shm]"),
 	TEXT("host", host, "Name or address of the target [127.0.0.1]"),
+	TEXT("runtime_dir", runtime, "Runtime folder of the target, for shm"),
 	TEXT("hostnqn", host_nqn, "Who we are, for a volume with a list of hosts"),
 	NUMBER("port", port, "Port of the target [4420]", "4420"),
 	NUMBER("queues", queues, "Queues of each job, a connection each [1]", "1"),
@@ -68,6 +70,8 @@ struct job {
 	struct ringway_session *session;
 	/* As many as fio may have in flight. */
 	struct ringway_ended *ended;
+	/* fio's buffers are the session's. */
+	int shared_memory;
 	char why[WHY_ROOM];
 };
 
@@ -86,6 +90,7 @@ static int open_session(struct thread_data *td, struct ringway_session **session
 		.volume = o->volume,
 		.host = o->host,
 		.host_nqn = o->host_nqn,
+		.runtime = o->runtime,
 		.block_bytes = td_max_bs(td),
 		.port = o->port,
 		.queues = depth ? o->queues : 1,
@@ -149,6 +154,27 @@ static int init(struct thread_data *td)
 	if (!job->ended)
 		return fail(td, ENOMEM, "no memory");
 	return open_session(td, &job->session, &volume, td->o.iodepth);
+}
+
+static int iomem_alloc(struct thread_data *td, size_t bytes)
+{
+	struct job *job = td->io_ops_data;
+	void *memory = ringway_alloc(job->session, bytes);
+
+	job->shared_memory = memory != NULL;
+	if (!memory && posix_memalign(&memory, page_size, bytes))
+		return 1;
+	td->orig_buffer = memory;
+	return 0;
+}
+
+static void iomem_free(struct thread_data *td)
+{
+	struct job *job = td->io_ops_data;
+
+	/* What the session gave ends with it, in cleanup(), which comes after. */
+	if (!job || !job->shared_memory)
+		free(td->orig_buffer);
 }
 
 static enum fio_q_status queue(struct thread_data *td, struct io_u *io_u)
@@ -262,6 +288,8 @@ struct ioengine_ops ioengine = {
 	.open_file = open_file,
 	.close_file = close_file,
 	.invalidate = invalidate,
+	.iomem_alloc = iomem_alloc,
+	.iomem_free = iomem_free,
 	.options = options,
 	.option_struct_size = sizeof(struct options),
 };

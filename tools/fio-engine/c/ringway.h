@@ -17,6 +17,7 @@ struct ringway_options {
 	const char *volume;
 	const char *host;
 	const char *host_nqn;
+	const char *runtime;
 	uint64_t block_bytes;
 	uint32_t port;
 	uint32_t queues;
@@ -34,7 +35,7 @@ struct ringway_ended {
 	int32_t error;
 };
 
-_Static_assert(sizeof(struct ringway_options) == 56, "as in abi.rs");
+_Static_assert(sizeof(struct ringway_options) == 64, "as in abi.rs");
 _Static_assert(sizeof(struct ringway_volume) == 16, "as in abi.rs");
 _Static_assert(sizeof(struct ringway_ended) == 16, "as in abi.rs");
 
@@ -48,6 +49,8 @@ enum ringway_what {
 /* 0, or an errno and the reason. */
 int ringway_open(const struct ringway_options *options, struct ringway_session **session, struct ringway_volume *volume, char *why,
 		 size_t why_room);
+/* Memory for buffers that needs no copy on its way; NULL where there is none. Once a session; it ends with it. */
+void *ringway_alloc(struct ringway_session *session, size_t bytes);
 /* 0, or an errno and the reason: the request has not begun. */
 int ringway_queue(struct ringway_session *session, uint32_t what, uint64_t offset, uint64_t len, void *data, uint64_t user, char *why,
 		  size_t why_room);

@@ -14,6 +14,7 @@ pub struct RingwayOptions {
     volume: *const c_char,
     host: *const c_char,
     host_nqn: *const c_char,
+    runtime: *const c_char,
     block_bytes: u64,
     port: u32,
     queues: u32,
@@ -35,7 +36,7 @@ pub struct RingwayEnded {
     error: i32,
 }
 
-const _: () = assert!(size_of::<RingwayOptions>() == 56 && size_of::<RingwayVolume>() == 16);
+const _: () = assert!(size_of::<RingwayOptions>() == 64 && size_of::<RingwayVolume>() == 16);
 const _: () = assert!(size_of::<RingwayEnded>() == 16);
 
 /// A session, opaque to C.
@@ -86,6 +87,7 @@ pub unsafe extern "C" fn ringway_open(
             volume: text(options.volume),
             host: text(options.host),
             host_nqn: text(options.host_nqn),
+            runtime: text(options.runtime),
             port: options.port,
             queues: options.queues,
             depth: options.depth,
@@ -106,6 +108,17 @@ pub unsafe extern "C" fn ringway_open(
         // SAFETY: there is room by the caller's promise.
         Err(refusal) => unsafe { tell(&refusal, why, why_room) },
     }
+}
+
+/// Memory for the buffers of requests that needs no copy on its way; null where there is none. Once a session; it ends with it.
+///
+/// # Safety
+/// `session` is open and used by this thread alone.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ringway_alloc(session: *mut RingwaySession, bytes: usize) -> *mut c_void {
+    // SAFETY: by the caller's promise.
+    let session = unsafe { &mut (*session).0 };
+    session.alloc(bytes).map_or(std::ptr::null_mut(), <*mut u8>::cast)
 }
 
 /// Queues a request: 0 read, 1 write, 2 flush, 3 trim. 0, or an errno and `why`; then the request has not begun.

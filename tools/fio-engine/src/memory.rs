@@ -26,6 +26,11 @@ impl CallerMemory {
         self.len
     }
 
+    /// Where it is.
+    pub(crate) fn address(&self) -> usize {
+        self.start.addr().get()
+    }
+
     /// Keeps the first `at` bytes and returns the rest.
     ///
     /// # Panics

@@ -1,5 +1,7 @@
 //! What a job says about its volume, checked; and how something that cannot be is told.
 
+use std::env;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use ringway_core::host::{HostError, HostErrorKind};
@@ -56,6 +58,7 @@ impl From<&HostError> for Refusal {
 /// How the target is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Transport {
+    Shm,
     Tcp,
 }
 
@@ -64,6 +67,8 @@ pub(crate) enum Transport {
 pub(crate) struct Options {
     pub(crate) transport: Transport,
     pub(crate) volume: String,
+    /// Where a target of this machine takes rings.
+    pub(crate) socket: PathBuf,
     pub(crate) host: String,
     pub(crate) port: u16,
     pub(crate) host_nqn: Option<String>,
@@ -81,6 +86,7 @@ pub(crate) struct Given {
     pub(crate) volume: Option<String>,
     pub(crate) host: Option<String>,
     pub(crate) host_nqn: Option<String>,
+    pub(crate) runtime: Option<String>,
     pub(crate) port: u32,
     pub(crate) queues: u32,
     pub(crate) depth: u32,
@@ -92,11 +98,19 @@ impl Given {
     pub(crate) fn check(self) -> Result<Options, Refusal> {
         let invalid = |why: String| Refusal::new(errno::EINVAL, why);
         let transport = match self.transport.as_deref() {
-            None | Some("tcp") => Transport::Tcp,
-            Some(other @ ("shm" | "rdma")) => {
-                return Err(invalid(format!("transport={other} is not in this version; write transport=tcp")));
+            None if self.host.is_some() => Transport::Tcp,
+            None | Some("shm") => Transport::Shm,
+            Some("tcp") => Transport::Tcp,
+            Some("rdma") => {
+                return Err(invalid(
+                    "transport=rdma is not in this version; write transport=shm or transport=tcp".into(),
+                ));
             }
-            Some(other) => return Err(invalid(format!("transport={other} is none of Ringway's; write transport=tcp"))),
+            Some(other) => {
+                return Err(invalid(format!(
+                    "transport={other} is none of Ringway's; write transport=shm or transport=tcp"
+                )));
+            }
         };
         let volume =
             self.volume.ok_or_else(|| invalid("which volume? Write volume=NAME, such as volume=vm1".into()))?;
@@ -109,6 +123,7 @@ impl Given {
         Ok(Options {
             transport,
             volume,
+            socket: runtime_folder(self.runtime).join("shm.sock"),
             host: self.host.unwrap_or_else(|| "127.0.0.1".into()),
             port,
             host_nqn: self.host_nqn,
@@ -118,6 +133,19 @@ impl Given {
             reconnect: Duration::from_secs(self.reconnect_s.into()),
         })
     }
+}
+
+/// As every client of this machine looks for it (docs/operating/control.md).
+fn runtime_folder(given: Option<String>) -> PathBuf {
+    let set = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let uid = rustix::process::geteuid().as_raw();
+    if let Some(folder) = given.map(PathBuf::from).or_else(|| set("RINGWAY_RUNTIME_DIR")) {
+        return folder;
+    }
+    if uid == 0 {
+        return "/run/ringway".into();
+    }
+    set("XDG_RUNTIME_DIR").map_or_else(|| format!("/tmp/ringway-{uid}").into(), |folder| folder.join("ringway"))
 }
 
 #[cfg(test)]
@@ -130,8 +158,11 @@ mod tests {
 
     #[test]
     fn what_a_job_leaves_out_has_its_default() {
-        let options = given().check().unwrap();
-        assert_eq!((options.transport, options.host.as_str(), options.port), (Transport::Tcp, "127.0.0.1", 4420));
+        let options = Given { runtime: Some("/r".into()), ..given() }.check().unwrap();
+        assert_eq!((options.transport, options.host.as_str(), options.port), (Transport::Shm, "127.0.0.1", 4420));
+        assert_eq!(options.socket, PathBuf::from("/r/shm.sock"));
+        let remote = Given { host: Some("h".into()), ..given() }.check().unwrap();
+        assert_eq!(remote.transport, Transport::Tcp);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 # A test ends with 0 if what its name says is so; everything it started ends with it.
 set -euo pipefail
 : "${RINGWAY:?the ringway binary}" "${ENGINE:?libringway-fio.so}"
+RINGWAY=$(realpath "$RINGWAY") ENGINE=$(realpath "$ENGINE")
 # Below the build's folder, which is on a disk: a pool needs O_DIRECT.
 work=$(mktemp -d "$(dirname "$ENGINE")/fio-XXXXXX")
 run=$(mktemp -d /tmp/ringway-fio-XXXXXX)
@@ -14,6 +15,9 @@ finish() {
   rm -rf "$work" "$run"
 }
 trap finish EXIT
+
+# fio leaves files where it runs.
+cd "$work"
 
 # serve ARGS: starts the target, sets $target and $port.
 serve() {
@@ -29,9 +33,12 @@ serve() {
 
 ringway() { "$RINGWAY" "$@" --runtime "$run"; }
 
-# engine ARGS: fio on volume v.
+# engine ARGS: fio over TCP, or whatever $over says.
+over=
 engine() {
-  timeout 120 fio --ioengine="external:$ENGINE" --host=127.0.0.1 --port="${port:-1}" --name=job --thread --group_reporting "$@"
+  local way=(--host=127.0.0.1 --port="${port:-1}")
+  [ "$over" != shm ] || way=(--runtime_dir="$run")
+  timeout 120 fio --ioengine="external:$ENGINE" "${way[@]}" --name=job --thread --group_reporting "$@"
 }
 
 # fails SAYS ARGS: fio has to fail and to say so.

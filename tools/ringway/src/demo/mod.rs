@@ -16,7 +16,7 @@ use std::time::Duration;
 use clap::Args;
 use ringway_core::control::VolumeCreate;
 use ringway_core::host::Target as TargetName;
-use ringway_perf::load::{self, Limit, LoadConfig, LoadReport, Mix, Promise, Snapshot, Stage, Verify};
+use ringway_perf::load::{self, Limit, LoadConfig, LoadReport, Mix, Promise, RingReads, Snapshot, Stage, Verify};
 use ringway_reactor::pin::{CoreList, allowed_cores, check_cores, parse_core_list};
 
 use self::child::{Target, TargetCommand, this_binary};
@@ -237,6 +237,9 @@ impl Demo<'_> {
             for &depth in depths {
                 let config = LoadConfig { mix, depth, ..self.config(name, pid) };
                 self.load(operation, &config)?;
+                if mix == Mix::READ {
+                    self.read_by_ring(operation, depth as u16, pid)?;
+                }
             }
         }
         Ok(())
@@ -247,6 +250,25 @@ impl Demo<'_> {
         let interrupted = Arc::clone(&self.interrupted);
         let report = load::run(config, &mut move |_: &Snapshot| stop_if(&interrupted)).map_err(|e| load_failure(&e))?;
         self.record(operation, config, &report)
+    }
+
+    /// The same reads over shared memory, each block checked too.
+    fn read_by_ring(&mut self, operation: &str, depth: u16, pid: &AtomicU32) -> Result<(), Failure> {
+        (self.say)(&format!("{operation}, depth {depth}, over shared memory"));
+        let reads = RingReads {
+            socket: &self.place.dir.join("run/shm.sock"),
+            volume: VOLUME,
+            depth,
+            time: Duration::from_secs(self.seconds),
+            core: self.cores.load,
+            target_pid: pid.load(Ordering::Relaxed),
+        };
+        let report = load::ring_reads(&reads, || stop_if(&self.interrupted)).map_err(|error| load_failure(&error))?;
+        if self.interrupted.load(Ordering::Relaxed) {
+            return Err(Failure::internal("interrupted"));
+        }
+        self.rows.push(Row::of_ring(operation, depth, &report));
+        Ok(())
     }
 
     fn record(&mut self, operation: &str, config: &LoadConfig, report: &LoadReport) -> Result<(), Failure> {

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use ringway_perf::load::LoadReport;
+use ringway_perf::load::{LoadReport, RingReport};
 use serde::Serialize;
 
 use crate::failure::Failure;
@@ -14,6 +14,7 @@ use crate::size::Size;
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Row {
     operation: String,
+    transport: &'static str,
     depth: u32,
     iops: f64,
     p50_us: f64,
@@ -36,6 +37,7 @@ impl Row {
         let verify = report.verify.clone().unwrap_or_default();
         Row {
             operation: operation.to_owned(),
+            transport: "tcp",
             depth,
             iops: report.iops,
             p50_us: main.map_or(0.0, |operation| operation.latency.p50_us),
@@ -45,6 +47,22 @@ impl Row {
             lost: verify.lost(),
             faults: verify.fault_count(),
             errors: report.errors.values().sum(),
+        }
+    }
+
+    pub(super) fn of_ring(operation: &str, depth: u16, report: &RingReport) -> Row {
+        Row {
+            operation: operation.to_owned(),
+            transport: "shm",
+            depth: depth.into(),
+            iops: report.iops,
+            p50_us: report.p50_us,
+            p99_us: report.p99_us,
+            target_cpu_us: report.target_cpu_ns.map(|ns| ns / 1000.0),
+            verified: report.verified,
+            lost: 0,
+            faults: report.faults,
+            errors: report.errors,
         }
     }
 }
@@ -87,13 +105,14 @@ pub(super) struct DemoReport {
 impl DemoReport {
     /// The table and what to do next.
     pub(super) fn text(&self, kept: Option<&Path>) -> String {
-        let head = ["operation", "depth", "IOPS", "p50 us", "p99 us", "CPU us/op", "verified", "lost"];
+        let head = ["operation", "over", "depth", "IOPS", "p50 us", "p99 us", "CPU us/op", "verified", "lost"];
         let rows: Vec<Vec<String>> = self
             .rows
             .iter()
             .map(|row| {
                 vec![
                     row.operation.clone(),
+                    row.transport.to_owned(),
                     row.depth.to_string(),
                     format!("{:.0}", row.iops),
                     format!("{:.1}", row.p50_us),

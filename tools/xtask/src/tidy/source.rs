@@ -14,6 +14,7 @@ const UNSAFE_FILES: &[(&str, &str)] = &[
     ("reactor/src/uring/ring.rs", "the kernel's ring"),
     ("tools/fio-engine/src/abi.rs", "the interface to the engine, which is in C"),
     ("tools/fio-engine/src/memory.rs", "fio's buffers are addresses"),
+    ("tools/fio-engine/src/shm.rs", "fio's buffers are part of what the target shares"),
     ("tools/fio-engine/src/session.rs", "its tests make such buffers"),
     ("core/tests/vhost/independent.rs", "maps the memory of a guest that an independent driver fills"),
     ("perf/src/bars/vhost.rs", "maps the memory of the guest that loads a disk"),
