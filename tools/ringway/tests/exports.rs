@@ -141,7 +141,7 @@ fn a_wrong_command_line_is_refused_before_anybody_is_asked() {
         ("export add vhost-user a:b", "A-Z a-z 0-9"),
         ("export add vhost-user v --queues 0", "1 to 128"),
         ("export add vhost-user v --polling always", "adaptive"),
-        ("export add nbdx v", "vhost-user"),
+        ("export add vhost-usr v", "vhost-user"),
         ("export remove", "<NUMBER|SOCKET|VOLUME>"),
         ("serve --control-mode rw", "0660"),
     ] {
