@@ -97,7 +97,7 @@ impl Target {
             match event {
                 TransportEvent::Request { id, request } => self.held.push((id, request)),
                 TransportEvent::AssociationDead(association) => self.fences.push(association),
-                TransportEvent::Attached { .. } | TransportEvent::Handover { .. } => {}
+                TransportEvent::Attached { .. } | TransportEvent::Handover { .. } | TransportEvent::Mail { .. } => {}
             }
         }
         self.events = events;
