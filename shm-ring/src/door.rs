@@ -249,7 +249,7 @@ impl<F: FnMut(Knock)> Keeping<F> {
                 Ok(Received::Closed) | Err(_) => {}
                 Ok(Received::Garbage(error)) => refuse(&line, Reason::Malformed, &error.to_string()),
                 Ok(Received::Message(Message::Hello(hello), descriptors)) => {
-                    self.offer(number, line, hello, descriptors)
+                    self.offer(number, line, hello, descriptors);
                 }
                 Ok(Received::Message(..)) => {
                     refuse(&line, Reason::Malformed, "a client's first message is Hello");

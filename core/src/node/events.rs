@@ -149,8 +149,8 @@ impl<L: RecordLog> Node<L> {
                 self.forget_volume(id, volume);
             }
         }
-        self.directory = Arc::clone(&directory);
         self.transports.on_directory(io, &directory, &mut self.transport_events);
+        self.directory = directory;
         self.send(OWNER, Message::Published { seq });
     }
 

@@ -8,12 +8,12 @@ use ringway_core::host::Target;
 use serde::Deserialize;
 
 use super::target::TargetProcess;
-use super::{Bar, Failed, Goal, Options, Side, interleave, polled_load, vhost};
+use super::{Bar, Failed, Goal, Options, Side, interleave, polled_load, shm, vhost};
 use crate::load::{self, Limit, LoadConfig, Mix, Pattern, Silent};
 
 const DEPTHS: [(u32, f64); 3] = [(1, 0.85), (32, 0.95), (128, 0.95)];
 /// The same through shared memory.
-const VHOST_DEPTHS: [(u32, f64); 3] = [(1, 0.9), (32, 0.97), (128, 0.97)];
+const SHARED_DEPTHS: [(u32, f64); 3] = [(1, 0.9), (32, 0.97), (128, 0.97)];
 /// A sequential fill goes in requests of this size.
 const FILL_BYTES: u32 = 256 << 10;
 
@@ -42,7 +42,17 @@ pub(super) fn run(options: &Options) -> Result<Vec<Bar>, Failed> {
         }
     }
     let disk = target.export("bench")?;
-    for (depth, goal) in VHOST_DEPTHS {
+    let ring = target.runtime().join("shm.sock");
+    for (depth, goal) in SHARED_DEPTHS {
+        bars.push(interleave(
+            format!("file pool over the native ring, 4 KiB read, depth {depth}, against fio"),
+            Some(Goal::AtLeast(goal)),
+            options.pairs,
+            || shm::reads(options, &ring, (depth as usize, options.file_bytes), pid).map(|(side, _)| side),
+            || fio(options, &file, "randread", depth, false),
+        )?);
+    }
+    for (depth, goal) in SHARED_DEPTHS {
         bars.push(interleave(
             format!("file pool as a vhost-user disk, 4 KiB read, depth {depth}, against fio"),
             Some(Goal::AtLeast(goal)),

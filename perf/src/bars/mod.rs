@@ -7,6 +7,7 @@ mod mapped;
 mod null_volume;
 mod open;
 mod ram;
+mod shm;
 mod target;
 mod vhost;
 
@@ -234,11 +235,12 @@ fn beside_echoes(
 type Group = (&'static str, fn(&Options) -> Result<Vec<Bar>, Failed>);
 
 /// All groups, in the order in which they run.
-pub const GROUPS: [Group; 8] = [
+pub const GROUPS: [Group; 9] = [
     ("host", null_volume::host_alone),
     ("null", null_volume::run),
     ("file", file_pool::run),
     ("inprocess", in_process::run),
+    ("shm", shm::run),
     ("vhost", vhost::run),
     ("open", open::run),
     ("ram", ram::run),

@@ -84,6 +84,11 @@ impl TargetProcess {
         Ok(process)
     }
 
+    /// Its runtime folder.
+    pub(super) fn runtime(&self) -> &std::path::Path {
+        self.runtime.path()
+    }
+
     pub(super) fn pid(&self) -> u32 {
         self.child.id()
     }

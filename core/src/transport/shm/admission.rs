@@ -172,9 +172,9 @@ impl ShmTransport {
     /// The association is dead, by whoever's will.
     pub(super) fn dismiss(&mut self, association: AssociationId) {
         let of_it = |admitted: &Admitted| admitted.connection.association.id == association;
-        let dismissed: Vec<_> =
-            self.admitted.extract_if(.., |_, admitted| of_it(admitted)).map(|(_, admitted)| admitted).collect();
-        for admitted in dismissed {
+        let numbers: Vec<u64> =
+            self.admitted.iter().filter(|(_, admitted)| of_it(admitted)).map(|(&number, _)| number).collect();
+        for admitted in numbers.iter().filter_map(|number| self.admitted.remove(number)) {
             match admitted.stage {
                 Stage::Open => bye(&admitted.offer.line, Reason::Ended, "the target has ended the association"),
                 _ => admitted.offer.refuse(Reason::Ended, "the target has ended the association"),
@@ -184,10 +184,13 @@ impl ShmTransport {
 
     /// The target stops: those who wait are sent away.
     pub(super) fn turn_away(&mut self) {
-        let waits = |admitted: &Admitted| admitted.stage != Stage::Open;
-        for (_, admitted) in self.admitted.extract_if(.., |_, admitted| waits(admitted)) {
-            admitted.offer.refuse(Reason::Stopping, "the target is stopping");
-        }
+        self.admitted.retain(|_, admitted| {
+            let stays = admitted.stage == Stage::Open;
+            if !stays {
+                admitted.offer.refuse(Reason::Stopping, "the target is stopping");
+            }
+            stays
+        });
     }
 
     /// The volumes changed.

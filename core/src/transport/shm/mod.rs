@@ -258,11 +258,10 @@ impl ShmTransport {
 
     /// A request ended.
     #[inline]
-    pub fn on_done<I: Io>(&mut self, io: &mut I, done: Done, requests: &mut Vec<(RequestId, Request)>) {
+    pub fn on_done<I: Io>(&mut self, io: &mut I, done: &Done, requests: &mut Vec<(RequestId, Request)>) {
         let (index, slot) = tokens::request_place(done.id);
         let queue = &mut self.queues[index];
-        let sight = Sight { directory: &self.directory, stats: &mut self.stats, index };
-        queue.on_done(sight, slot, done, requests);
+        queue.on_done(index, slot, done, requests);
         if queue.takes_posted() {
             self.posted.push(index);
         }

@@ -145,10 +145,8 @@ impl Served {
 
     pub(super) fn close(&mut self) {
         self.closing = true;
-        if let Some(stalled) = self.stalled.take() {
-            // Nobody is there to be answered.
-            drop(stalled);
-        }
+        // Nobody is there to be answered.
+        self.stalled = None;
     }
 
     /// Whether nothing is in flight.
@@ -318,13 +316,7 @@ impl Served {
 
     /// A request ended.
     #[inline]
-    pub(super) fn on_done(
-        &mut self,
-        sight: Sight<'_>,
-        slot: usize,
-        done: Done,
-        requests: &mut Vec<(RequestId, Request)>,
-    ) {
+    pub(super) fn on_done(&mut self, index: usize, slot: usize, done: &Done, requests: &mut Vec<(RequestId, Request)>) {
         let status = status::of(done.status);
         match &mut self.slots[slot].work {
             Work::Plain => {}
@@ -337,7 +329,7 @@ impl Served {
                 if let Some(range) = left.pop() {
                     let volume = *volume;
                     let request = self.request(volume, Command::Deallocate, range, None);
-                    requests.push((tokens::request(tokens::SHM, sight.index, slot), request));
+                    requests.push((tokens::request(tokens::SHM, index, slot), request));
                     return;
                 }
             }
