@@ -94,7 +94,8 @@ pub enum ControlRequest {
     VolumeSetHosts { name: String, hosts: Vec<String> },
     /// The pool's devices, space and state; answered with [`ControlAnswer::Pool`].
     PoolShow,
-    /// Adds space: a file made in the pool's directory, or another block device. Answered with [`ControlAnswer::Pool`].
+    /// Adds space: a file made in the pool's directory, or another block device. Answered with [`ControlAnswer::Grown`] once
+    /// every shard may use it; [`ControlAnswer::Pool`] has its progress meanwhile.
     PoolGrow(PoolGrow),
     /// Gives a volume a socket of its own; answered with [`ControlAnswer::Export`] once its record is durable and clients can
     /// connect.
@@ -201,6 +202,71 @@ pub struct PoolGrow {
     /// Bytes of the new file; a block device is taken whole.
     #[serde(default)]
     pub size: Option<u64>,
+    /// How the space of the new file is obtained.
+    #[serde(default)]
+    pub allocate: Allocate,
+    /// Take the block device whatever is on it.
+    #[serde(default)]
+    pub force: bool,
+}
+
+impl PoolGrow {
+    /// What can be told without knowing the pool.
+    pub fn check(&self) -> Result<(), ControlError> {
+        match (&self.device, self.size) {
+            (None, None) => {
+                Err(ControlError::invalid("neither a size nor a device is given; a pool grows by one of them"))
+            }
+            (Some(_), Some(_)) => {
+                Err(ControlError::invalid("a block device is taken whole; give a size or a device, not both"))
+            }
+            (None, Some(_)) if self.force => {
+                Err(ControlError::invalid("force is for a block device; a new file overwrites nothing"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// How the space of a pool's file is obtained.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Allocate {
+    /// Written once: no later write has to allocate in the file system.
+    #[default]
+    Written,
+    /// Reserved in the file system, not written.
+    Reserved,
+    /// Neither: the file system may be full when a write comes.
+    Sparse,
+}
+
+/// A pool that has grown.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolGrown {
+    /// The device that joined.
+    pub device: String,
+    /// How the pool is named from now on, when it is started again.
+    pub serve: String,
+    /// The pool.
+    pub uuid: Uuid,
+    /// Bytes that volumes can use in all.
+    pub size: u64,
+    /// Devices that it has now.
+    pub devices: u16,
+    /// Shards, fixed at format.
+    pub shards: u16,
+    /// Bytes of a slab.
+    pub slab_bytes: u64,
+}
+
+/// A growth that is under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GrowthInfo {
+    /// Bytes of the new file written so far.
+    pub written: u64,
+    /// Of so many; 0 while that is not known, and where nothing has to be written.
+    pub total: u64,
 }
 
 /// What a node answers.
@@ -214,6 +280,8 @@ pub enum ControlAnswer {
     Volumes(Vec<VolumeInfo>),
     /// The pool.
     Pool(PoolInfo),
+    /// The pool has grown.
+    Grown(PoolGrown),
     /// The running target.
     Target(TargetInfo),
     /// One export as it is now.
@@ -301,6 +369,8 @@ pub struct PoolInfo {
     pub devices: Vec<DeviceInfo>,
     /// Volumes in its catalog.
     pub volumes: u32,
+    /// How far a growth is, while there is one.
+    pub growing: Option<GrowthInfo>,
 }
 
 impl PoolInfo {

@@ -501,6 +501,17 @@ impl Metrics {
         names.into_iter().map(|(volume, name)| (name, totals.remove(&volume).unwrap_or_default())).collect()
     }
 
+    /// The sum over the shards of one volume.
+    pub fn volume_totals(&self, volume: VolumeId) -> VolumeTotals {
+        let mut totals = VolumeTotals::default();
+        for shard in &self.shards {
+            if let Some(metrics) = locked(&shard.volumes).live.get(&volume) {
+                totals.add(metrics);
+            }
+        }
+        totals
+    }
+
     /// Bytes of the pool in use.
     pub fn used_bytes(&self) -> u64 {
         self.shards.iter().map(|shard| shard.allocated_bytes.get()).sum()

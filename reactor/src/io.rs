@@ -12,6 +12,7 @@ use std::sync::Arc;
 use crate::buf::{Buf, BufPool};
 use crate::data::Data;
 use crate::event::EventFd;
+use crate::files::OpenFile;
 use crate::shared::SharedMemory;
 
 /// Nanoseconds on the monotonic clock of this process (or of the simulation). Not comparable across processes.
@@ -58,6 +59,15 @@ pub enum Socket {
     Os(OwnedFd),
     /// A number of the simulated network.
     Sim(u64),
+}
+
+/// A device that a running reactor is to know from now on. Clones are the same device, one for each reactor.
+#[derive(Clone, Debug)]
+pub enum NewFile {
+    /// Open in this process.
+    Os(OpenFile),
+    /// A number of the simulated world.
+    Sim(u16),
 }
 
 /// One operation. Offsets and lengths are bytes; device offsets, lengths and buffers are multiples of the file's logical
@@ -202,6 +212,12 @@ pub trait Io {
 
     /// Files in the order of their [`FileId`].
     fn files(&self) -> &[FileInfo];
+
+    /// Makes `file` this reactor's next file, or its last one in place of what was added there and never used.
+    ///
+    /// # Panics
+    /// If `id` is neither.
+    fn put_file(&mut self, id: FileId, file: &NewFile) -> Result<(), IoError>;
 
     /// Takes a connected socket over.
     fn attach(&mut self, socket: Socket) -> Result<SocketId, IoError>;

@@ -146,6 +146,14 @@ pub fn pin_current(core: usize) -> Result<(), PinError> {
     Ok(())
 }
 
+/// Lets the calling thread run on any of `cores`; on where it is if there are none.
+pub fn run_on(cores: &[usize]) -> Result<(), PinError> {
+    let Some(&first) = cores.first() else { return Ok(()) };
+    check_against(cores, &present_cores(), cores)?;
+    let refused = |error: &dyn fmt::Display| PinError::Kernel { core: first, reason: error.to_string() };
+    affinity::set_thread_affinity(cores).map_err(|error| refused(&error))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -192,6 +200,15 @@ mod tests {
             assert_eq!(rustix::thread::sched_getcpu(), core);
             // A thread of a pinned thread may go elsewhere.
             std::thread::spawn(move || pin_current(first).unwrap()).join().unwrap();
+        })
+        .join()
+        .unwrap();
+        let all = allowed_cores().unwrap();
+        std::thread::spawn(move || {
+            pin_current(core).unwrap();
+            run_on(&all).unwrap();
+            assert_eq!(allowed_cores().unwrap(), all);
+            run_on(&[]).unwrap();
         })
         .join()
         .unwrap();

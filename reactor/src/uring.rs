@@ -29,8 +29,8 @@ use crate::data::Data;
 use crate::event::EventFd;
 use crate::files::{FileKind, OpenFile};
 use crate::io::{
-    Completion, ErrorKind, FileId, FileInfo, Instant, Io, IoError, ListenerId, Op, Payload, Socket, SocketId, Token,
-    Wait, Wake,
+    Completion, ErrorKind, FileId, FileInfo, Instant, Io, IoError, ListenerId, NewFile, Op, Payload, Socket, SocketId,
+    Token, Wait, Wake,
 };
 use crate::shared::SharedMemory;
 use in_flight::{Extra, Registered, Table, Target, WAKE, Whereabouts};
@@ -203,7 +203,15 @@ impl UringIo {
 
     /// Adds a device; the ring keeps its description, and the lock on it, until it is gone.
     pub fn add_file(&mut self, file: &OpenFile) -> Result<FileId, UringError> {
-        let slot = self.devices.len() as u32;
+        let id = FileId(self.devices.len() as u16);
+        self.set_file(id, file)?;
+        Ok(id)
+    }
+
+    fn set_file(&mut self, id: FileId, file: &OpenFile) -> Result<(), UringError> {
+        let (slot, count) = (u32::from(id.0), self.devices.len());
+        let at = usize::from(id.0);
+        assert!(at == count || at + 1 == count, "file {at} of {count} is neither the next nor the last");
         let device = match file.kind() {
             FileKind::Null => Device::Null,
             FileKind::Memory => Device::Memory(file.clone()),
@@ -219,9 +227,11 @@ impl UringIo {
                 Device::Ring(Target { slot, fixed_buffers: self.fixed_buffers })
             }
         };
+        self.devices.truncate(at);
+        self.infos.truncate(at);
         self.devices.push(device);
         self.infos.push(file.info());
-        Ok(FileId(slot as u16))
+        Ok(())
     }
 
     /// Binds the ring to the calling thread, as the first [`Io::poll`] does otherwise.
@@ -603,6 +613,15 @@ impl Io for UringIo {
 
     fn files(&self) -> &[FileInfo] {
         &self.infos
+    }
+
+    fn put_file(&mut self, id: FileId, file: &NewFile) -> Result<(), IoError> {
+        let NewFile::Os(file) = file else { return Err(error::of_device(libc::EBADF)) };
+        self.set_file(id, file).map_err(|error| {
+            tracing::error!(%error, file = id.0, "a device cannot be added to a ring");
+            let UringError::Register { source, .. } = error else { unreachable!("only a registration can fail") };
+            error::of_device(source.raw_os_error().unwrap_or(0))
+        })
     }
 
     fn attach(&mut self, socket: Socket) -> Result<SocketId, IoError> {

@@ -29,6 +29,8 @@ pub mod kind {
     /// Not written by this version: a map that lost records names clusters that may be another volume's by now.
     pub const VOLUME_REPAIRED: u16 = 10;
     pub const VOLUME_REMAINS: u16 = 11;
+    pub const HOST_UNTOLD: u16 = 12;
+    pub const HOST_TOLD: u16 = 13;
     pub const SLAB_OWNED: u16 = 16;
     pub const DEVICE_ADDED: u16 = 17;
     pub const OPENED: u16 = 18;
@@ -70,6 +72,10 @@ pub enum CatalogRecord {
     HostAttached(VolumeId, String),
     /// A host detached in good order.
     HostDetached(VolumeId, String),
+    /// The machine has failed under an attached host, which does not know it yet: its first flush is to fail.
+    HostUntold(VolumeId, String),
+    /// It has.
+    HostTold(VolumeId, String),
     /// Part of a volume's map or data is damaged: it is not served until repaired. The shard, where one is to blame, and why.
     VolumeFaulted(VolumeId, Option<ShardId>, String),
     /// A volume was removed, and these shards may still hold clusters of it. Stands for its creation and removal in a snapshot.
@@ -130,6 +136,8 @@ impl CatalogRecord {
             CatalogRecord::HostsAllowed(..) => kind::HOSTS_ALLOWED,
             CatalogRecord::HostAttached(..) => kind::HOST_ATTACHED,
             CatalogRecord::HostDetached(..) => kind::HOST_DETACHED,
+            CatalogRecord::HostUntold(..) => kind::HOST_UNTOLD,
+            CatalogRecord::HostTold(..) => kind::HOST_TOLD,
             CatalogRecord::VolumeFaulted(..) => kind::VOLUME_FAULTED,
             CatalogRecord::VolumeRemains(..) => kind::VOLUME_REMAINS,
             CatalogRecord::SlabOwned(..) => kind::SLAB_OWNED,
@@ -156,6 +164,8 @@ impl CatalogRecord {
             | CatalogRecord::HostsAllowed(id, _)
             | CatalogRecord::HostAttached(id, _)
             | CatalogRecord::HostDetached(id, _)
+            | CatalogRecord::HostUntold(id, _)
+            | CatalogRecord::HostTold(id, _)
             | CatalogRecord::VolumeFaulted(id, ..)
             | CatalogRecord::VolumeRemains(id, _)
             | CatalogRecord::ExportRemoved(id, _) => Some(*id),
@@ -176,7 +186,9 @@ impl CatalogRecord {
             CatalogRecord::VolumeResized(id, size) => bytes(&(id, size)),
             CatalogRecord::VolumeRenamed(id, text)
             | CatalogRecord::HostAttached(id, text)
-            | CatalogRecord::HostDetached(id, text) => bytes(&(id, text)),
+            | CatalogRecord::HostDetached(id, text)
+            | CatalogRecord::HostUntold(id, text)
+            | CatalogRecord::HostTold(id, text) => bytes(&(id, text)),
             CatalogRecord::HostsAllowed(id, hosts) => bytes(&(id, hosts)),
             CatalogRecord::VolumeFaulted(id, shard, why) => bytes(&(id, shard, why)),
             CatalogRecord::VolumeRemains(id, shards) => bytes(&(id, shards)),
@@ -211,6 +223,8 @@ impl CatalogRecord {
             kind::HOSTS_ALLOWED => content.read().map(|(id, hosts)| CatalogRecord::HostsAllowed(id, hosts))?,
             kind::HOST_ATTACHED => content.read().map(|(id, host)| CatalogRecord::HostAttached(id, host))?,
             kind::HOST_DETACHED => content.read().map(|(id, host)| CatalogRecord::HostDetached(id, host))?,
+            kind::HOST_UNTOLD => content.read().map(|(id, host)| CatalogRecord::HostUntold(id, host))?,
+            kind::HOST_TOLD => content.read().map(|(id, host)| CatalogRecord::HostTold(id, host))?,
             kind::VOLUME_FAULTED => {
                 content.read().map(|(id, shard, why)| CatalogRecord::VolumeFaulted(id, shard, why))?
             }

@@ -21,6 +21,8 @@ pub struct VolumeEntry {
     pub record: VolumeRecord,
     /// Hosts that attached for writing and have not detached in good order.
     pub attached: BTreeSet<String>,
+    /// Hosts that have yet to learn that the machine failed under them.
+    pub untold: BTreeSet<String>,
 }
 
 /// Why a volume is not served.
@@ -138,6 +140,12 @@ impl CatalogState {
             CatalogRecord::HostDetached(id, host) => {
                 self.entry(*id)?.attached.remove(host);
             }
+            CatalogRecord::HostUntold(id, host) => {
+                self.entry(*id)?.untold.insert(host.clone());
+            }
+            CatalogRecord::HostTold(id, host) => {
+                self.entry(*id)?.untold.remove(host);
+            }
             CatalogRecord::VolumeFaulted(id, shard, why) => {
                 self.faults.entry(*id).or_default().insert(Fault { shard: *shard, why: why.clone() });
                 self.next_volume = self.next_volume.max(id.0.saturating_add(1));
@@ -196,7 +204,8 @@ impl CatalogState {
         }
         self.check_free(id, &volume.name)?;
         self.names.insert(volume.name.clone(), id);
-        self.volumes.insert(id, VolumeEntry { record: volume.clone(), attached: BTreeSet::new() });
+        self.volumes
+            .insert(id, VolumeEntry { record: volume.clone(), attached: BTreeSet::new(), untold: BTreeSet::new() });
         self.next_volume = id.0.saturating_add(1);
         Ok(())
     }
@@ -334,6 +343,7 @@ impl CatalogState {
             if let Some(entry) = self.volumes.get(&id) {
                 records.push(CatalogRecord::VolumeCreated(entry.record.clone()));
                 records.extend(entry.attached.iter().map(|host| CatalogRecord::HostAttached(id, host.clone())));
+                records.extend(entry.untold.iter().map(|host| CatalogRecord::HostUntold(id, host.clone())));
             } else {
                 records.push(CatalogRecord::VolumeRemains(id, self.removed[&id].clone()));
             }

@@ -14,6 +14,7 @@ use super::events::Events;
 use super::features::{self, Features};
 use super::logs::{self, ErrorLog};
 use super::properties::Properties;
+use super::usage::Usages;
 use super::{discovery, identify};
 use crate::directory::{Directory, SpaceLevel, VolumeEntry};
 use crate::ids::VolumeId;
@@ -91,7 +92,7 @@ pub struct AdminQueue {
     properties: Properties,
     features: Features,
     events: Events,
-    errors: ErrorLog,
+    usages: Arc<dyn Usages>,
     /// Namespaces that changed since the host read the list.
     changed: BTreeSet<u32>,
     told: Told,
@@ -101,9 +102,9 @@ pub struct AdminQueue {
 impl AdminQueue {
     pub(super) fn new(
         association: Arc<Association>,
-        entries: u16,
-        sq_flow_control: bool,
+        (entries, sq_flow_control): (u16, bool),
         directory: &Directory,
+        usages: Arc<dyn Usages>,
     ) -> AdminQueue {
         let told = Told::of(&association, directory);
         AdminQueue {
@@ -113,7 +114,7 @@ impl AdminQueue {
             properties: Properties::default(),
             features: Features::default(),
             events: Events::default(),
-            errors: ErrorLog::default(),
+            usages,
             changed: BTreeSet::new(),
             told,
             aborted: VecDeque::new(),
@@ -177,7 +178,7 @@ impl AdminQueue {
     /// Notes a command that [`AdminQueue::reply_len`] refused.
     pub fn refuse(&mut self, sqe: &Sqe, status: NvmeStatus, now: Instant) -> AdminAction {
         self.association.hear(now);
-        self.errors.record(sqe, status);
+        self.association.errors().record(ErrorLog::of_command(sqe, status));
         AdminAction::Complete { result: 0, status }
     }
 
@@ -215,7 +216,7 @@ impl AdminQueue {
         match sqe.opcode {
             admin::IDENTIFY => {
                 let page = out.try_into().expect("as long as reply_len says");
-                identify::identify(sqe, &self.association, directory, page).map(|()| 0)
+                identify::identify(sqe, &self.association, directory, &*self.usages, page).map(|()| 0)
             }
             admin::GET_LOG_PAGE => self.get_log_page(sqe, out, directory).map(|()| 0),
             admin::GET_FEATURES => self.features.get(sqe, &self.association, &self.events, out).map(u64::from),
@@ -260,7 +261,7 @@ impl AdminQueue {
                 }
             }
             other => {
-                let whole = logs::whole(other, &self.errors, directory);
+                let whole = logs::whole(other, &self.association, directory, &*self.usages);
                 beyond(whole.len() as u64)?;
                 copy_window(&whole, fields.offset, out);
             }

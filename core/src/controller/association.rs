@@ -10,11 +10,14 @@
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use ringway_reactor::io::Instant;
 
+use super::logs::ErrorLog;
 use crate::directory::Subsystem;
-use crate::ids::AssociationId;
+use crate::ids::{AssociationId, VolumeId};
+use crate::wire::completion::NvmeStatus;
 
 /// A host as it presents itself.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -85,6 +88,20 @@ pub struct Association {
     io_queues: AtomicU32,
     io_connected: AtomicBool,
     write_through: AtomicBool,
+    on_record: AtomicU8,
+    errors: Mutex<ErrorLog>,
+}
+
+/// Whether the catalog says, durably, that this host has attached the volumes: what is written before that could be lost with the
+/// machine and nobody would know whom to tell (history C3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnRecord {
+    /// Not yet.
+    Asked,
+    /// It does.
+    Yes,
+    /// It takes no more changes.
+    Never,
 }
 
 impl Association {
@@ -111,6 +128,8 @@ impl Association {
             io_queues: AtomicU32::new(u32::from(crate::limits::IO_QUEUES_MAX)),
             io_connected: AtomicBool::new(false),
             write_through: AtomicBool::new(false),
+            on_record: AtomicU8::new(0),
+            errors: Mutex::default(),
         };
         association.set_keep_alive_ms(keep_alive_ms);
         association
@@ -191,6 +210,38 @@ impl Association {
 
     pub(super) fn set_io_connected(&self) {
         self.io_connected.store(true, Ordering::Relaxed);
+    }
+
+    /// The controller's error log. Its entries are whole whoever panics.
+    pub(super) fn errors(&self) -> MutexGuard<'_, ErrorLog> {
+        self.errors.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A command on I/O queue `queue` failed at block `lba` of a volume: kept for the host to look up, unless that is what the host
+    /// asked for.
+    pub fn note_failure(&self, queue: u16, cid: u16, status: NvmeStatus, volume: VolumeId, lba: u64) {
+        if status.is(NvmeStatus::COMPARE_FAILURE) || status.is(NvmeStatus::ABORTED_SQ_DELETION) {
+            return;
+        }
+        let namespaces = self.subsystem().map_or(&[][..], |subsystem| &subsystem.namespaces);
+        let nsid = namespaces.iter().find(|namespace| namespace.volume == volume).map_or(0, |namespace| namespace.nsid);
+        self.errors().record(ErrorLog::of_io(queue, cid, status, (nsid, lba)));
+    }
+
+    /// Whether the catalog knows of it.
+    pub fn on_record(&self) -> OnRecord {
+        match self.on_record.load(Ordering::Acquire) {
+            0 => OnRecord::Asked,
+            1 => OnRecord::Yes,
+            _ => OnRecord::Never,
+        }
+    }
+
+    /// The catalog knows of it, or never will. What it once knows it does not forget while anybody is attached.
+    pub(super) fn set_on_record(&self, known: bool) {
+        let to = if known { 1 } else { 2 };
+        // Release pairs with the acquire above: who sees it sees a catalog that has it.
+        let _ = self.on_record.compare_exchange(0, to, Ordering::AcqRel, Ordering::Relaxed);
     }
 
     /// Whether the host has switched the volatile write cache off.

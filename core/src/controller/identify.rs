@@ -3,6 +3,7 @@
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::association::{Association, ControllerKind, KEEP_ALIVE_STEP_MS};
+use super::usage::Usages;
 use crate::directory::{Directory, VolumeEntry};
 use crate::limits::{
     BLOCK, CLUSTER, EVENT_REQUESTS_MAX, IN_CAPSULE_BYTES, QUEUE_ENTRIES_MAX, REQUEST_BYTES_MAX, STRIPE,
@@ -39,6 +40,7 @@ pub(super) fn identify(
     sqe: &Sqe,
     association: &Association,
     directory: &Directory,
+    usages: &dyn Usages,
     out: &mut [u8; IDENTIFY_BYTES],
 ) -> Result<(), NvmeStatus> {
     out.fill(0);
@@ -61,7 +63,7 @@ pub(super) fn identify(
     match fields.cns {
         cns::NAMESPACE => {
             if let Some(entry) = namespace(association, directory, nsid)? {
-                out.copy_from_slice(namespace_structure(entry, directory.read_only()).as_bytes());
+                out.copy_from_slice(namespace_structure(entry, directory.read_only(), usages).as_bytes());
             }
         }
         cns::NAMESPACE_INDEPENDENT => {
@@ -187,7 +189,7 @@ fn controller_nvm() -> IdentifyControllerNvm {
     id
 }
 
-fn namespace_structure(entry: &VolumeEntry, read_only: bool) -> IdentifyNamespace {
+fn namespace_structure(entry: &VolumeEntry, read_only: bool, usages: &dyn Usages) -> IdentifyNamespace {
     let record = &*entry.record;
     let lba_bytes = u64::from(record.lba_bytes);
     // Blocks in `bytes`, minus one.
@@ -195,7 +197,8 @@ fn namespace_structure(entry: &VolumeEntry, read_only: bool) -> IdentifyNamespac
     let mut id = IdentifyNamespace::new_zeroed();
     id.nsze = (record.size / lba_bytes).into();
     id.ncap = id.nsze;
-    id.nuse = id.nsze;
+    // Thin: NUSE (base figure 249, bytes 23:16) is what has space in the pool, cluster by cluster.
+    id.nuse = (usages.of(record.id).allocated.min(record.size) / lba_bytes).into();
     id.nsfeat = NSFEAT;
     id.nmic = 1;
     id.dlfeat = DLFEAT;

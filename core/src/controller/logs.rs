@@ -7,6 +7,7 @@ use zerocopy::{FromZeros, IntoBytes};
 use super::association::{Association, ControllerKind};
 use super::features::IO_FEATURES;
 use super::identify::ERROR_ENTRIES;
+use super::usage::{Usage, Usages};
 use crate::directory::{Directory, SpaceLevel};
 use crate::limits::REQUEST_BYTES_MAX;
 use crate::wire::command::{FABRICS, Sqe, admin, nvm};
@@ -32,7 +33,7 @@ const DISCOVERY_PAGES: [u8; 1] = [page::DISCOVERY];
 /// Percent of spare below which the SMART log warns: the first level of [`SpaceLevel`].
 const SPARE_THRESHOLD: u8 = 20;
 
-/// Errors of this controller's admin commands, newest first.
+/// Errors of this controller's commands, newest first: of its admin queue, and of its I/O queues where the fault is not the host's.
 #[derive(Debug, Default)]
 pub(super) struct ErrorLog {
     count: u64,
@@ -40,24 +41,37 @@ pub(super) struct ErrorLog {
 }
 
 impl ErrorLog {
-    pub(super) fn record(&mut self, sqe: &Sqe, status: NvmeStatus) {
+    /// Keeps an entry, under the next number.
+    pub(super) fn record(&mut self, entry: ErrorEntry) {
         self.count += 1;
         self.entries.truncate(ERROR_ENTRIES - 1);
-        self.entries.push_front(ErrorEntry {
-            count: self.count.into(),
-            cid: sqe.cid,
-            status: (status.0 << 1).into(),
-            parameter: 0xFFFF.into(),
-            nsid: sqe.nsid,
-            transport: TRTYPE_TCP,
-            ..ErrorEntry::default()
-        });
+        self.entries.push_front(ErrorEntry { count: self.count.into(), transport: TRTYPE_TCP, ..entry });
+    }
+
+    /// An admin command that failed.
+    pub(super) fn of_command(sqe: &Sqe, status: NvmeStatus) -> ErrorEntry {
+        ErrorEntry { nsid: sqe.nsid, ..entry(0, sqe.cid.get(), status) }
+    }
+
+    /// A command of I/O queue `queue` that failed at `lba` of a namespace (base figure 206: SQID, command, namespace and LBA).
+    pub(super) fn of_io(queue: u16, cid: u16, status: NvmeStatus, (nsid, lba): (u32, u64)) -> ErrorEntry {
+        ErrorEntry { nsid: nsid.into(), lba: lba.into(), ..entry(queue, cid, status) }
     }
 
     fn bytes(&self) -> Vec<u8> {
         let mut bytes: Vec<u8> = self.entries.iter().flat_map(|entry| entry.as_bytes().to_vec()).collect();
         bytes.resize(ERROR_ENTRIES * size_of::<ErrorEntry>(), 0);
         bytes
+    }
+}
+
+fn entry(queue: u16, cid: u16, status: NvmeStatus) -> ErrorEntry {
+    ErrorEntry {
+        sq_id: queue.into(),
+        cid: cid.into(),
+        status: (status.0 << 1).into(),
+        parameter: 0xFFFF.into(),
+        ..ErrorEntry::default()
     }
 }
 
@@ -82,11 +96,11 @@ pub(super) fn check(sqe: &Sqe, association: &Association) -> Result<u32, NvmeSta
 }
 
 /// A page of an I/O controller as a whole; the changed namespaces are the caller's.
-pub(super) fn whole(log_page: u8, errors: &ErrorLog, directory: &Directory) -> Vec<u8> {
+pub(super) fn whole(log_page: u8, association: &Association, directory: &Directory, usages: &dyn Usages) -> Vec<u8> {
     match log_page {
         page::SUPPORTED => supported(&IO_PAGES, 1024),
-        page::ERROR => errors.bytes(),
-        page::SMART => smart(errors, directory).as_bytes().to_vec(),
+        page::ERROR => association.errors().bytes(),
+        page::SMART => smart(association, directory, usages).as_bytes().to_vec(),
         page::FIRMWARE => firmware().as_bytes().to_vec(),
         page::COMMAND_EFFECTS => effects().as_bytes().to_vec(),
         page::FEATURE_EFFECTS => supported(&IO_FEATURES, 1024),
@@ -116,12 +130,32 @@ pub(super) fn critical_warning(directory: &Directory) -> u8 {
     warning
 }
 
-fn smart(errors: &ErrorLog, directory: &Directory) -> SmartLog {
+/// SMART (base 5.16.1.3, figure 207): of the controller, so of all its namespaces together, since the target started. Temperature,
+/// wear and hours are not reported: the devices below have them.
+fn smart(association: &Association, directory: &Directory, usages: &dyn Usages) -> SmartLog {
+    let namespaces = association.subsystem().map_or(&[][..], |subsystem| &subsystem.namespaces);
+    let used = namespaces.iter().map(|namespace| usages.of(namespace.volume));
+    let used = used.fold(Usage::default(), |sum, one| Usage {
+        reads: sum.reads + one.reads,
+        writes: sum.writes + one.writes,
+        bytes_read: sum.bytes_read + one.bytes_read,
+        bytes_written: sum.bytes_written + one.bytes_written,
+        allocated: sum.allocated + one.allocated,
+    });
     let mut log = SmartLog::new_zeroed();
     log.critical_warning = critical_warning(directory);
     log.available_spare = directory.space().spare_percent();
     log.spare_threshold = SPARE_THRESHOLD;
-    log.error_log_entries[..8].copy_from_slice(&errors.count.to_le_bytes());
+    for (field, value) in [
+        // Thousands of 512 bytes, rounded up.
+        (&mut log.data_units_read, used.bytes_read.div_ceil(512_000)),
+        (&mut log.data_units_written, used.bytes_written.div_ceil(512_000)),
+        (&mut log.host_reads, used.reads),
+        (&mut log.host_writes, used.writes),
+        (&mut log.error_log_entries, association.errors().count),
+    ] {
+        field[..8].copy_from_slice(&value.to_le_bytes());
+    }
     log
 }
 

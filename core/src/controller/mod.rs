@@ -17,6 +17,7 @@ mod properties;
 pub mod queue;
 pub mod registry;
 pub mod status;
+pub mod usage;
 
 #[cfg(test)]
 mod tests;

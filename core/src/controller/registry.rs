@@ -13,6 +13,7 @@ use super::admin::AdminQueue;
 use super::association::{Association, AssociationState, ControllerKind, HostIdentity};
 use super::connect::{Path, Refusal, Wish, bad_command, bad_data};
 use super::queue::IoQueue;
+use super::usage::{Uncounted, Usages};
 use crate::directory::{Directory, Subsystem};
 use crate::ids::{AssociationId, VolumeId};
 use crate::limits::ASSOCIATIONS_MAX;
@@ -31,6 +32,7 @@ const CONTROLLERS_MAX: usize = 0xF000;
 #[derive(Debug)]
 pub struct Registry {
     associations_max: usize,
+    usages: Arc<dyn Usages>,
     inner: Mutex<Inner>,
 }
 
@@ -95,7 +97,13 @@ impl Registry {
     #[must_use]
     pub fn new(associations_max: usize) -> Registry {
         assert!((1..CONTROLLERS_MAX).contains(&associations_max));
-        Registry { associations_max, inner: Mutex::default() }
+        Registry { associations_max, usages: Arc::new(Uncounted), inner: Mutex::default() }
+    }
+
+    /// Likewise, with what its controllers tell of their volumes' use.
+    #[must_use]
+    pub fn counted_by(self, usages: Arc<dyn Usages>) -> Registry {
+        Registry { usages, ..self }
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -154,7 +162,8 @@ impl Registry {
         ));
         let entry = Entry { association: Arc::clone(&association), queues: BTreeSet::from([0]) };
         inner.by_controller.insert(controller_id, entry);
-        let queue = AdminQueue::new(association, wish.entries, wish.sq_flow_control, directory);
+        let queue =
+            AdminQueue::new(association, (wish.entries, wish.sq_flow_control), directory, Arc::clone(&self.usages));
         Ok(Connected::Admin { queue: Box::new(queue), superseded })
     }
 
@@ -291,6 +300,22 @@ impl Registry {
         let inner = self.inner();
         let hosts: BTreeSet<&str> = inner.hosts(volume).collect();
         hosts.into_iter().map(str::to_owned).collect()
+    }
+
+    /// The NQN of an association's host, as long as it is known here.
+    #[must_use]
+    pub fn host_of(&self, association: AssociationId) -> Option<String> {
+        let inner = self.inner();
+        let entry = inner.entries().find(|entry| entry.association.id == association);
+        entry.map(|entry| entry.association.host.nqn.clone())
+    }
+
+    /// The catalog says durably that these hosts have attached `volume`, or (`known` is false) takes no more changes. Whoever waits
+    /// for that at a Connect goes on.
+    pub fn set_on_record(&self, volume: VolumeId, hosts: &BTreeSet<String>, known: bool) {
+        let inner = self.inner();
+        let concerned = inner.living(volume).filter(|association| hosts.contains(&association.host.nqn));
+        concerned.for_each(|association| association.set_on_record(known));
     }
 
     /// Ends all associations with `volume`; the caller fences those returned.

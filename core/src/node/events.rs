@@ -11,6 +11,7 @@ use crate::directory::Directory;
 use crate::ids::{AssociationId, ShardId};
 use crate::request::{Done, Status};
 use crate::shard::{Event, RecordLog};
+use crate::space::Geometry;
 use crate::tokens;
 
 /// The catalog's reactor.
@@ -131,6 +132,15 @@ impl<L: RecordLog> Node<L> {
     fn shard_fenced(&mut self, association: AssociationId) {
         if let Some(origin) = self.fences.shard_fenced(association) {
             self.send(origin, Message::Fenced { association });
+        }
+    }
+
+    // ---- devices
+
+    /// The pool has another device.
+    pub(super) fn grown<I: Io>(&mut self, io: &I, geometry: &Arc<Geometry>) {
+        for id in self.local.ids().to_vec() {
+            self.local.touch(id).on_grown(Arc::clone(geometry), io.files());
         }
     }
 

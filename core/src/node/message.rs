@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
-use ringway_reactor::io::{FileId, IoError};
+use ringway_reactor::io::{FileId, IoError, NewFile};
 
-use crate::control::ControlCall;
+use super::owner::Prepared;
+use crate::control::{ControlCall, ControlError};
 use crate::directory::Directory;
 use crate::ids::{AssociationId, ShardId, VolumeId};
 use crate::shard::{Part, PartDone};
-use crate::space::SlabId;
+use crate::space::{Geometry, SlabId};
 use crate::transport::{Adopted, shm, vhost};
 
 /// One message. Messages of one reactor to another arrive in the order sent.
@@ -57,6 +58,16 @@ pub enum Message {
     Attached { volume: VolumeId },
     /// From the control thread of a vhost-user connection.
     Vhost(vhost::Mail),
+    /// To the catalog's reactor: a host was told that the machine failed under it.
+    Told { volume: VolumeId, host: String },
+    /// To the catalog's reactor: a device is ready to join, or why not.
+    Prepared(Result<Box<Prepared>, ControlError>),
+    /// A device joins: the ring is to know it. Answered by [`Message::FileAdded`].
+    AddFile { id: FileId, file: NewFile },
+    /// The sender's ring knows it, or why not.
+    FileAdded(Result<(), IoError>),
+    /// The device has joined: the pool is cut so from now on.
+    Grown(Arc<Geometry>),
     /// From a control thread to the catalog's reactor.
     Control(ControlCall),
     /// Take nothing new and finish what is in flight.

@@ -272,6 +272,11 @@ impl<I: Io, L: RecordLog> Application<I, Message> for Node<L> {
                     self.registry.fenced(association);
                 }
             }
+            Message::AddFile { id, file } => {
+                let result = io.put_file(id, &file);
+                self.send(0, Message::FileAdded(result));
+            }
+            Message::Grown(geometry) => self.grown(io, &geometry),
             Message::SlabGranted { shard, slab } => self.local.touch(shard).on_slab(slab),
             Message::NoSlab { shard } => self.local.touch(shard).on_no_slab(),
             Message::WantSlab { shard } => self.local.touch(shard).on_slab_wanted(),

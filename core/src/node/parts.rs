@@ -49,8 +49,13 @@ impl<L: RecordLog> Node<L> {
                     | Command::WriteZeroes { fua: true, .. }
                     | Command::CompareAndWrite { fua: true }
             );
-            if promises && id.0 & FROM_OWNER == 0 && self.first_flush.fails(request.volume) {
-                tracing::warn!(volume = %request.volume, "its host is told that writes before the failure of this machine may be lost");
+            let host = || self.registry.host_of(request.association);
+            if promises
+                && id.0 & FROM_OWNER == 0
+                && let Some(host) = self.first_flush.fails(request.volume, host)
+            {
+                tracing::warn!(volume = %request.volume, host, "its host is told that writes before the failure of this machine may be lost");
+                self.send(0, Message::Told { volume: request.volume, host });
                 self.answer(io, Done { id, status: Status::WriteFault, data: request.data });
                 continue;
             }

@@ -15,7 +15,7 @@ mod superblock;
 pub use check::{check_lba, check_unit};
 pub use error::{BadSuperblock, PoolError};
 pub use format::{FormatOptions, Progress, format};
-pub use grow::{GrowOptions, Growing, prepare_device};
+pub use grow::{GrowOptions, Growing, Joining, joined, prepare_device};
 pub use layout::{DEVICE_BYTES_MIN, Layout, LayoutOptions, SUPERBLOCK_AREA, joining_bytes_min};
 pub use open::{Notice, OpenOptions, OpenPool, inspect, open};
 pub use superblock::{FORMAT as FORMAT_VERSION, Flags, Superblock};

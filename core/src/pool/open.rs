@@ -238,7 +238,12 @@ pub(super) fn read_pool<I: Io>(io: &mut I, options: &OpenOptions, files: usize) 
 }
 
 /// Whether a device that the catalog does not know can be what a growth left behind; anything else was given by mistake.
-fn check_left_over<I: Io>(io: &mut I, device: u16, info: &FileInfo, first: &Superblock) -> Result<(), PoolError> {
+pub(super) fn check_left_over<I: Io>(
+    io: &mut I,
+    device: u16,
+    info: &FileInfo,
+    first: &Superblock,
+) -> Result<(), PoolError> {
     match read_device(io, device, info) {
         Ok((superblock, _)) if superblock.pool != first.pool => {
             Err(PoolError::OtherPool { device, found: superblock.pool, expected: first.pool })

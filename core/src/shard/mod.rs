@@ -61,7 +61,7 @@ use crate::ids::{AssociationId, Epoch, ShardId, VolumeId};
 use crate::limits::{BLOCK, CLUSTER, STRIPE};
 use crate::map::{BlockState, BlockStates, NodeKey};
 use crate::request::{Command, Status};
-use crate::space::{Place, SlabId, Space};
+use crate::space::{Geometry, Place, SlabId, Space};
 use crate::volume::VolumeRecord;
 
 /// Parts that wait for something of the shard's; each list is queued again when there may be more of it.
@@ -166,6 +166,7 @@ struct Parts {
 impl<L: RecordLog> Shard<L> {
     fn new(spec: RecoverySpec<L>, seed: Seed, files: &[FileInfo], parts: Parts) -> Shard<L> {
         let Parts { space, mapped, nodes, commit, checkpoint, scratch } = parts;
+        let (logical_block, atomic_unit) = units(files);
         let volumes = spec.volumes.into_iter().map(|record| (record.id, Volume { record, fault: None }));
         let mut shard = Shard {
             id: spec.id,
@@ -173,8 +174,8 @@ impl<L: RecordLog> Shard<L> {
             generation: spec.generation,
             tokens: spec.tokens,
             config: spec.config,
-            logical_block: files.iter().map(|file| file.logical_block).max().unwrap_or(512),
-            atomic_unit: files.iter().map(|file| file.atomic_write_unit).min().unwrap_or(512),
+            logical_block,
+            atomic_unit,
             word: Epoch::first_of(spec.generation),
             now: Instant(0),
             volumes: volumes.collect(),
@@ -430,6 +431,16 @@ impl<L: RecordLog> Shard<L> {
         self.space_changed = true;
     }
 
+    /// The pool has another device, and may have slabs for this shard again.
+    pub fn on_grown(&mut self, geometry: Arc<Geometry>, files: &[FileInfo]) {
+        self.space.set_geometry(geometry);
+        (self.logical_block, self.atomic_unit) = units(files);
+        if matches!(self.slab_request, SlabRequest::Refused { .. }) {
+            self.slab_request = SlabRequest::None;
+        }
+        self.space_changed = true;
+    }
+
     /// Commits and checkpoints; [`Event::Drained`] follows when nothing is left to do. Parts may no longer be submitted.
     pub fn drain(&mut self) {
         self.calm = false;
@@ -465,6 +476,13 @@ impl<L: RecordLog> Shard<L> {
             ..self.stats
         }
     }
+}
+
+/// The largest logical block and the smallest atomic unit of the devices.
+fn units(files: &[FileInfo]) -> (u32, u32) {
+    let logical = files.iter().map(|file| file.logical_block).max();
+    let atomic = files.iter().map(|file| file.atomic_write_unit).min();
+    (logical.unwrap_or(512), atomic.unwrap_or(512))
 }
 
 /// The stretch of a range that lies in one cluster.

@@ -144,6 +144,19 @@ impl Space {
         &self.geometry
     }
 
+    /// The pool has more devices.
+    ///
+    /// # Panics
+    /// If those that it had are cut otherwise.
+    pub fn set_geometry(&mut self, geometry: Arc<Geometry>) {
+        let (before, now) = (&self.geometry, &geometry);
+        assert!(
+            before.slab_bytes() == now.slab_bytes() && now.areas().starts_with(before.areas()),
+            "a pool only ever grows: {before:?} to {now:?}"
+        );
+        self.geometry = geometry;
+    }
+
     /// Takes over a slab that the catalog has given to this shard, all free.
     ///
     /// # Panics

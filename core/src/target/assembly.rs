@@ -4,14 +4,14 @@
 //! open pool -> Plan (shared) -> Plan::recover (each reactor its own shards, in parallel) -> Plan::node (each reactor)
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use ringway_reactor::io::{FileId, FileInfo, Instant, Io, Wait};
 use uuid::Uuid;
 
-use crate::catalog::{CatalogLog, CatalogState};
+use crate::catalog::{CatalogLog, CatalogState, VolumeEntry};
 use crate::checkpoint::RING_BYTES;
 use crate::control::TargetInfo;
 use crate::controller::registry::Registry;
@@ -20,7 +20,9 @@ use crate::export::ExportRecord;
 use crate::ids::{Epoch, ShardId, VolumeId};
 use crate::metrics::Metrics;
 use crate::node::interest::Interests;
-use crate::node::owner::{CatalogPlace, FirstFlush, Owner, OwnerParts, PoolFacts, Store, Surroundings, directory_of};
+use crate::node::owner::{
+    CatalogPlace, FirstFlush, NewDevices, Owner, OwnerParts, PoolFacts, Store, Surroundings, Untold, directory_of,
+};
 use crate::node::{Node, NodeParts};
 use crate::pool::{Layout, OpenPool};
 use crate::shard::{OpenError, Opened, Progress, RecordLog, Recovery, RecoverySpec, Region, ShardConfig, TokenBase};
@@ -58,6 +60,8 @@ pub struct Sources {
     pub unix_s: Box<dyn Fn() -> u64 + Send>,
     /// An identity that nothing else has.
     pub new_uuid: Box<dyn FnMut() -> Uuid + Send>,
+    /// Gets devices ready to join.
+    pub new_devices: Box<dyn NewDevices>,
 }
 
 /// What all reactors of a target share. Sent to each of their threads.
@@ -76,9 +80,16 @@ pub struct Plan {
     metrics: Arc<Metrics>,
     first_flush: Arc<FirstFlush>,
     interests: Arc<Interests>,
+    untold: Untold,
     facts: PoolFacts,
     target: TargetInfo,
     drain_timeout_ns: u64,
+}
+
+/// Hosts that have yet to learn that the machine failed under them: now, or before and nobody came to tell them.
+fn hosts_to_tell(entry: &VolumeEntry, lost: bool) -> BTreeSet<String> {
+    let now = lost.then_some(&entry.attached).into_iter().flatten();
+    now.chain(&entry.untold).cloned().collect()
 }
 
 /// What recovery could not bring back.
@@ -141,21 +152,24 @@ impl Plan {
         let shards = usize::from(pool.layout.shards);
         let version = u64::from(pool.generation) << 32;
         let now = Surroundings { insecure: target.insecure, ..Surroundings::default() };
-        let lost = !pool.clean && machine_restarted && fail_first_flush;
-        let attached = pool.catalog.volumes().filter(|entry| lost && !entry.attached.is_empty());
-        let first_flush = FirstFlush::new(attached.map(|entry| entry.record.id));
+        let lost = !pool.clean && machine_restarted;
+        let untold: Untold =
+            pool.catalog.volumes().map(|entry| (entry.record.id, hosts_to_tell(entry, lost))).collect();
+        let first_flush = FirstFlush::new(if fail_first_flush { untold.clone() } else { Untold::new() });
+        let metrics = Metrics::new(reactors, shards);
         let directory = Arc::new(directory_of(&pool.catalog, &BTreeMap::new(), version, now, None));
         Plan {
             reactors,
             placement: (0..shards).map(|shard| (shard % reactors) as u16).collect(),
             shard,
-            registry: Arc::new(Registry::default()),
+            registry: Arc::new(Registry::default().counted_by(Arc::clone(&metrics) as _)),
             vhost: VhostShared::new(reactors, Arc::clone(&directory)),
             directory,
             epoch: Arc::new(AtomicU64::new(Epoch::first_of(pool.generation).0)),
-            metrics: Metrics::new(reactors, shards),
+            metrics,
             first_flush,
             interests: Interests::new(reactors),
+            untold,
             facts: PoolFacts {
                 uuid: pool.uuid,
                 format_version: crate::pool::FORMAT_VERSION,
@@ -164,6 +178,7 @@ impl Plan {
                 paths,
                 files,
                 atomic_unit: pool.atomic_unit,
+                first: pool.superblocks[0].clone(),
             },
             layout: pool.layout,
             state: pool.catalog,
@@ -323,9 +338,11 @@ impl Plan {
             metrics: Arc::clone(&self.metrics),
             damaged: damaged.volumes,
             dead: damaged.dead,
+            untold: self.untold.clone(),
             drain_timeout_ns: self.drain_timeout_ns,
             unix_s: sources.unix_s,
             new_uuid: sources.new_uuid,
+            new_devices: sources.new_devices,
         })
     }
 }

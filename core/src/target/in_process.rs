@@ -17,6 +17,7 @@ use super::buffers;
 use super::config::{PoolSpec, TargetConfig};
 use super::devices::Devices;
 use super::error::StartError;
+use super::grow::NeverGrows;
 use super::log::ProcessLog;
 use super::log_place::PoolLogs;
 use super::running::Port;
@@ -54,7 +55,8 @@ impl InProcess {
             logs.swap_remove(at).1
         })?;
         let damaged = recovered.damaged();
-        let node = plan.node(0, recovered, config.buffer_bytes, Some((sources(), damaged)));
+        let first = (sources(Box::new(NeverGrows(config.pool))), damaged);
+        let node = plan.node(0, recovered, config.buffer_bytes, Some(first));
         let mail = Mesh::new(1, MAILBOX).pop().expect("a mesh of one");
         let control = Arc::new(Port(mail.injector()));
         Ok(InProcess { reactor: Reactor::new(io, mail, node), control, buffers })

@@ -31,6 +31,7 @@ use super::config::{PoolSpec, TargetConfig};
 use super::devices::Devices;
 use super::error::StartError;
 use super::exports::{Exports, ServeExport, Servers};
+use super::grow::Grower;
 use super::log::ProcessLog;
 use super::log_place::{Logs, PoolLogs, open_logs};
 use super::running::{Port, RunningTarget, Ways};
@@ -42,6 +43,7 @@ use crate::export::ExportKind;
 use crate::ids::ShardId;
 use crate::node::Node;
 use crate::node::message::Message;
+use crate::node::owner::NewDevices;
 use crate::pool::{self, OpenOptions, OpenPool};
 use crate::shard::ShardConfig;
 use crate::transport::VhostServer;
@@ -269,7 +271,10 @@ impl Seat {
         })?;
         let _ = self.reports.send(Report::Recovered(recovered.damaged()));
         let Ok(damaged) = self.go.recv() else { return Ok(false) };
-        let first = (self.index == 0).then(|| (sources(), damaged));
+        let first = (self.index == 0).then(|| {
+            let (spec, injector) = (self.config.pool.clone(), self.mail.injector());
+            (sources(Box::new(Grower::new(spec, injector, self.worker_cores.clone()))), damaged)
+        });
         let mut node = self.plan.node(self.index, recovered, self.config.buffer_bytes, first);
         if self.index == 0 {
             let listeners = listen(&mut io, &self.config.listeners)?;
@@ -294,8 +299,8 @@ impl Seat {
     }
 }
 
-pub(super) fn sources() -> Sources {
-    Sources { unix_s: Box::new(super::unix_s), new_uuid: Box::new(Uuid::new_v4) }
+pub(super) fn sources(new_devices: Box<dyn NewDevices>) -> Sources {
+    Sources { unix_s: Box::new(super::unix_s), new_uuid: Box::new(Uuid::new_v4), new_devices }
 }
 
 fn listen(io: &mut UringIo, addresses: &[SocketAddr]) -> Result<Vec<(ListenerId, SocketAddr)>, StartError> {

@@ -8,6 +8,8 @@ mod catalog;
 mod crashes;
 mod dead_shards;
 mod fences;
+mod growing;
+mod hosts;
 mod load;
 mod requests;
 mod space;

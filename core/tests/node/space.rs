@@ -9,10 +9,10 @@ use ringway_reactor::sim::{CrashPoint, DiskConfig, Ended};
 
 use crate::rig::{MIB, Setup, Target};
 
-const PIECE: usize = 256 << 10;
+pub(crate) const PIECE: usize = 256 << 10;
 
 /// Writes a volume from its front until there is no space; bytes written.
-fn fill(target: &mut Target, volume: VolumeId, size: u64) -> u64 {
+pub(crate) fn fill(target: &mut Target, volume: VolumeId, size: u64) -> u64 {
     let mut offset = 0;
     while offset < size {
         match target.write(volume, offset, &vec![offset as u8 | 1; PIECE]) {

@@ -9,8 +9,8 @@ use std::sync::atomic::AtomicBool;
 use crate::buf::BufPool;
 use crate::event::EventFd;
 use crate::io::{
-    Completion, ErrorKind, FileId, FileInfo, Instant, Io, IoError, ListenerId, Op, Payload, Socket, SocketId, Token,
-    Wait, Wake,
+    Completion, ErrorKind, FileId, FileInfo, Instant, Io, IoError, ListenerId, NewFile, Op, Payload, Socket, SocketId,
+    Token, Wait, Wake,
 };
 use crate::shared::SharedMemory;
 
@@ -164,6 +164,19 @@ impl Io for SimIo {
 
     fn files(&self) -> &[FileInfo] {
         &self.files
+    }
+
+    fn put_file(&mut self, id: FileId, file: &NewFile) -> Result<(), IoError> {
+        let (at, count) = (usize::from(id.0), self.files.len());
+        assert!(at == count || at + 1 == count, "file {at} of {count} is neither the next nor the last");
+        let disk = match file {
+            NewFile::Sim(disk) if usize::from(*disk) < self.world.0.borrow().devices.len() => DiskId(*disk),
+            _ => return Err(IoError { kind: ErrorKind::Other, errno: libc::EBADF }),
+        };
+        self.disks.truncate(at);
+        self.files.truncate(at);
+        self.add_file(disk);
+        Ok(())
     }
 
     fn attach(&mut self, socket: Socket) -> Result<SocketId, IoError> {

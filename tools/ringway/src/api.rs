@@ -3,7 +3,7 @@
 //! ```text
 //! GET    /v1/target                     the running target
 //! GET    /v1/pool                       the pool
-//! POST   /v1/pool/devices               PoolGrow
+//! POST   /v1/pool/devices               PoolGrow; answered when the pool has grown
 //! POST   /v1/pool/sync                  make everything acknowledged so far durable
 //! GET    /v1/volumes                    all volumes
 //! POST   /v1/volumes                    VolumeCreate
@@ -119,6 +119,7 @@ async fn ask(node: Node, request: ControlRequest) -> Result<Response, Refused> {
         ControlAnswer::Volume(volume) => Json(volume).into_response(),
         ControlAnswer::Volumes(volumes) => Json(volumes).into_response(),
         ControlAnswer::Pool(pool) => Json(pool).into_response(),
+        ControlAnswer::Grown(grown) => Json(grown).into_response(),
         ControlAnswer::Target(target) => Json(target).into_response(),
         ControlAnswer::Export(export) => Json(export).into_response(),
         ControlAnswer::Exports(exports) => Json(exports).into_response(),

@@ -117,9 +117,9 @@ pub(crate) enum PoolCommand {
     /// Show the running target's pool, or one that nobody serves
     #[command(after_help = "Examples:\n  ringway pool show\n  ringway pool show ./ringway-data")]
     Show(PoolShowArgs),
-    /// Add a file or a block device to a pool that nobody serves
+    /// Add a file or a block device to the running target's pool, or to one that nobody serves
     #[command(
-        after_help = "Examples:\n  ringway pool grow ./ringway-data --size 10GiB\n  ringway pool grow /dev/nvme1n1 --device /dev/nvme2n1\n\nA pool grows while it is not served. Without a pool, the running target says what to run once it is stopped."
+        after_help = "Examples:\n  ringway pool grow --size 10GiB\n  ringway pool grow --device /dev/nvme2n1\n  ringway pool grow ./ringway-data --size 10GiB\n\nWithout a pool, the running target's grows while it is served; a pool that is named is one that nobody serves."
     )]
     Grow(PoolGrowArgs),
 }
@@ -178,7 +178,7 @@ pub(crate) struct PoolShowArgs {
 #[derive(Args, Debug)]
 #[group(id = "space", required = true, multiple = false, args = ["size", "device"])]
 pub(crate) struct PoolGrowArgs {
-    /// The pool: its directory, or its block devices, separated by commas
+    /// A pool that nobody serves, by its directory or its block devices, separated by commas; without it the running target's
     #[arg(value_name = "DIR|DEVICE")]
     pub(crate) pool: Option<PoolPlace>,
     /// Add a file of this size to the pool's directory

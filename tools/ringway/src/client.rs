@@ -9,7 +9,7 @@ use hyper::client::conn::http1;
 use hyper::{Method, Request, header};
 use hyper_util::rt::TokioIo;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use ringway_core::control::{ControlErrorKind, PoolGrow, PoolInfo, TargetInfo, VolumeCreate, VolumeInfo};
+use ringway_core::control::{ControlErrorKind, PoolGrow, PoolGrown, PoolInfo, TargetInfo, VolumeCreate, VolumeInfo};
 use ringway_core::export::{ExportAdd, ExportInfo};
 use ringway_core::ids::ExportId;
 use serde::Serialize;
@@ -41,7 +41,7 @@ impl Client {
         self.call(Method::GET, "/v1/pool", None::<&()>)
     }
 
-    pub(crate) fn pool_grow(&self, grow: &PoolGrow) -> Result<PoolInfo, Failure> {
+    pub(crate) fn pool_grow(&self, grow: &PoolGrow) -> Result<PoolGrown, Failure> {
         self.call(Method::POST, "/v1/pool/devices", Some(grow))
     }
 

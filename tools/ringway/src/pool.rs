@@ -1,20 +1,27 @@
 //! `ringway pool ...`.
 
 use std::path::PathBuf;
+use std::thread;
+use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use ringway_core::control::PoolGrow;
+use ringway_core::control::{self, GrowthInfo, PoolGrow, PoolGrown};
 use ringway_core::pool::OpenPool;
 use ringway_core::target::{self, Addition, Allocation, FormatOptions, PoolSpec, Progress, StartError};
 use serde::Serialize;
 use uuid::Uuid;
 
 use crate::cli::{Allocate, FormatArgs, PoolCommand, PoolGrowArgs};
+use crate::client::Client;
+use crate::endpoint::PoolPlace;
 use crate::failure::Failure;
 use crate::output::{Format, facts};
-use crate::pool_show::{self, show};
+use crate::pool_show;
 use crate::size::Size;
 use crate::volume::client;
+
+/// How often the daemon is asked how far it is.
+const LOOK: Duration = Duration::from_millis(200);
 
 pub(crate) fn run(command: PoolCommand, format: Format) -> Result<(), Failure> {
     match command {
@@ -47,16 +54,20 @@ fn make(args: &FormatArgs, format: Format) -> Result<(), Failure> {
     Ok(())
 }
 
+fn bar(format: Format) -> ProgressBar {
+    match format {
+        Format::Json => ProgressBar::hidden(),
+        Format::Text => ProgressBar::new(0)
+            .with_style(ProgressStyle::with_template("[{bar:40}] {msg}").expect("the template is valid")),
+    }
+}
+
 /// Runs a long step with a bar that shows how far it is.
 fn watched<T>(
     format: Format,
     step: impl FnOnce(&mut dyn FnMut(&Progress)) -> Result<T, StartError>,
 ) -> Result<T, Failure> {
-    let bar = match format {
-        Format::Json => ProgressBar::hidden(),
-        Format::Text => ProgressBar::new(0)
-            .with_style(ProgressStyle::with_template("[{bar:40}] {msg}").expect("the template is valid")),
-    };
+    let bar = bar(format);
     let outcome = step(&mut |progress: &Progress| {
         if let Progress::Writing { done, total } = progress {
             bar.set_length(*total);
@@ -66,6 +77,16 @@ fn watched<T>(
     });
     bar.finish_and_clear();
     outcome.map_err(|error| Failure::from(&error))
+}
+
+impl From<Allocate> for control::Allocate {
+    fn from(allocate: Allocate) -> control::Allocate {
+        match allocate {
+            Allocate::Written => control::Allocate::Written,
+            Allocate::Reserved => control::Allocate::Reserved,
+            Allocate::Sparse => control::Allocate::Sparse,
+        }
+    }
 }
 
 impl From<Allocate> for Allocation {
@@ -120,40 +141,73 @@ fn grow(args: PoolGrowArgs, format: Format) -> Result<(), Failure> {
     let absolute = |path: PathBuf| std::path::absolute(&path).map_err(|error| Failure::io("find", &path, &error));
     let device = args.device.map(absolute).transpose()?;
     let size = args.size.map(|size| size.0);
-    let Some(pool) = args.pool else {
-        format.print(&client(&args.daemon).pool_grow(&PoolGrow { device, size })?, show);
-        return Ok(());
+    let grown = match args.pool {
+        Some(pool) => grow_offline(&pool, device, size, args.allocate, args.force, format)?,
+        None => {
+            let grow = PoolGrow { device, size, allocate: args.allocate.into(), force: args.force };
+            grow_online(&client(&args.daemon), &grow, format)?
+        }
     };
+    format.print(&grown, grown_text);
+    Ok(())
+}
+
+fn grow_offline(
+    pool: &PoolPlace,
+    device: Option<PathBuf>,
+    size: Option<u64>,
+    allocate: Allocate,
+    force: bool,
+    format: Format,
+) -> Result<PoolGrown, Failure> {
     let addition = match (device, size) {
-        (Some(path), _) => Addition::Device { path, force: args.force },
-        (None, Some(size)) => Addition::File { size, allocation: args.allocate.into() },
+        (Some(path), _) => Addition::Device { path, force },
+        (None, Some(size)) => Addition::File { size, allocation: allocate.into() },
         (None, None) => unreachable!("one of the two is required"),
     };
     let grown = watched(format, |progress| target::grow(&pool.0, &addition, progress))
         .map_err(|failure| failure.of_pool(&pool.0))?;
-    let grown = Grown {
+    let made = Made::of(&grown.pool);
+    Ok(PoolGrown {
         device: grown.device.display().to_string(),
         serve: grown.spec.to_string(),
-        pool: Made::of(&grown.pool),
-    };
-    format.print(&grown, Grown::text);
-    Ok(())
+        uuid: made.uuid,
+        size: made.size,
+        devices: made.devices as u16,
+        shards: made.shards,
+        slab_bytes: made.slab_bytes,
+    })
 }
 
-/// A pool that just got another device.
-#[derive(Debug, Serialize)]
-struct Grown {
-    /// The new one.
-    device: String,
-    /// How the pool is named from now on.
-    serve: String,
-    #[serde(flatten)]
-    pool: Made,
+/// Asks the daemon, and shows how far it is until it answers.
+fn grow_online(daemon: &Client, grow: &PoolGrow, format: Format) -> Result<PoolGrown, Failure> {
+    thread::scope(|scope| {
+        let asked = scope.spawn(|| daemon.pool_grow(grow));
+        let bar = bar(format);
+        while !asked.is_finished() {
+            thread::sleep(LOOK);
+            // Should this fail, the call itself says why.
+            if let Some(GrowthInfo { written, total }) = daemon.pool().ok().and_then(|pool| pool.growing)
+                && total > 0
+            {
+                bar.set_length(total);
+                bar.set_position(written);
+                bar.set_message(Progress::Writing { done: written, total }.to_string());
+            }
+        }
+        bar.finish_and_clear();
+        asked.join().unwrap_or_else(|_| Err(Failure::internal("the thread that asked has panicked".to_owned())))
+    })
 }
 
-impl Grown {
-    fn text(&self) -> String {
-        let added = facts(&[("added", self.device.clone()), ("serve it by", format!("--pool {}", self.serve))]);
-        format!("{added}\n{}", self.pool.text())
-    }
+fn grown_text(grown: &PoolGrown) -> String {
+    facts(&[
+        ("added", grown.device.clone()),
+        ("serve it by", format!("--pool {}", grown.serve)),
+        ("pool", grown.uuid.to_string()),
+        ("space", Size(grown.size).to_string()),
+        ("devices", grown.devices.to_string()),
+        ("shards", grown.shards.to_string()),
+        ("slab", Size(grown.slab_bytes).to_string()),
+    ])
 }

@@ -67,6 +67,7 @@ fn unserved(looked: &Looked) -> PoolInfo {
             })
             .collect(),
         volumes: report.volumes.len() as u32,
+        growing: None,
     }
 }
 
@@ -79,6 +80,12 @@ pub(crate) fn show(pool: &PoolInfo) -> String {
         ("volumes", pool.volumes.to_string()),
         ("format version", pool.format_version.to_string()),
         ("boot generation", pool.boot_generation.to_string()),
+        (
+            "growing",
+            pool.growing.map_or("no".to_owned(), |growth| {
+                format!("{} of {} written", Size(growth.written), Size(growth.total))
+            }),
+        ),
         ("state", pool.read_only.as_ref().map_or("online".to_owned(), |why| format!("read-only: {why}"))),
         ("shards lost", if pool.dead_shards.is_empty() { "none".to_owned() } else { pool.dead_shards.join("; ") }),
     ]);

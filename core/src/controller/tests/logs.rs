@@ -4,8 +4,11 @@ use proptest::prelude::*;
 use zerocopy::FromBytes;
 
 use super::*;
+use crate::controller::usage::{Usage, Usages};
+use crate::ids::VolumeId;
 use crate::wire::DISCOVERY_NQN;
-use crate::wire::log_page::{CommandEffects, DiscoveryEntry, DiscoveryHeader, ErrorEntry, page};
+use crate::wire::identify::{IdentifyNamespace, cns};
+use crate::wire::log_page::{CommandEffects, DiscoveryEntry, DiscoveryHeader, ErrorEntry, SmartLog, page};
 
 fn read(queue: &mut AdminQueue, page: u8, offset: u64, len: u32, directory: &Directory) -> Result<Vec<u8>, NvmeStatus> {
     fetch(queue, Sqe::get_log_page(page, 0xFFFF_FFFF, offset, len, false), len, directory)
@@ -158,4 +161,51 @@ fn the_error_log_has_the_newest_refusals_first_and_is_bounded() {
     assert_eq!(entries[0].status.get() >> 1, NvmeStatus::INVALID_OPCODE.dnr().0);
     let smart = read(&mut queue, page::SMART, 0, 512, &directory).unwrap();
     assert_eq!(smart[176], 20);
+}
+
+/// A volume that has been used.
+#[derive(Debug)]
+struct Used;
+
+impl Usages for Used {
+    fn of(&self, volume: VolumeId) -> Usage {
+        assert_eq!(volume, VolumeId(1));
+        Usage { reads: 10, writes: 3, bytes_read: 512_001, bytes_written: 0, allocated: 128 << 10 }
+    }
+}
+
+#[test]
+fn smart_and_nuse_are_what_the_volume_has_moved_and_holds() {
+    let directory = directory();
+    let registry = Arc::new(Registry::default().counted_by(Arc::new(Used)));
+    let mut queue = connect_admin(&registry, &directory, VOLUME);
+    assert_eq!(set(&mut queue, Configuration::ENABLE, &directory), NvmeStatus::SUCCESS);
+    let smart = read(&mut queue, page::SMART, 0, 512, &directory).unwrap();
+    let smart = SmartLog::read_from_bytes(&smart).unwrap();
+    let counters =
+        [smart.data_units_read, smart.data_units_written, smart.host_reads, smart.host_writes].map(u128::from_le_bytes);
+    assert_eq!(counters, [2, 0, 10, 3], "thousands of 512 bytes, rounded up");
+    let namespace = fetch(&mut queue, Sqe::identify(cns::NAMESPACE, 1), 4096, &directory).unwrap();
+    let namespace = IdentifyNamespace::read_from_bytes(&namespace).unwrap();
+    let lba = 1u64 << namespace.lbaf[0].data_log2;
+    assert_eq!(namespace.nuse.get() * lba, 128 << 10);
+    assert!(namespace.nuse.get() < namespace.ncap.get());
+}
+
+#[test]
+fn a_failure_of_an_io_queue_is_in_the_error_log_with_its_place_and_what_the_host_asked_for_is_not() {
+    let directory = directory();
+    let (_registry, mut queue) = enabled(VOLUME, &directory);
+    let association = Arc::clone(queue.association());
+    association.note_failure(2, 7, NvmeStatus::UNRECOVERED_READ_ERROR.dnr(), VolumeId(1), 4711);
+    association.note_failure(2, 8, NvmeStatus::COMPARE_FAILURE.dnr(), VolumeId(1), 4712);
+    let page = read(&mut queue, page::ERROR, 0, 128, &directory).unwrap();
+    let entries: Vec<_> = page.chunks(64).map(|entry| ErrorEntry::read_from_bytes(entry).unwrap()).collect();
+    let (first, second) = (entries[0], entries[1]);
+    assert_eq!((first.count.get(), first.sq_id.get(), first.cid.get()), (1, 2, 7));
+    assert_eq!(
+        (first.nsid.get(), first.lba.get(), first.status.get() >> 1),
+        (1, 4711, NvmeStatus::UNRECOVERED_READ_ERROR.dnr().0)
+    );
+    assert_eq!(second.count.get(), 0);
 }

@@ -1,6 +1,6 @@
 //! Hosts that attached for writing, on record, so that they can be told after their target's machine has failed (history C3).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -8,31 +8,41 @@ use super::{Owner, Plan, Task, Then};
 use crate::catalog::CatalogRecord;
 use crate::ids::{ShardId, VolumeId};
 
-/// Volumes whose first flush is to fail: their hosts believe in writes that the machine may have lost. Shared by all reactors.
+/// Hosts whose first flush of a volume is to fail: they believe in writes that the machine may have lost. Shared by all reactors.
 #[derive(Debug, Default)]
 pub struct FirstFlush {
     left: AtomicUsize,
-    volumes: Mutex<BTreeSet<VolumeId>>,
+    untold: Mutex<Untold>,
 }
 
+/// Volumes, and the NQNs of their hosts.
+pub type Untold = BTreeMap<VolumeId, BTreeSet<String>>;
+
 impl FirstFlush {
-    /// These volumes were attached for writing when the machine failed.
+    /// These hosts had these volumes attached when the machine failed.
     #[must_use]
-    pub fn new(volumes: impl IntoIterator<Item = VolumeId>) -> Arc<Self> {
-        let volumes: BTreeSet<_> = volumes.into_iter().collect();
-        Arc::new(Self { left: AtomicUsize::new(volumes.len()), volumes: Mutex::new(volumes) })
+    pub fn new(mut untold: Untold) -> Arc<Self> {
+        untold.retain(|_, hosts| !hosts.is_empty());
+        Arc::new(Self { left: AtomicUsize::new(untold.len()), untold: Mutex::new(untold) })
     }
 
-    /// Whether this flush (or FUA write) of the volume is the one that fails.
-    pub fn fails(&self, volume: VolumeId) -> bool {
+    /// The host, if this flush (or FUA write) of the volume is its first and fails. `host` finds out whose it is.
+    pub fn fails(&self, volume: VolumeId, host: impl FnOnce() -> Option<String>) -> Option<String> {
         // The usual case costs one load.
         if self.left.load(Ordering::Relaxed) == 0 {
-            return false;
+            return None;
         }
-        let mut volumes = self.volumes.lock().unwrap_or_else(PoisonError::into_inner);
-        let fails = volumes.remove(&volume);
-        self.left.store(volumes.len(), Ordering::Relaxed);
-        fails
+        let mut untold = self.untold.lock().unwrap_or_else(PoisonError::into_inner);
+        let hosts = untold.get_mut(&volume)?;
+        let host = host()?;
+        if !hosts.remove(&host) {
+            return None;
+        }
+        if hosts.is_empty() {
+            untold.remove(&volume);
+        }
+        self.left.store(untold.len(), Ordering::Relaxed);
+        Some(host)
     }
 }
 
@@ -45,7 +55,39 @@ impl Owner {
             .filter(|host| !entry.attached.contains(host))
             .map(|host| CatalogRecord::HostAttached(volume, host))
             .collect();
+        if records.is_empty() {
+            self.attached(volume);
+            return Plan::Nothing;
+        }
+        Plan::Change(records, Then::Attached(volume))
+    }
+
+    /// Those who attached the volume are on record: their Connects may be answered.
+    pub(super) fn attached(&self, volume: VolumeId) {
+        if let Some(entry) = self.store.state().volume(volume) {
+            self.registry.set_on_record(volume, &entry.attached, true);
+        }
+    }
+
+    /// The catalog takes no more changes. Who is on record already may come back, nobody else.
+    pub(super) fn not_attached(&self, volume: VolumeId) {
+        self.attached(volume);
+        let hosts = self.registry.attached_hosts(volume).into_iter().collect();
+        self.registry.set_on_record(volume, &hosts, false);
+    }
+
+    /// The machine failed under these hosts: on record, since this process may be killed before they are told.
+    pub(super) fn plan_untold(&self, volume: VolumeId, hosts: BTreeSet<String>) -> Plan {
+        let Some(entry) = self.store.state().volume(volume) else { return Plan::Nothing };
+        let new = hosts.into_iter().filter(|host| !entry.untold.contains(host));
+        let records: Vec<_> = new.map(|host| CatalogRecord::HostUntold(volume, host)).collect();
         if records.is_empty() { Plan::Nothing } else { Plan::Change(records, Then::Rest) }
+    }
+
+    /// A host's first flush has failed.
+    pub(super) fn plan_told(&self, volume: VolumeId, host: String) -> Plan {
+        let untold = self.store.state().volume(volume).is_some_and(|entry| entry.untold.contains(&host));
+        if untold { Plan::Change(vec![CatalogRecord::HostTold(volume, host)], Then::Rest) } else { Plan::Nothing }
     }
 
     /// A shard says that something is wrong beyond the request that met it.
@@ -79,10 +121,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn c3_the_first_flush_of_each_volume_that_was_attached_fails_and_no_other() {
-        let first = FirstFlush::new([VolumeId(1), VolumeId(3)]);
-        let fails: Vec<bool> = [2, 1, 1, 3, 2, 3].map(|id| first.fails(VolumeId(id))).into();
-        assert_eq!(fails, [false, true, false, true, false, false]);
-        assert!(!FirstFlush::new([]).fails(VolumeId(1)));
+    fn c3_the_first_flush_of_each_host_that_was_attached_fails_and_no_other() {
+        let hosts = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<BTreeSet<_>>();
+        let first = FirstFlush::new(BTreeMap::from([
+            (VolumeId(1), hosts(&["a", "b"])),
+            (VolumeId(3), hosts(&["a"])),
+            (VolumeId(4), hosts(&[])),
+        ]));
+        let fails = |volume, host: &str| first.fails(VolumeId(volume), || Some(host.to_owned())).is_some();
+        let asked = [(2, "a"), (1, "a"), (1, "a"), (1, "c"), (3, "b"), (1, "b"), (3, "a"), (3, "a"), (4, "a")];
+        let failed: Vec<bool> = asked.map(|(volume, host)| fails(volume, host)).into();
+        assert_eq!(failed, [false, true, false, false, false, true, true, false, false]);
+        assert_eq!(first.fails(VolumeId(1), || panic!("nobody is asked once all are told")), None);
     }
 }

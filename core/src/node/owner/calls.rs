@@ -3,8 +3,8 @@
 use super::{FROM_OWNER, Owner, Syncing, Task};
 use crate::catalog::{CatalogRecord, VolumeEntry};
 use crate::control::{
-    ControlAnswer, ControlCall, ControlError, ControlErrorKind, ControlRequest, PoolGrow, Reply, VolumeCreate,
-    check_host_nqn, check_volume_size,
+    ControlAnswer, ControlCall, ControlError, ControlErrorKind, ControlRequest, Reply, VolumeCreate, check_host_nqn,
+    check_volume_size,
 };
 use crate::ids::{AssociationId, RequestId, ShardId, VolumeId};
 use crate::pool::check_lba;
@@ -30,6 +30,10 @@ impl Owner {
             ControlRequest::PoolShow => reply(Ok(ControlAnswer::Pool(self.pool_info()))),
             ControlRequest::TargetShow => reply(Ok(ControlAnswer::Target(self.target_info()))),
             ControlRequest::ExportList => reply(Ok(ControlAnswer::Exports(self.all_exports()))),
+            ControlRequest::PoolGrow(grow) => match grow.check() {
+                Ok(()) => self.begin_growth(grow, reply),
+                Err(error) => reply(Err(error)),
+            },
             ControlRequest::Sync => self.sync(reply),
             ControlRequest::ExportAdd(_) | ControlRequest::ExportRemove { .. } => {
                 self.tasks.push_back(Task::Export(request, reply));
@@ -56,33 +60,8 @@ impl Owner {
                 let change = (!same).then(|| CatalogRecord::HostsAllowed(record.id, hosts.clone()));
                 Ok((change.into_iter().collect(), Some(record.id)))
             }
-            ControlRequest::PoolGrow(grow) => Err(self.refuse_grow(grow)),
             other => unreachable!("{other:?} changes nothing"),
         }
-    }
-
-    /// A pool in use takes no further device: every ring and every shard would have to learn of it first. Says what to run.
-    fn refuse_grow(&self, grow: &PoolGrow) -> ControlError {
-        let paths = &self.pool.paths;
-        let folder = paths[0].strip_suffix("/device-0.ringway");
-        let pool = folder.map_or_else(|| paths.join(","), str::to_owned);
-        if !pool.starts_with('/') {
-            return ControlError::invalid(format!(
-                "pool {pool} lives in this process and cannot grow; serve a larger one"
-            ));
-        }
-        let what = match (&grow.device, grow.size) {
-            (Some(device), _) => format!("--device {}", device.display()),
-            (None, Some(size)) => format!("--size {size}"),
-            (None, None) => "--size SIZE".to_owned(),
-        };
-        ControlError::new(
-            ControlErrorKind::Busy,
-            format!(
-                "a pool grows only while it is not served: stop this target, run `ringway pool grow {pool} {what}`, and start it \
-                 again"
-            ),
-        )
     }
 
     fn plan_create(&mut self, create: &VolumeCreate) -> Result<Planned, ControlError> {

@@ -11,6 +11,7 @@
 mod attach;
 mod calls;
 mod exports;
+mod growing;
 mod publish;
 mod show;
 mod slabs;
@@ -24,19 +25,22 @@ use std::sync::Arc;
 use ringway_reactor::io::{Completion, FileInfo, Instant, Io};
 use uuid::Uuid;
 
-pub use attach::FirstFlush;
+pub use attach::{FirstFlush, Untold};
+pub use growing::{GrowProgress, NewDevices, Prepared, Wanted};
 pub use publish::{Surroundings, directory_of};
 pub use store::{CatalogPlace, Store};
 
 use super::message::Message;
 use crate::catalog::CatalogRecord;
-use crate::control::{ControlError, ControlErrorKind, ControlRequest, Reply, TargetInfo};
+use crate::control::{ControlAnswer, ControlError, ControlErrorKind, ControlRequest, Reply, TargetInfo};
 use crate::controller::registry::Registry;
 use crate::directory::Directory;
 use crate::ids::{AssociationId, ExportId, RequestId, ShardId, VolumeId};
 use crate::metrics::Metrics;
+use crate::pool::Superblock;
 use crate::request::{Request, Status};
 use crate::space::{Geometry, SlabId};
+use growing::Growth;
 use publish::Publishing;
 use slabs::Slabs;
 use stopping::Stage;
@@ -45,7 +49,7 @@ use thresholds::Thresholds;
 /// Set in the ids of requests that the owner makes.
 pub(crate) const FROM_OWNER: u64 = 1 << 62;
 
-/// What of the pool does not change while it is open.
+/// What is known of the pool; it changes only by growing.
 #[derive(Clone, Debug)]
 pub struct PoolFacts {
     /// Given at format.
@@ -62,6 +66,8 @@ pub struct PoolFacts {
     pub files: Vec<FileInfo>,
     /// Bytes that every device keeps whole over power loss.
     pub atomic_unit: u32,
+    /// Device 0's superblock.
+    pub first: Superblock,
 }
 
 /// What an owner is made of.
@@ -80,12 +86,16 @@ pub struct OwnerParts {
     pub damaged: Vec<(ShardId, VolumeId, String)>,
     /// Shards that could not be opened, and why.
     pub dead: Vec<(ShardId, String)>,
+    /// Hosts under whom the machine has failed.
+    pub untold: Untold,
     /// How long stopping waits for what is in flight.
     pub drain_timeout_ns: u64,
     /// Seconds since 1970.
     pub unix_s: Box<dyn Fn() -> u64 + Send>,
     /// An identity that nothing else has.
     pub new_uuid: Box<dyn FnMut() -> Uuid + Send>,
+    /// Gets devices ready to join.
+    pub new_devices: Box<dyn NewDevices>,
 }
 
 /// One change that somebody wants.
@@ -94,6 +104,8 @@ enum Task {
     Call(ControlRequest, Reply),
     /// A control call about exports.
     Export(ControlRequest, Reply),
+    /// A device that is ready joins the pool.
+    Join(Box<Prepared>, Reply),
     /// A slab for a shard.
     Grant { shard: ShardId },
     /// A shard gives a slab back.
@@ -102,6 +114,10 @@ enum Task {
     Erased(VolumeId),
     /// Hosts attached for writing.
     Attached(VolumeId),
+    /// The machine has failed under these.
+    Untold(VolumeId, BTreeSet<String>),
+    /// This one knows now.
+    Told(VolumeId, String),
     /// A volume has lost something.
     Faulted { volume: VolumeId, shard: Option<ShardId>, why: String },
     /// The pool is closed in good order.
@@ -110,8 +126,12 @@ enum Task {
 
 /// What is done once a change is durable.
 enum Then {
-    /// Publish; then answer with this volume, or that it is done.
-    Publish(Option<(Reply, Option<VolumeId>)>),
+    /// Publish; then answer.
+    Publish(Option<(Reply, Answer)>),
+    /// The pool has another device.
+    Grow(Box<Prepared>, Reply),
+    /// Those who attached it are on record.
+    Attached(VolumeId),
     /// Answer with this export, or that it is done.
     Exported(Reply, Option<ExportId>),
     /// Tell the shard.
@@ -122,6 +142,14 @@ enum Then {
     Stop,
     /// Nothing.
     Rest,
+}
+
+/// What a call is answered with once every reactor works with the change.
+enum Answer {
+    /// This volume as it is by then; that it is done if there is none.
+    About(Option<VolumeId>),
+    /// This.
+    Now(Box<ControlAnswer>),
 }
 
 /// What a task comes to.
@@ -153,6 +181,8 @@ pub struct Owner {
     then: Option<Then>,
     publishing: Publishing,
     slabs: Slabs,
+    growth: Option<Growth>,
+    new_devices: Box<dyn NewDevices>,
     /// Shards that still hold something of a removed volume.
     erasing: BTreeMap<VolumeId, BTreeSet<ShardId>>,
     /// Shards that take no more writes, and why.
@@ -182,11 +212,10 @@ impl Owner {
         let state = parts.store.state();
         let erasing = state.removed().map(|(volume, shards)| (volume, shards.iter().copied().collect())).collect();
         let slabs = Slabs::new(parts.pool.geometry.slabs(), |slab| state.owner(slab).is_some());
-        let tasks = parts
-            .damaged
-            .into_iter()
-            .map(|(shard, volume, why)| Task::Faulted { volume, shard: Some(shard), why })
-            .collect();
+        let untold = parts.untold.into_iter().map(|(volume, hosts)| Task::Untold(volume, hosts));
+        let damaged =
+            parts.damaged.into_iter().map(|(shard, volume, why)| Task::Faulted { volume, shard: Some(shard), why });
+        let tasks = untold.chain(damaged).collect();
         let size = parts.pool.geometry.slab_count() * parts.pool.geometry.slab_bytes();
         parts.metrics.pool.size_bytes.set(size);
         for entry in state.volumes() {
@@ -210,6 +239,8 @@ impl Owner {
             tasks,
             then: None,
             slabs,
+            growth: None,
+            new_devices: parts.new_devices,
             erasing,
             faulted_shards: BTreeMap::new(),
             dead,
@@ -248,7 +279,10 @@ impl Owner {
             Message::SlabKept { shard } => self.slab_kept(shard),
             Message::Erased { shard, volume } => self.shard_erased(shard, volume),
             Message::Attached { volume } => self.tasks.push_back(Task::Attached(volume)),
+            Message::Told { volume, host } => self.tasks.push_back(Task::Told(volume, host)),
             Message::Fault { shard, volume, why } => self.shard_fault(shard, volume, why),
+            Message::Prepared(outcome) => self.prepared(outcome),
+            Message::FileAdded(result) => self.file_added(result),
             Message::Quiet => self.begin_stop(),
             Message::IsQuiet => self.reactor_quiet(),
             Message::Drained => self.reactor_drained(),
@@ -306,17 +340,20 @@ impl Owner {
                     reply(Ok(self.answer_about(volume)));
                     Plan::Nothing
                 }
-                Ok((records, volume)) => Plan::Change(records, Then::Publish(Some((reply, volume)))),
+                Ok((records, volume)) => Plan::Change(records, Then::Publish(Some((reply, Answer::About(volume))))),
                 Err(error) => {
                     reply(Err(error));
                     Plan::Nothing
                 }
             },
             Task::Export(request, reply) => self.plan_export(&request, reply),
+            Task::Join(prepared, reply) => self.plan_join(prepared, reply),
             Task::Grant { shard } => self.plan_grant(shard),
             Task::TakeBack { shard, slab } => self.plan_take_back(shard, slab),
             Task::Erased(volume) => Plan::Change(vec![CatalogRecord::VolumeErased(volume)], Then::Publish(None)),
             Task::Attached(volume) => self.plan_attached(volume),
+            Task::Untold(volume, hosts) => self.plan_untold(volume, hosts),
+            Task::Told(volume, host) => self.plan_told(volume, host),
             Task::Faulted { volume, shard, why } => self.plan_fault(volume, shard, why),
             Task::Close => Plan::Change(vec![CatalogRecord::Closed(self.pool.generation)], Then::Stop),
         }
@@ -326,12 +363,14 @@ impl Owner {
         match then {
             Then::Publish(answer) => self.publish(answer),
             Then::Exported(reply, shown) => reply(Ok(self.answer_export(shown))),
+            Then::Grow(prepared, reply) => self.grown(prepared, reply),
             Then::Grant { shard, slab } => self.grant(shard, slab),
             Then::TakenBack { shard, slab } => self.taken_back(shard, slab),
             Then::Stop => {
                 self.stage = Stage::Closed;
                 self.stop_all();
             }
+            Then::Attached(volume) => self.attached(volume),
             Then::Rest => {}
         }
     }
@@ -342,10 +381,15 @@ impl Owner {
         self.metrics.pool.read_only.set(1);
         match then {
             Then::Publish(Some((reply, _))) | Then::Exported(reply, _) => reply(Err(catalog_failed(why))),
+            Then::Grow(_, reply) => {
+                self.growth = None;
+                reply(Err(catalog_failed(why)));
+            }
             Then::Grant { shard, .. } => self.send_to_shard(shard, Message::NoSlab { shard }),
             // Nobody knows whose it is: nobody uses it before the pool is opened again.
             Then::TakenBack { shard, .. } => self.slab_kept(shard),
             Then::Stop => self.stop_all(),
+            Then::Attached(volume) => self.not_attached(volume),
             Then::Publish(None) | Then::Rest => {}
         }
     }
@@ -353,10 +397,15 @@ impl Owner {
     fn refuse_task(&mut self, task: Task, why: &str) {
         match task {
             Task::Call(_, reply) | Task::Export(_, reply) => reply(Err(catalog_failed(why))),
+            Task::Join(_, reply) => {
+                self.growth = None;
+                reply(Err(catalog_failed(why)));
+            }
             Task::Grant { shard } => self.send_to_shard(shard, Message::NoSlab { shard }),
             Task::TakeBack { shard, .. } => self.slab_kept(shard),
             Task::Close => self.stop_all(),
-            Task::Erased(_) | Task::Attached(_) | Task::Faulted { .. } => {}
+            Task::Attached(volume) => self.not_attached(volume),
+            Task::Erased(_) | Task::Faulted { .. } | Task::Untold(..) | Task::Told(..) => {}
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::{Owner, Task};
+use super::{Answer, Owner, Task};
 use crate::catalog::CatalogState;
 use crate::control::{ControlAnswer, Reply};
 use crate::directory::{Directory, DirectoryParts, SpaceLevel, VolumeEntry};
@@ -91,7 +91,7 @@ pub(super) struct Publishing {
 struct Waiting {
     seq: u64,
     reactors_left: usize,
-    answer: Option<(Reply, Option<VolumeId>)>,
+    answer: Option<(Reply, Answer)>,
 }
 
 impl Publishing {
@@ -102,7 +102,7 @@ impl Publishing {
 
 impl Owner {
     /// Sends what the catalog now says to every reactor.
-    pub(super) fn publish(&mut self, answer: Option<(Reply, Option<VolumeId>)>) {
+    pub(super) fn publish(&mut self, answer: Option<(Reply, Answer)>) {
         self.follow_removals();
         self.publishing.seq += 1;
         let seq = self.publishing.seq;
@@ -136,8 +136,11 @@ impl Owner {
         waiting.expect("reactors answer what they were sent").reactors_left -= 1;
         while self.publishing.waiting.front().is_some_and(|first| first.reactors_left == 0) {
             let done = self.publishing.waiting.pop_front().expect("just seen");
-            if let Some((reply, volume)) = done.answer {
-                reply(Ok(self.answer_about(volume)));
+            if let Some((reply, answer)) = done.answer {
+                reply(Ok(match answer {
+                    Answer::About(volume) => self.answer_about(volume),
+                    Answer::Now(answer) => *answer,
+                }));
             }
         }
     }

@@ -52,6 +52,7 @@ impl Owner {
                 })
                 .collect(),
             volumes: self.store.state().volumes().count() as u32,
+            growing: self.growth_info(),
         }
     }
 

@@ -29,6 +29,11 @@ impl Slabs {
         Self { free, waiting: VecDeque::new(), asked: BTreeSet::new() }
     }
 
+    /// More of them: a device has joined.
+    pub(super) fn add(&mut self, more: impl Iterator<Item = SlabId>) {
+        self.free.extend(more);
+    }
+
     /// How many there are.
     pub(super) fn free(&self) -> u64 {
         self.free.len() as u64
@@ -66,7 +71,7 @@ impl Owner {
     }
 
     /// Goes on with those who wait, if there is something for them or nobody is left to hope for.
-    fn answer_waiting(&mut self) {
+    pub(super) fn answer_waiting(&mut self) {
         while !self.slabs.waiting.is_empty() && self.slabs.free.len() > self.granting() {
             let shard = self.slabs.waiting.pop_front().expect("just seen");
             self.tasks.push_front(Task::Grant { shard });

@@ -23,6 +23,11 @@ impl Thresholds {
         Self { size, level: SpaceLevel::Below80, next_look: Instant(0) }
     }
 
+    /// The pool has another size.
+    pub(super) fn resize(&mut self, size: u64) {
+        self.size = size;
+    }
+
     pub(super) fn level(&self) -> SpaceLevel {
         self.level
     }
@@ -61,9 +66,16 @@ impl Owner {
             return;
         }
         self.thresholds.next_look = now.plus_ns(LOOK_NS);
+        if self.look_at_use() {
+            self.publish(None);
+        }
+    }
+
+    /// Whether the level is another one now. It is told to metrics and log; who calls tells it to the hosts.
+    pub(super) fn look_at_use(&mut self) -> bool {
         let used = self.metrics.used_bytes();
         let before = self.thresholds.level;
-        let Some(level) = self.thresholds.changed(used) else { return };
+        let Some(level) = self.thresholds.changed(used) else { return false };
         let percent = threshold(level);
         self.metrics.pool.threshold_percent.set(percent);
         let size = self.thresholds.size;
@@ -76,7 +88,7 @@ impl Owner {
                 "the pool has space again: less than the next threshold above {percent} % is in use"
             );
         }
-        self.publish(None);
+        true
     }
 }
 
@@ -92,6 +104,17 @@ mod tests {
             .filter_map(|used| thresholds.changed(used).map(|level| (used, threshold(level))))
             .collect();
         assert_eq!(told, [(800, 80), (960, 95), (929, 90), (879, 80), (779, 0)]);
+    }
+
+    #[test]
+    fn a_pool_that_grows_leaves_its_thresholds_and_meets_them_again() {
+        let mut thresholds = Thresholds::new(1000);
+        assert_eq!(thresholds.changed(960).map(threshold), Some(95));
+        thresholds.resize(1100);
+        assert_eq!(thresholds.changed(960).map(threshold), Some(80));
+        thresholds.resize(2000);
+        assert_eq!(thresholds.changed(960).map(threshold), Some(0));
+        assert_eq!(thresholds.changed(1900).map(threshold), Some(95));
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! A connection's first command is Connect. One that makes an association is answered only when nothing is left of the host's
 //! former associations with the same volumes (history C11): what those still had on its way must not land after what the
-//! host sends now.
+//! host sends now. One that makes an I/O queue is answered only when the catalog has on record, durably, that the host has
+//! attached the volumes (history C3): after the machine has failed it could not be told what it lost otherwise.
 
 use std::sync::Arc;
 
@@ -13,7 +14,7 @@ use super::command::Answer;
 use super::connection::{Connection, Phase};
 use super::{Cx, STALL_NS, TransportEvent};
 use crate::controller::admin::{AdminAction, AdminQueue, Verdict};
-use crate::controller::association::{Association, ControllerKind};
+use crate::controller::association::{Association, ControllerKind, OnRecord};
 use crate::controller::connect::{Path, first_command};
 use crate::controller::queue::IoQueue;
 use crate::controller::registry::Connected;
@@ -29,6 +30,8 @@ pub(super) enum Queue {
     Unconnected,
     /// Its Connect waits for the fences of former associations; `slot` will be answered.
     Fencing { admin: Box<AdminQueue>, slot: usize },
+    /// Its Connect waits for the record that its host has attached the volumes; `slot` will be answered.
+    Attaching { io: Box<IoState>, slot: usize },
     /// The admin queue of its association.
     Admin { admin: Box<AdminQueue>, head: u16 },
     /// An I/O queue.
@@ -50,7 +53,7 @@ impl Queue {
     /// Commands that may be outstanding.
     pub(super) fn entries(&self) -> usize {
         match self {
-            Queue::Unconnected | Queue::Fencing { .. } => 1,
+            Queue::Unconnected | Queue::Fencing { .. } | Queue::Attaching { .. } => 1,
             Queue::Admin { admin, .. } => usize::from(admin.entries()),
             Queue::Io(io) => usize::from(io.queue.entries()),
         }
@@ -71,7 +74,7 @@ impl Queue {
             Queue::Io(io) => io.head,
             Queue::Admin { admin, head } if admin.sq_flow_control() => *head,
             Queue::Admin { .. } => 0xFFFF,
-            Queue::Unconnected | Queue::Fencing { .. } => 0,
+            Queue::Unconnected | Queue::Fencing { .. } | Queue::Attaching { .. } => 0,
         }
     }
 
@@ -87,10 +90,16 @@ impl Queue {
         }
     }
 
+    /// Whether no Connect has succeeded yet.
+    pub(super) fn is_unconnected(&self) -> bool {
+        matches!(self, Queue::Unconnected)
+    }
+
     /// Its number; 0 is the admin queue, or none yet.
     pub(super) fn number(&self) -> u16 {
         match self {
             Queue::Io(io) => io.queue.queue_id(),
+            Queue::Attaching { io, .. } => io.queue.queue_id(),
             Queue::Unconnected | Queue::Fencing { .. } | Queue::Admin { .. } => 0,
         }
     }
@@ -108,6 +117,7 @@ impl Queue {
         match self {
             Queue::Unconnected => None,
             Queue::Fencing { admin, .. } | Queue::Admin { admin, .. } => Some(admin.association()),
+            Queue::Attaching { io, .. } => Some(&io.association),
             Queue::Io(io) => Some(&io.association),
         }
     }
@@ -122,7 +132,9 @@ impl Connection {
     pub(super) fn run_admin<I: Io>(&mut self, cx: &mut Cx<'_, I>, slot: usize, sqe: &Sqe, buf: Option<Buf>) {
         match &self.queue {
             Queue::Unconnected => self.run_connect(cx, slot, sqe, buf.as_deref().unwrap_or(&[])),
-            Queue::Fencing { .. } => self.answer(cx, slot, Answer::status(NvmeStatus::COMMAND_SEQUENCE_ERROR.dnr())),
+            Queue::Fencing { .. } | Queue::Attaching { .. } => {
+                self.answer(cx, slot, Answer::status(NvmeStatus::COMMAND_SEQUENCE_ERROR.dnr()));
+            }
             Queue::Admin { .. } => self.run_controller(cx, slot, sqe, buf),
             Queue::Io(_) => unreachable!("an I/O queue refuses these before they run"),
         }
@@ -174,12 +186,14 @@ impl Connection {
             }
             Ok(Connected::Io(queue)) => {
                 let association = Arc::clone(queue.association());
-                for namespace in association.subsystem().map_or(&[][..], |subsystem| &subsystem.namespaces) {
-                    cx.out.push(TransportEvent::Attached { volume: namespace.volume });
+                if association.on_record() != OnRecord::Yes {
+                    for namespace in association.subsystem().map_or(&[][..], |subsystem| &subsystem.namespaces) {
+                        cx.out.push(TransportEvent::Attached { volume: namespace.volume });
+                    }
                 }
-                let result = u64::from(association.controller_id);
-                self.queue = Queue::Io(IoState { queue, association, head: 1, fused_first: None });
-                self.answer(cx, slot, Answer { status: NvmeStatus::SUCCESS, result, data: None });
+                let io = Box::new(IoState { queue, association, head: 1, fused_first: None });
+                self.queue = Queue::Attaching { io, slot };
+                self.await_record(cx);
             }
             Err(refusal) => {
                 tracing::warn!(peer = %self.peer, status = %refusal.status, "a Connect is refused");
@@ -201,6 +215,25 @@ impl Connection {
         };
         self.queue = Queue::Admin { admin, head: 1 };
         self.answer(cx, slot, Answer { status: NvmeStatus::SUCCESS, result, data: None });
+    }
+
+    /// Answers a Connect of an I/O queue once its host is on record.
+    pub(super) fn await_record<I: Io>(&mut self, cx: &mut Cx<'_, I>) {
+        let Queue::Attaching { io, slot } = &self.queue else { return };
+        let (slot, result, known) = (*slot, u64::from(io.association.controller_id), io.association.on_record());
+        if known == OnRecord::Asked {
+            self.starve(cx);
+            return;
+        }
+        let Queue::Attaching { io, .. } = std::mem::replace(&mut self.queue, Queue::Unconnected) else {
+            unreachable!("looked at above");
+        };
+        self.queue = Queue::Io(*io);
+        if known == OnRecord::Yes {
+            return self.answer(cx, slot, Answer { status: NvmeStatus::SUCCESS, result, data: None });
+        }
+        tracing::error!(peer = %self.peer, "a host is refused: that it attaches cannot be put on record");
+        self.answer(cx, slot, Answer::status(NvmeStatus::INTERNAL_ERROR));
     }
 
     /// The connection is closing: its association ends with it, unless all was answered and the host left in peace.
@@ -233,8 +266,9 @@ impl Connection {
         let owes = self.waits_for_peer() || matches!(self.phase, Phase::AwaitInit | Phase::Terminating);
         let unconnected = matches!(self.queue, Queue::Unconnected);
         if idle_ns > STALL_NS && (owes || unconnected) {
-            self.close(cx, "the peer neither sent nor took what it owes");
+            return self.close(cx, "the peer neither sent nor took what it owes");
         }
+        self.check_patience(cx);
     }
 
     /// Whether a drained connection has nothing left to answer.

@@ -95,6 +95,8 @@ pub(super) struct Slot {
     /// Bytes counted against the connection, and those counted as waiting for the peer.
     held: usize,
     receiving: usize,
+    /// The tick in which the peer began to owe its data.
+    since: u64,
 }
 
 impl Slot {
@@ -110,6 +112,16 @@ impl Slot {
     /// Whether data of the peer may come for it.
     pub(super) fn is_receiving(&self) -> bool {
         matches!(self.state, State::Receiving { buf: Some(_), .. })
+    }
+
+    /// Since which tick the peer owes it data, if it does.
+    pub(super) fn receiving_since(&self) -> Option<u64> {
+        matches!(self.state, State::Receiving { .. }).then_some(self.since)
+    }
+
+    /// A tick in which the peer had no chance to send it.
+    pub(super) fn excuse(&mut self) {
+        self.since += 1;
     }
 
     /// Its buffer, the bytes received, and the bytes wanted. The buffer comes back with [`Slot::receive_back`].
@@ -160,7 +172,9 @@ impl Connection {
                 }
                 let slot = self.insert(sqe, work, len, State::Bufferless { len, data });
                 self.pair(cx, slot);
-                if !self.supply(cx, slot) {
+                // In order: one that needs less does not go past one that waits.
+                let behind = data == Coming::OnRequest && !self.bufferless.is_empty();
+                if behind || !self.supply(cx, slot) {
                     cx.stats.waited_for_buffer += 1;
                     self.starve(cx);
                     match data {
@@ -200,7 +214,7 @@ impl Connection {
                 let len = admin.reply_len(sqe, frame.data_len)?;
                 (Work::Admin(Box::new(*sqe)), Direction::ControllerToHost, DataPlace::Transport { len })
             }
-            Queue::Unconnected | Queue::Fencing { .. } => {
+            Queue::Unconnected | Queue::Fencing { .. } | Queue::Attaching { .. } => {
                 (Work::Admin(Box::new(*sqe)), sqe.direction()?, sqe.sgl.locate(frame.data_len)?)
             }
         };
@@ -233,7 +247,7 @@ impl Connection {
 
     fn insert(&mut self, sqe: &Sqe, work: Work, len: usize, state: State) -> usize {
         let cid = sqe.cid.get();
-        self.commands.insert(Slot { cid, work, state, verdict: None, len, held: 0, receiving: 0 })
+        self.commands.insert(Slot { cid, work, state, verdict: None, len, held: 0, receiving: 0, since: 0 })
     }
 
     /// Data behind a refused command goes nowhere.
@@ -249,6 +263,7 @@ impl Connection {
     fn supply<I: Io>(&mut self, cx: &mut Cx<'_, I>, index: usize) -> bool {
         let slot = &mut self.commands[index];
         let State::Bufferless { len, data } = slot.state else { return true };
+        let cid = slot.cid;
         if len == 0 {
             slot.state = State::Running;
             self.run(cx, index, None);
@@ -258,17 +273,22 @@ impl Connection {
         // A single command always fits, whatever the bounds say.
         let held = self.bytes_held + self.output.bytes_held();
         let fits = held == 0 || held + len <= cx.config.connection_bytes_max;
-        let receivable = receiving == 0
-            || *cx.receiving_bytes == 0
-            || *cx.receiving_bytes + receiving <= cx.config.receiving_bytes_max;
-        if !fits || !receivable {
+        if !fits {
+            // It waits for itself alone.
+            self.leave_line(cx);
             return false;
         }
-        let Some(buf) = cx.io.buffers().get(len) else { return false };
+        if receiving > 0 && !self.may_receive(cx, receiving) {
+            return false;
+        }
+        let Some(buf) = cx.io.buffers().get(len) else {
+            cx.patience.refuse();
+            return false;
+        };
         if data == Coming::OnRequest {
             let r2t = Transfer {
                 common: pdu::common(PduType::R2t, 0, &self.agreed, 0),
-                cccid: U16::new(slot.cid),
+                cccid: U16::new(cid),
                 ttag: U16::new(index as u16),
                 offset: U32::new(0),
                 length: U32::new(len as u32),
@@ -282,7 +302,12 @@ impl Connection {
         }
         self.bytes_held += len;
         *cx.receiving_bytes += receiving;
-        (slot.held, slot.receiving) = (len, receiving);
+        self.owing.receiving += receiving;
+        if receiving > 0 {
+            self.leave_line(cx);
+        }
+        let slot = &mut self.commands[index];
+        (slot.held, slot.receiving, slot.since) = (len, receiving, cx.patience.now());
         match data {
             Coming::Not => {
                 slot.state = State::Running;
@@ -317,7 +342,9 @@ impl Connection {
             let status = FatalStatus::DataOutOfRange;
             return if inflow.last { Err(Termination { status, information: 16 }) } else { Ok(()) };
         }
-        *cx.receiving_bytes -= std::mem::take(&mut slot.receiving);
+        let received = std::mem::take(&mut slot.receiving);
+        *cx.receiving_bytes -= received;
+        self.owing.receiving -= received;
         if matches!(slot.work, Work::Fused { .. }) {
             slot.state = State::Complete(buf);
             self.run_pair(cx, index);
@@ -392,6 +419,9 @@ impl Connection {
             return; // the buffer goes back to its pool; nobody is there to be answered
         }
         let status = status::of(done.status);
+        if !status.is_success() {
+            self.note_failure(cx, index, status);
+        }
         match &self.commands[index].work {
             Work::Ranges { .. } if status.is_success() => self.run_ranges(cx, index, None),
             Work::Fused { .. } => self.pair_done(cx, index, status::of_fused(done.status)),
@@ -400,6 +430,21 @@ impl Connection {
             }
             _ => self.answer(cx, index, Answer::status(status)),
         }
+    }
+
+    /// For the controller's error log.
+    fn note_failure<I>(&self, cx: &Cx<'_, I>, index: usize, status: NvmeStatus) {
+        let Queue::Io(queue) = &self.queue else { return };
+        let slot = &self.commands[index];
+        let (volume, offset) = match &slot.work {
+            &Work::Io { volume, offset, .. } => (volume, offset),
+            &Work::Ranges { volume, .. } => (volume, 0),
+            Work::Fused { io, .. } => (io.volume, 0),
+            Work::Hints | Work::Admin(_) => return,
+        };
+        let lba_bytes = cx.directory.volume(volume).map_or(512, |record| u64::from(record.lba_bytes));
+        let number = queue.queue.queue_id();
+        queue.association.note_failure(number, slot.cid, status, volume, offset / lba_bytes);
     }
 
     /// Writes a command's answer and frees its slot, now or when there is room for the header.
@@ -413,6 +458,7 @@ impl Connection {
         let slot = self.commands.remove(index);
         self.bytes_held -= slot.held;
         *cx.receiving_bytes -= slot.receiving;
+        self.owing.receiving -= slot.receiving;
         cx.dirty.push(self.index);
     }
 
@@ -479,6 +525,7 @@ impl Connection {
             return;
         }
         self.await_fences(cx);
+        self.await_record(cx);
         for index in std::mem::take(&mut self.unanswered) {
             match std::mem::replace(&mut self.commands[index].state, State::Running) {
                 State::Answering(answer) => self.answer(cx, index, answer),

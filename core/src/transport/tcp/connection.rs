@@ -17,6 +17,7 @@ use zerocopy::little_endian::{U16, U32};
 
 use super::admin::Queue;
 use super::command::Slot;
+use super::patience::Owing;
 use super::receive::{Inflow, Input};
 use super::send::Output;
 use super::{ConnectionSeen, Cx, token};
@@ -87,6 +88,7 @@ pub(super) struct Connection {
     pub(super) requests_in_flight: usize,
     /// Bytes of buffers that commands of this connection hold; those on their way out are the output's.
     pub(super) bytes_held: usize,
+    pub(super) owing: Owing,
 }
 
 impl Connection {
@@ -96,6 +98,7 @@ impl Connection {
         peer: SocketAddr,
         local: SocketAddr,
         now: Instant,
+        ticks: u64,
     ) -> Self {
         Self {
             index,
@@ -119,6 +122,7 @@ impl Connection {
             last_progress: now,
             requests_in_flight: 0,
             bytes_held: 0,
+            owing: Owing::new(ticks),
         }
     }
 
@@ -396,6 +400,7 @@ impl Connection {
         cx.io.close(self.socket);
         cx.stats.closed += 1;
         self.leave_queue(cx);
+        self.leave_line(cx);
         *cx.receiving_bytes -= self.commands.iter().map(|(_, slot)| slot.receiving()).sum::<usize>();
         self.stalled = None;
         if !self.input.is_posted() {

@@ -7,6 +7,7 @@
 mod admin;
 mod command;
 mod connection;
+mod patience;
 mod receive;
 mod send;
 #[cfg(test)]
@@ -25,6 +26,7 @@ use crate::ids::{AssociationId, RequestId, VolumeId};
 use crate::node::message::Message;
 use crate::request::{Done, Request};
 use connection::{Connection, Phase};
+use patience::Patience;
 
 /// A peer that takes or sends nothing for this long, while it owes us something, is given up: a stuck peer must not hold
 /// buffers for ever.
@@ -47,6 +49,9 @@ pub struct TransportConfig {
     /// Bytes of data buffers that writes waiting for their data may hold together: the rest of the pool is for commands that
     /// need nothing more from their peers, so that those who wait cannot starve those who do not.
     pub receiving_bytes_max: usize,
+    /// Of these, bytes that one connection's may hold: a peer that is slow, on purpose or not, leaves room for the others. One
+    /// command is always let in.
+    pub connection_receiving_max: usize,
 }
 
 impl TransportConfig {
@@ -59,6 +64,7 @@ impl TransportConfig {
             connections_max: 4096,
             connection_bytes_max: buffer_bytes / 4,
             receiving_bytes_max: buffer_bytes / 2,
+            connection_receiving_max: buffer_bytes / 16,
         }
     }
 }
@@ -81,7 +87,7 @@ pub enum TransportEvent {
     Request { id: RequestId, request: Request },
     /// An association has ended: fence it.
     AssociationDead(AssociationId),
-    /// A host attached this volume.
+    /// A host attaches this volume: put that on record, and say so to the registry.
     Attached { volume: VolumeId },
     /// A new connection belongs to another reactor.
     Handover { to: usize, adopted: Adopted },
@@ -144,6 +150,8 @@ pub(super) struct Cx<'a, I> {
     pub(super) closing: &'a mut Vec<usize>,
     /// Bytes of buffers that wait for data from their peers.
     pub(super) receiving_bytes: &'a mut usize,
+    /// Who waits for more of them, and how long others may hold them.
+    patience: &'a mut Patience,
     /// No new command is taken.
     pub(super) draining: bool,
 }
@@ -206,6 +214,7 @@ pub struct TcpTransport {
     sated: Vec<usize>,
     closing: Vec<usize>,
     receiving_bytes: usize,
+    patience: Patience,
     stats: TransportStats,
     next_tick: Instant,
     last_turn: Instant,
@@ -229,6 +238,7 @@ impl TcpTransport {
             sated: Vec::new(),
             closing: Vec::new(),
             receiving_bytes: 0,
+            patience: Patience::default(),
             stats: TransportStats::default(),
             next_tick: Instant(0),
             last_turn: Instant(0),
@@ -258,6 +268,7 @@ impl TcpTransport {
             sated: &mut self.sated,
             closing: &mut self.closing,
             receiving_bytes: &mut self.receiving_bytes,
+            patience: &mut self.patience,
             draining: self.draining,
         };
         Some(f(connection, &mut cx))
@@ -287,7 +298,14 @@ impl TcpTransport {
         let number = self.last_number;
         let index = self.connections.vacant_key();
         let now = io.now();
-        self.connections.insert(Connection::new((index, number), socket, adopted.peer, adopted.local, now));
+        self.connections.insert(Connection::new(
+            (index, number),
+            socket,
+            adopted.peer,
+            adopted.local,
+            now,
+            self.patience.now(),
+        ));
         self.with(io, out, index, |connection, cx| connection.advance(cx));
     }
 
@@ -390,6 +408,7 @@ impl TcpTransport {
             return;
         }
         self.next_tick = now.plus_ns(TICK_NS);
+        self.patience.tick();
         for index in self.indices() {
             self.with(io, out, index, |connection, cx| connection.check_deadlines(cx, now));
             self.remove_if_gone(index, token::RECEIVE);

@@ -2,25 +2,28 @@
 
 pub(crate) mod model;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use ringway_core::control::{
-    ControlAnswer, ControlCall, ControlError, ControlRequest, PoolInfo, TargetInfo, VolumeCreate, VolumeInfo,
+    Allocate, ControlAnswer, ControlCall, ControlError, ControlRequest, PoolGrow, PoolGrown, PoolInfo, TargetInfo,
+    VolumeCreate, VolumeInfo,
 };
 use ringway_core::ids::{AssociationId, RequestId, VolumeId};
 use ringway_core::metrics::Metrics;
 use ringway_core::node::Node;
 use ringway_core::node::message::Message;
-use ringway_core::pool::{self, FormatOptions, LayoutOptions, OpenOptions};
+use ringway_core::node::owner::{NewDevices, Prepared, Wanted};
+use ringway_core::pool::{self, FormatOptions, GrowOptions, LayoutOptions, OpenOptions};
 use ringway_core::request::{Command, Done, Request, Status};
 use ringway_core::shard::ShardConfig;
 use ringway_core::target::assembly::{Damaged, Plan, Sources, Surrounds};
 use ringway_core::target::log::Kept;
 use ringway_reactor::buf::Buf;
-use ringway_reactor::io::Io;
+use ringway_reactor::io::{Io, ListenerId, NewFile};
 use ringway_reactor::mailbox::{Injector, Mesh};
-use ringway_reactor::sim::{DiskConfig, Ended, SimIo, SimLog, World, WorldConfig};
+use ringway_reactor::sim::{Crashed, DiskConfig, Ended, SimIo, SimLog, World, WorldConfig};
 use ringway_reactor::turn::Reactor;
 use uuid::Uuid;
 
@@ -41,6 +44,9 @@ pub(crate) struct Setup {
     pub(crate) shard: ShardConfig,
     pub(crate) log_bytes: usize,
     pub(crate) machine_restarted: bool,
+    /// Where reactor 0 listens.
+    pub(crate) listen: Option<SocketAddr>,
+    pub(crate) net: WorldConfig,
 }
 
 impl Default for Setup {
@@ -54,7 +60,23 @@ impl Default for Setup {
             shard: ShardConfig { commit_interval_ns: 20_000_000, ..ShardConfig::default() },
             log_bytes: 64 << 10,
             machine_restarted: false,
+            listen: None,
+            net: WorldConfig::default(),
         }
+    }
+}
+
+/// Devices that a growth waits for; the test makes them.
+type Queue = Arc<Mutex<VecDeque<Wanted>>>;
+
+struct SimDevices(Queue);
+
+impl NewDevices for SimDevices {
+    fn prepare(&mut self, wanted: Wanted) -> Result<(), ControlError> {
+        let size = wanted.grow.size.expect("a file");
+        wanted.joining.check_size(size).map_err(|error| ControlError::invalid(error.to_string()))?;
+        self.0.lock().unwrap().push_back(wanted);
+        Ok(())
     }
 }
 
@@ -67,6 +89,7 @@ pub(crate) struct Target {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) done: BTreeMap<RequestId, Done>,
     pub(crate) generation: u32,
+    wanted: Queue,
     next: u64,
 }
 
@@ -76,7 +99,7 @@ pub(crate) type Pending = Arc<Mutex<Option<Result<ControlAnswer, ControlError>>>
 impl Target {
     /// A new world with a new pool, opened.
     pub(crate) fn new(seed: u64, setup: Setup) -> Target {
-        let world = World::new(seed, WorldConfig::default());
+        let world = World::new(seed, setup.net.clone());
         for disk in &setup.disks {
             world.add_disk(disk.clone());
         }
@@ -108,6 +131,8 @@ impl Target {
         let mut ios: Vec<SimIo> = (0..setup.reactors).map(|_| world.io()).collect();
         let pool = pool::open(&mut ios[0], &OpenOptions::default()).map_err(|error| error.to_string())?;
         let generation = pool.generation;
+        let devices = pool.superblocks.len();
+        let wanted = Queue::default();
         let target = TargetInfo {
             version: "test".into(),
             pid: 1,
@@ -122,8 +147,8 @@ impl Target {
                 reactors: setup.reactors,
                 shard: setup.shard.clone(),
                 target,
-                paths: setup.disks.iter().enumerate().map(|(n, _)| format!("disk {n}")).collect(),
-                files: ios[0].files().to_vec(),
+                paths: (0..devices).map(|n| format!("disk {n}")).collect(),
+                files: ios[0].files()[..devices].to_vec(),
                 fail_first_flush: true,
                 drain_timeout_ns: 10_000_000_000,
                 machine_restarted: setup.machine_restarted,
@@ -138,7 +163,7 @@ impl Target {
         recovered.iter().for_each(|recovered| damaged.extend(recovered.damaged()));
         let mesh = Mesh::new(setup.reactors, setup.mailbox);
         let injector = mesh[0].injector();
-        let reactors = ios.into_iter().zip(mesh).zip(recovered).enumerate().map(|(n, ((io, mail), recovered))| {
+        let reactors = ios.into_iter().zip(mesh).zip(recovered).enumerate().map(|(n, ((mut io, mail), recovered))| {
             let mut uuids = u128::from(generation) << 64;
             let sources = Sources {
                 unix_s: Box::new(|| 1_790_000_000),
@@ -146,14 +171,20 @@ impl Target {
                     uuids += 1;
                     Uuid::from_u128(uuids)
                 }),
+                new_devices: Box::new(SimDevices(Arc::clone(&wanted))),
             };
             let first = (n == 0).then(|| (sources, damaged.clone()));
             let buffers = io.buffers().bytes();
-            Reactor::new(io, mail, plan.node(n, recovered, buffers, first))
+            let mut node = plan.node(n, recovered, buffers, first);
+            if let (0, Some(addr)) = (n, setup.listen) {
+                let (id, addr) = listen(&mut io, addr);
+                node.transports().tcp.listen(&mut io, id, addr);
+            }
+            Reactor::new(io, mail, node)
         });
         let reactors = reactors.collect();
         let metrics = plan.metrics();
-        Ok(Target { world, setup, reactors, injector, metrics, done: BTreeMap::new(), generation, next: 0 })
+        Ok(Target { world, setup, reactors, injector, metrics, done: BTreeMap::new(), generation, wanted, next: 0 })
     }
 
     /// Gives turns until `until` or a crash.
@@ -281,6 +312,67 @@ impl Target {
         }
     }
 
+    // ---- growing
+
+    /// Gives turns until a growth waits for its device. False if it never will.
+    pub(crate) fn run_until_wanted(&mut self, pending: &Pending) -> bool {
+        let wanted = Arc::clone(&self.wanted);
+        self.run_until(|_| !wanted.lock().unwrap().is_empty() || pending.lock().unwrap().is_some());
+        !wanted.lock().unwrap().is_empty()
+    }
+
+    /// Does what on a machine a thread would: makes the device, or finds the one that an earlier attempt left, and writes its
+    /// superblocks; says so to the target. `Err` if that crashes meanwhile.
+    pub(crate) fn prepare_device(&mut self) -> Result<(), Crashed> {
+        let wanted = self.wanted.lock().unwrap().pop_front().expect("a growth waits for its device");
+        let number = wanted.joining.number();
+        let mut io = self.world.io();
+        if io.files().len() == usize::from(number) {
+            drop(io);
+            let size = wanted.grow.size.expect("a file");
+            self.world.add_disk(DiskConfig { size, ..self.setup.disks[0].clone() });
+            io = self.world.io();
+        }
+        let attempt = self.world.now().0;
+        let options = GrowOptions {
+            uuid: Uuid::from_u128(0x9900 << 64 | u128::from(attempt)),
+            force: false,
+            created_unix_s: 1_790_000_001,
+        };
+        let superblock = self.world.until_crash(|| wanted.joining.prepare(&mut io, &options))?;
+        let prepared = superblock.map(|superblock| {
+            Box::new(Prepared {
+                info: io.files()[usize::from(number)],
+                file: NewFile::Sim(superblock.number),
+                path: format!("disk {}", superblock.number).into(),
+                serve: "the same disks".into(),
+                superblock,
+            })
+        });
+        let prepared = prepared.map_err(|error| ControlError::invalid(error.to_string()));
+        self.injector.send(Message::Prepared(prepared));
+        self.world.stir();
+        Ok(())
+    }
+
+    pub(crate) fn ask_growth(&mut self, size: u64) -> Pending {
+        let allocate = Allocate::Sparse;
+        self.ask(ControlRequest::PoolGrow(PoolGrow { device: None, size: Some(size), allocate, force: false }))
+    }
+
+    pub(crate) fn grow(&mut self, size: u64) -> Result<PoolGrown, ControlError> {
+        let pending = self.ask_growth(size);
+        if self.run_until_wanted(&pending) {
+            self.prepare_device().expect("nothing crashes");
+        }
+        self.run_until(|_| pending.lock().unwrap().is_some());
+        match pending.lock().unwrap().take().expect("just seen") {
+            Ok(ControlAnswer::Grown(grown)) => Ok(grown),
+            Ok(other) => panic!("{other:?}"),
+            Err(error) => Err(error),
+        }
+    }
+
     // ---- ends
 
     /// Stops in good order and opens again.
@@ -323,6 +415,17 @@ impl Target {
         drop(reactors);
         Target::open(world, Setup { machine_restarted: true, ..setup })
     }
+}
+
+/// The port of a process that died is free a moment later.
+fn listen(io: &mut SimIo, addr: SocketAddr) -> (ListenerId, SocketAddr) {
+    for _ in 0..1000 {
+        if let Ok(listener) = io.listen(addr) {
+            return listener;
+        }
+        io.world().advance_ns(1_000_000);
+    }
+    panic!("{addr} stays in use")
 }
 
 pub(crate) fn creation(name: &str, size: u64, shards: Option<Vec<u16>>) -> VolumeCreate {

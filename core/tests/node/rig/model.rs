@@ -100,6 +100,7 @@ impl Model {
                 return Err(format!("volume {volume} block {block} is torn"));
             }
             let history = self.history(volume, block);
+            let before = history.acknowledged;
             let oldest = if end == End::PowerLoss { history.durable } else { history.acknowledged };
             let found = history.values.iter().rposition(|&known| known == value);
             let Some(found) = found.filter(|&found| found >= oldest) else {
@@ -108,6 +109,8 @@ impl Model {
                     history.values, history.acknowledged, history.durable
                 ));
             };
+            // What was read once is not taken back.
+            history.acknowledged = before.max(found);
             if end != End::None {
                 // Nothing newer can come to light any more.
                 history.values.truncate(found + 1);
@@ -122,6 +125,17 @@ impl Model {
     /// Operations in flight have ended with the process.
     pub(crate) fn crashed(&mut self) {
         self.blocks.values_mut().for_each(|history| history.busy = false);
+    }
+
+    /// The machine has failed while its hosts live: what is not durable may be gone, and what is in flight is sent again.
+    pub(crate) fn power_lost(&mut self) {
+        self.blocks.values_mut().for_each(|history| history.acknowledged = history.durable);
+    }
+
+    /// The value of a block, if no other is possible.
+    pub(crate) fn certain(&self, volume: VolumeId, block: u64) -> Option<Value> {
+        let Some(history) = self.blocks.get(&(volume, block)) else { return Some(0) };
+        (history.acknowledged + 1 == history.values.len()).then(|| history.values[history.acknowledged])
     }
 
     /// Blocks of a volume that were ever written.

@@ -6,21 +6,23 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::*;
 use crate::wire::command::Sqe;
-use crate::wire::completion::NvmeStatus;
+use crate::wire::completion::{Cqe, NvmeStatus};
 use crate::wire::fabrics::{Connect, ConnectData};
 use crate::wire::pdu::{self, Agreed, CapsuleCmd, CapsuleResp, FatalStatus, InitConnection, PduType, TermReq};
 use crate::wire::sgl::Sgl;
 
 /// A peer that sends whatever bytes it is given.
-struct Rogue {
-    io: SimIo,
+pub(super) struct Rogue {
+    pub(super) io: SimIo,
     socket: SocketId,
-    received: Vec<u8>,
-    closed: bool,
+    pub(super) received: Vec<u8>,
+    pub(super) closed: bool,
+    /// Whether it is one of those that send a byte now and then.
+    pub(super) drips: bool,
 }
 
 impl Rogue {
-    fn connect(world: &World, target: &mut Target) -> Rogue {
+    pub(super) fn connect(world: &World, target: &mut Target) -> Rogue {
         let mut io = world.outside();
         io.submit(Token(0), Op::Connect { addr: target.addr });
         for _ in 0..10_000 {
@@ -30,7 +32,7 @@ impl Rogue {
             if let Some(completion) = completions.pop() {
                 let Payload::Socket(socket, _) = completion.payload else { panic!("{completion:?}") };
                 let socket = io.attach(socket).unwrap();
-                let mut rogue = Rogue { io, socket, received: Vec::new(), closed: false };
+                let mut rogue = Rogue { io, socket, received: Vec::new(), closed: false, drips: false };
                 rogue.receive();
                 return rogue;
             }
@@ -43,7 +45,7 @@ impl Rogue {
         self.io.submit(Token(1), Op::Recv { socket: self.socket, buf });
     }
 
-    fn send(&mut self, bytes: &[u8]) {
+    pub(super) fn send(&mut self, bytes: &[u8]) {
         for chunk in bytes.chunks(256 << 10) {
             let mut buf: Buf = self.io.buffers().get(chunk.len()).unwrap();
             buf.copy_from_slice(chunk);
@@ -52,32 +54,37 @@ impl Rogue {
     }
 
     /// Both run until `done`, or for a while.
-    fn run(&mut self, target: &mut Target, mut done: impl FnMut(&Rogue) -> bool) -> bool {
+    pub(super) fn run(&mut self, target: &mut Target, mut done: impl FnMut(&Rogue) -> bool) -> bool {
         for _ in 0..3000 {
             if done(self) {
                 return true;
             }
             target.turn();
-            let mut completions = Vec::new();
-            self.io.poll(Wait::Until(self.io.now().plus_ns(1_000_000)), &mut completions);
-            for completion in completions {
-                if completion.token == Token(1) {
-                    let count = completion.result.unwrap_or(0);
-                    let Payload::Buf(buf) = completion.payload else { panic!("a receive returns its buffer") };
-                    self.received.extend_from_slice(&buf[..count]);
-                    if count == 0 {
-                        self.closed = true;
-                    } else {
-                        drop(buf);
-                        self.receive();
-                    }
-                }
-            }
+            self.turn();
         }
         done(self)
     }
 
-    fn greet(&mut self, target: &mut Target) {
+    /// Takes what has come.
+    pub(super) fn turn(&mut self) {
+        let mut completions = Vec::new();
+        self.io.poll(Wait::Until(self.io.now().plus_ns(1_000_000)), &mut completions);
+        for completion in completions {
+            if completion.token == Token(1) {
+                let count = completion.result.unwrap_or(0);
+                let Payload::Buf(buf) = completion.payload else { panic!("a receive returns its buffer") };
+                self.received.extend_from_slice(&buf[..count]);
+                if count == 0 {
+                    self.closed = true;
+                } else {
+                    drop(buf);
+                    self.receive();
+                }
+            }
+        }
+    }
+
+    pub(super) fn greet(&mut self, target: &mut Target) {
         self.send(init(0).as_bytes());
         assert!(self.run(target, |rogue| rogue.received.len() >= 128), "an ICReq is answered");
         self.received.clear();
@@ -92,15 +99,19 @@ impl Rogue {
         (term.fes.get(), u32::from_le_bytes(term.fei))
     }
 
-    fn status(&mut self, target: &mut Target) -> NvmeStatus {
+    pub(super) fn status(&mut self, target: &mut Target) -> NvmeStatus {
+        self.completion(target).nvme_status()
+    }
+
+    pub(super) fn completion(&mut self, target: &mut Target) -> Cqe {
         assert!(self.run(target, |rogue| rogue.received.len() >= 24), "the command is answered");
         let response = CapsuleResp::read_from_bytes(&self.received[..24]).unwrap();
         self.received.drain(..24);
-        response.cqe.nvme_status()
+        response.cqe
     }
 }
 
-fn agreed() -> Agreed {
+pub(super) fn agreed() -> Agreed {
     Agreed { header_digest: false, data_digest: false, pda: 4 }
 }
 
@@ -115,7 +126,7 @@ fn init(pfv: u16) -> InitConnection {
     }
 }
 
-fn capsule(sqe: Sqe, data: &[u8]) -> Vec<u8> {
+pub(super) fn capsule(sqe: Sqe, data: &[u8]) -> Vec<u8> {
     let header = CapsuleCmd { common: pdu::common(PduType::CapsuleCmd, 0, &agreed(), data.len()), sqe };
     [header.as_bytes(), data].concat()
 }

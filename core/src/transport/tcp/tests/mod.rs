@@ -2,6 +2,7 @@
 
 mod hostile;
 mod served;
+mod slow;
 
 use std::sync::Arc;
 
@@ -30,6 +31,9 @@ pub(super) struct Target {
     pub(super) hold: bool,
     pub(super) fences: Vec<AssociationId>,
     pub(super) fence_at_once: bool,
+    /// Volumes whose hosts are to be put on record.
+    pub(super) attaching: Vec<VolumeId>,
+    pub(super) record_at_once: bool,
 }
 
 pub(super) fn record() -> VolumeRecord {
@@ -79,6 +83,8 @@ impl Target {
             hold: false,
             fences: Vec::new(),
             fence_at_once: true,
+            attaching: Vec::new(),
+            record_at_once: true,
         }
     }
 
@@ -97,10 +103,14 @@ impl Target {
             match event {
                 TransportEvent::Request { id, request } => self.held.push((id, request)),
                 TransportEvent::AssociationDead(association) => self.fences.push(association),
-                TransportEvent::Attached { .. } | TransportEvent::Handover { .. } | TransportEvent::Mail { .. } => {}
+                TransportEvent::Attached { volume } => self.attaching.push(volume),
+                TransportEvent::Handover { .. } | TransportEvent::Mail { .. } => {}
             }
         }
         self.events = events;
+        if self.record_at_once {
+            self.record(true);
+        }
         if self.fence_at_once {
             self.fence_all();
         }
@@ -111,6 +121,14 @@ impl Target {
             }
         }
         self.transport.flush(&mut self.io);
+    }
+
+    /// Puts on record who has attached, or says that nobody can be.
+    pub(super) fn record(&mut self, known: bool) {
+        for volume in std::mem::take(&mut self.attaching) {
+            let hosts = self.registry.attached_hosts(volume).into_iter().collect();
+            self.registry.set_on_record(volume, &hosts, known);
+        }
     }
 
     pub(super) fn fence_all(&mut self) {
