@@ -4,6 +4,7 @@
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc;
@@ -199,6 +200,20 @@ impl Place {
         let mut all: Vec<String> = args.iter().map(|&arg| arg.to_owned()).collect();
         all.extend(["--control".to_owned(), self.control().display().to_string()]);
         all
+    }
+
+    /// What is behind a path of the control socket: status line and headers in lower case, and the body.
+    pub fn get(&self, path: &str) -> (String, String) {
+        let mut socket = UnixStream::connect(self.control()).unwrap();
+        write!(socket, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
+        let mut text = String::new();
+        socket.read_to_string(&mut text).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        (head.to_ascii_lowercase(), body.to_owned())
+    }
+
+    pub fn metrics(&self) -> String {
+        self.get("/metrics").1
     }
 
     /// A short name: a socket's path has at most 107 bytes, and build folders are deep.
