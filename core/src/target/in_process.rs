@@ -15,20 +15,19 @@ use ringway_reactor::uring::{UringConfig, UringIo};
 use super::assembly::Plan;
 use super::buffers;
 use super::config::{PoolSpec, TargetConfig};
-use super::devices::Devices;
 use super::error::StartError;
 use super::grow::NeverGrows;
 use super::log::ProcessLog;
 use super::log_place::PoolLogs;
 use super::running::Port;
-use super::start::{MAILBOX, open_pool, sources, surrounds};
+use super::start::{MAILBOX, open_devices, open_pool, sources, surrounds};
 use crate::control::ControlPort;
 use crate::ids::RequestId;
 use crate::node::Node;
 use crate::node::message::Message;
 use crate::request::{Done, Request};
 
-/// A null pool, served to this thread.
+/// A pool, served to this thread.
 pub struct InProcess {
     reactor: Reactor<UringIo, Message, Node<ProcessLog>>,
     control: Arc<dyn ControlPort>,
@@ -41,9 +40,16 @@ impl InProcess {
         let mut config = TargetConfig::new(PoolSpec::Null(bytes), vec![0]);
         // A pool that ends with the process keeps no log there.
         config.runtime = PathBuf::new();
-        let devices = Devices::format(&config.pool, &config.format.clone().unwrap_or_default(), &mut |_| {})?;
-        let (pool, PoolLogs { mut logs, lost, .. }) = open_pool(&config, &devices)?;
-        let plan = Plan::new(pool, surrounds(&config, &devices, lost));
+        Self::open(&config)
+    }
+
+    /// The pool of `config`, which says too how to format it where nothing is there yet. It listens nowhere, and runs where this
+    /// thread runs.
+    pub fn open(config: &TargetConfig) -> Result<InProcess, StartError> {
+        let mut devices = open_devices(config, &mut |_| {})?;
+        let (pool, PoolLogs { mut logs, lost, .. }) = open_pool(config, &devices)?;
+        devices.keep(pool.superblocks.len());
+        let plan = Plan::new(pool, surrounds(config, &devices, lost));
         let buffers = buffers::take(0, config.buffer_bytes);
         let mut io = UringIo::new(&UringConfig::new(vec![buffers], 0))?;
         for file in &devices.files {

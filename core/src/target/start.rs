@@ -167,7 +167,7 @@ fn begin(reported: &Receiver<Report>, gos: &[Sender<Damaged>], reactors: usize) 
     Ok(listeners)
 }
 
-fn open_devices(config: &TargetConfig, progress: &mut dyn FnMut(&Progress)) -> Result<Devices, StartError> {
+pub(super) fn open_devices(config: &TargetConfig, progress: &mut dyn FnMut(&Progress)) -> Result<Devices, StartError> {
     if matches!(config.pool, PoolSpec::Memory(_) | PoolSpec::Null(_)) {
         let options = config.format.clone().unwrap_or_default();
         return Devices::format(&config.pool, &options, progress);

@@ -1,15 +1,21 @@
-//! A volume of a file pool, over NVMe/TCP, against fio on a file of the same file system.
+//! A volume of a file pool against fio on a file of the same file system: the engine alone, on one thread as fio is, and then
+//! the same volume as clients reach it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
 
 use rand::RngCore;
-use ringway_core::host::Target;
+use ringway_core::request::Command as Request;
+use ringway_core::target::{FormatOptions, InProcess, PoolSpec, TargetConfig};
 use serde::Deserialize;
+use tempfile::TempDir;
 
+use super::engine::{BLOCK_BYTES, Engine};
 use super::target::TargetProcess;
 use super::{Bar, Failed, Goal, Options, Side, interleave, polled_load, shm, vhost};
-use crate::load::{self, Limit, LoadConfig, Mix, Pattern, Silent};
+use crate::cpu;
+use crate::load::Mix;
 
 const DEPTHS: [(u32, f64); 3] = [(1, 0.85), (32, 0.95), (128, 0.95)];
 /// The same through shared memory.
@@ -17,27 +23,106 @@ const SHARED_DEPTHS: [(u32, f64); 3] = [(1, 0.9), (32, 0.97), (128, 0.97)];
 /// A sequential fill goes in requests of this size.
 const FILL_BYTES: u32 = 256 << 10;
 
+/// Its name.
+const VOLUME: &str = "bench";
+
+/// What is compared: fio's file, written whole, and the folder of a pool.
+struct Files {
+    /// Both are gone with it.
+    _folder: TempDir,
+    file: PathBuf,
+    pool: PathBuf,
+}
+
+impl Files {
+    fn new(options: &Options) -> Result<Files, Failed> {
+        let folder = tempfile::tempdir_in(&options.dir)?;
+        let (file, pool) = (folder.path().join("fio"), folder.path().join("pool"));
+        fio(options, &file, "write", 32, true)?;
+        Ok(Files { _folder: folder, file, pool })
+    }
+}
+
+/// Runs `measure` on a thread of its own: it is pinned, and later ones are not to inherit that.
+fn apart<T: Send>(measure: impl FnOnce() -> Result<T, Failed> + Send) -> Result<T, Failed> {
+    thread::scope(|scope| {
+        scope.spawn(measure).join().map_err(|_| "the thread of the target in this process panicked")?
+    })
+}
+
+/// The engine alone.
 pub(super) fn run(options: &Options) -> Result<Vec<Bar>, Failed> {
-    let dir = tempfile::tempdir_in(&options.dir)?;
-    let file = dir.path().join("fio");
-    let pool = dir.path().join("pool");
-    let pool_bytes = (options.file_bytes + options.file_bytes / 8 + (512 << 20)).to_string();
-    fio(options, &file, "write", 32, true)?;
-    let pool = pool.to_str().ok_or("the folder's name is not text")?;
-    let target = TargetProcess::start(options, pool, &["--pool-size", &pool_bytes])?;
-    let volume = target.create_volume("bench", &options.file_bytes.to_string())?;
-    fill(options, &volume)?;
-    let pid = target.pid();
+    let files = Files::new(options)?;
+    apart(|| in_process(options, &files))
+}
+
+/// The same behind a socket, a ring, and as a disk of a virtual machine.
+pub(super) fn run_served(options: &Options) -> Result<Vec<Bar>, Failed> {
+    let files = Files::new(options)?;
+    // The pool and the volume stay.
+    apart(|| filled(options, &files.pool).map(drop))?;
+    served(options, &files)
+}
+
+/// Each pattern of fio, what we call it, and how it is asked for.
+const PATTERNS: [(&str, &str, Mix, Request); 2] = [
+    ("randread", "read", Mix::READ, Request::Read),
+    ("randwrite", "overwrite", Mix::WRITE, Request::Write { fua: false }),
+];
+
+/// An engine on a new pool, with every cluster of its volume mapped: overwrites are then in place. Pins this thread.
+fn filled(options: &Options, pool: &Path) -> Result<Engine, Failed> {
+    cpu::pin(options.target_core)?;
+    let mut config = TargetConfig::new(PoolSpec::Path(pool.to_owned()), vec![options.target_core]);
+    let size = options.file_bytes + options.file_bytes / 8 + (512 << 20);
+    config.format = Some(FormatOptions { size: Some(size), ..FormatOptions::default() });
+    // Beside the pool, and gone with it.
+    config.runtime = pool.with_extension("runtime");
+    std::fs::create_dir_all(&config.runtime)?;
+    let mut engine = Engine::new(InProcess::open(&config)?, VOLUME, options.file_bytes)?;
+    engine.fill(options.file_bytes, u64::from(FILL_BYTES), FILL_BYTES)?;
+    Ok(engine)
+}
+
+/// On one pinned thread, as fio is.
+fn in_process(options: &Options, files: &Files) -> Result<Vec<Bar>, Failed> {
+    let mut engine = filled(options, &files.pool)?;
     let mut bars = Vec::new();
     for (depth, goal) in DEPTHS {
-        for (what, mix) in [("randread", Mix::READ), ("randwrite", Mix::WRITE)] {
-            let kind = if what == "randread" { "read" } else { "overwrite" };
+        for (what, kind, _, command) in PATTERNS {
+            let mut ours = || {
+                let before = cpu::of_thread();
+                let range = (options.file_bytes, u64::from(BLOCK_BYTES));
+                let (requests, elapsed) = engine.run(command, range, depth as usize, options.time)?;
+                let cpu_ns = (cpu::of_thread() - before).as_nanos() as f64 / requests.max(1) as f64;
+                let figure = requests as f64 / elapsed.as_secs_f64();
+                Ok(Side { figure, client_cpu_ns: None, target_cpu_ns: Some(cpu_ns) })
+            };
             bars.push(interleave(
-                format!("file pool, 4 KiB {kind}, depth {depth}, against fio"),
+                format!("file pool in process, {kind}, depth {depth}, against fio"),
+                Some(Goal::AtLeast(goal)),
+                options.pairs,
+                &mut ours,
+                || fio(options, &files.file, what, depth, false),
+            )?);
+        }
+    }
+    Ok(bars)
+}
+
+/// With a core for the client and a network stack more than fio has.
+fn served(options: &Options, files: &Files) -> Result<Vec<Bar>, Failed> {
+    let target = TargetProcess::start(options, files.pool.to_str().ok_or("the folder's name is not text")?, &[])?;
+    let (volume, pid) = (target.volume(VOLUME)?, target.pid());
+    let mut bars = Vec::new();
+    for (depth, goal) in DEPTHS {
+        for (what, kind, mix, _) in PATTERNS {
+            bars.push(interleave(
+                format!("file pool over TCP, {kind}, depth {depth}, against fio"),
                 Some(Goal::AtLeast(goal)),
                 options.pairs,
                 || Ok(Side::from(&polled_load(options, &volume, depth, mix, pid)?)),
-                || fio(options, &file, what, depth, false),
+                || fio(options, &files.file, what, depth, false),
             )?);
         }
     }
@@ -49,7 +134,7 @@ pub(super) fn run(options: &Options) -> Result<Vec<Bar>, Failed> {
             Some(Goal::AtLeast(goal)),
             options.pairs,
             || shm::reads(options, &ring, (depth as usize, options.file_bytes), pid).map(|(side, _)| side),
-            || fio(options, &file, "randread", depth, false),
+            || fio(options, &files.file, "randread", depth, false),
         )?);
     }
     for (depth, goal) in SHARED_DEPTHS {
@@ -58,23 +143,11 @@ pub(super) fn run(options: &Options) -> Result<Vec<Bar>, Failed> {
             Some(Goal::AtLeast(goal)),
             options.pairs,
             || vhost::reads(options, &disk, (depth as usize, options.file_bytes), pid),
-            || fio(options, &file, "randread", depth, false),
+            || fio(options, &files.file, "randread", depth, false),
         )?);
     }
     target.stop()?;
     Ok(bars)
-}
-
-/// Maps every cluster: overwrites are then in place.
-fn fill(options: &Options, volume: &Target) -> Result<(), Failed> {
-    let mut config = LoadConfig::new(volume.clone());
-    config.pattern = Pattern::Sequential;
-    config.mix = Mix::WRITE;
-    config.block_bytes = FILL_BYTES;
-    config.depth = 16;
-    config.limit = Some(Limit::Operations(options.file_bytes / u64::from(FILL_BYTES)));
-    let report = load::run(&config, &mut Silent)?;
-    if report.is_clean() { Ok(()) } else { Err(format!("filling the volume failed: {:?}", report.errors).into()) }
 }
 
 #[derive(Debug, Deserialize)]

@@ -1,5 +1,6 @@
 //! The bars of `cargo xtask bench`: each sets what we do beside a peer or a bound, in interleaved pairs of one run.
 
+mod engine;
 mod file_pool;
 mod idle;
 mod in_process;
@@ -235,10 +236,11 @@ fn beside_echoes(
 type Group = (&'static str, fn(&Options) -> Result<Vec<Bar>, Failed>);
 
 /// All groups, in the order in which they run.
-pub const GROUPS: [Group; 9] = [
+pub const GROUPS: [Group; 10] = [
     ("host", null_volume::host_alone),
     ("null", null_volume::run),
     ("file", file_pool::run),
+    ("file-served", file_pool::run_served),
     ("inprocess", in_process::run),
     ("shm", shm::run),
     ("vhost", vhost::run),
