@@ -9,6 +9,7 @@ use std::vec::Drain;
 
 use ringway_reactor::buf::BufPool;
 use ringway_reactor::mailbox::Mesh;
+use ringway_reactor::pin::allowed_cores;
 use ringway_reactor::turn::Reactor;
 use ringway_reactor::uring::{UringConfig, UringIo};
 
@@ -44,14 +45,16 @@ impl InProcess {
     }
 
     /// The pool of `config`, which says too how to format it where nothing is there yet. It listens nowhere, and runs where this
-    /// thread runs.
+    /// thread runs; the kernel's workers are kept to this thread's other cores, if it has any.
     pub fn open(config: &TargetConfig) -> Result<InProcess, StartError> {
         let mut devices = open_devices(config, &mut |_| {})?;
         let (pool, PoolLogs { mut logs, lost, .. }) = open_pool(config, &devices)?;
         devices.keep(pool.superblocks.len());
         let plan = Plan::new(pool, surrounds(config, &devices, lost));
         let buffers = buffers::take(0, config.buffer_bytes);
-        let mut io = UringIo::new(&UringConfig::new(vec![buffers], 0))?;
+        let mut uring = UringConfig::new(vec![buffers], 0);
+        uring.worker_cores = allowed_cores()?.into_iter().filter(|core| !config.cores.contains(core)).collect();
+        let mut io = UringIo::new(&uring)?;
         for file in &devices.files {
             io.add_file(file)?;
         }

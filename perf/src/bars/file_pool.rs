@@ -72,14 +72,16 @@ const PATTERNS: [(&str, &str, Mix, Request); 2] = [
 
 /// An engine on a new pool, with every cluster of its volume mapped: overwrites are then in place. Pins this thread.
 fn filled(options: &Options, pool: &Path) -> Result<Engine, Failed> {
-    cpu::pin(options.target_core)?;
     let mut config = TargetConfig::new(PoolSpec::Path(pool.to_owned()), vec![options.target_core]);
     let size = options.file_bytes + options.file_bytes / 8 + (512 << 20);
     config.format = Some(FormatOptions { size: Some(size), ..FormatOptions::default() });
     // Beside the pool, and gone with it.
     config.runtime = pool.with_extension("runtime");
     std::fs::create_dir_all(&config.runtime)?;
-    let mut engine = Engine::new(InProcess::open(&config)?, VOLUME, options.file_bytes)?;
+    let target = InProcess::open(&config)?;
+    // Not before: the kernel's workers get the other cores.
+    cpu::pin(options.target_core)?;
+    let mut engine = Engine::new(target, VOLUME, options.file_bytes)?;
     engine.fill(options.file_bytes, u64::from(FILL_BYTES), FILL_BYTES)?;
     Ok(engine)
 }
