@@ -237,6 +237,8 @@ impl<I: Io, L: RecordLog> Application<I, Message> for Node<L> {
                 self.said.by(shard, |out| local.on_completion(io, TokenBase::slot_of(token), completion, out));
             }
             kind @ (tokens::TCP | tokens::SHM | tokens::VHOST) => {
+                // A read of what was never written, or a connection that comes, moves counters without a device.
+                self.uncounted = true;
                 if kind == tokens::TCP {
                     self.heard = io.now();
                 }

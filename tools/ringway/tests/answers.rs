@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use common::{Place, finish, ringway, run, spawn};
 use prometheus_parse::{Sample, Scrape, Value};
@@ -15,7 +17,7 @@ use serde_json::Value as Json;
 const VOLUME: &str =
     "allocated allowed_hosts attached_hosts created_unix_s exclusive fault id lba_bytes name nqn shards size uuid";
 const POOL: &str =
-    "boot_generation dead_shards devices format_version read_only shards size slab_bytes used uuid volumes";
+    "boot_generation dead_shards devices format_version growing read_only shards size slab_bytes used uuid volumes";
 const MADE: &str = "devices journal_bytes shards size slab_bytes uuid";
 
 /// The fields of an object in alphabetical order.
@@ -185,7 +187,16 @@ fn metrics_are_read_by_a_prometheus_parser_and_add_up() {
         let bench = ["bench", &target, "--mix", "write=50,read=50", "--operations", "1000", "--verify", "--json"];
         run(bench).json();
     }
-    let (head, body) = get(&place, "/metrics");
+    // A reactor copies what it has counted ten times a second.
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let (head, body) = loop {
+        let (head, body) = get(&place, "/metrics");
+        let counted = body.lines().any(|line| line.starts_with("ringway_pool_used_bytes ") && !line.ends_with(" 0"));
+        if counted || Instant::now() > deadline {
+            break (head, body);
+        }
+        thread::sleep(Duration::from_millis(20));
+    };
     assert!(head.starts_with("http/1.1 200") && head.contains("application/openmetrics-text"), "{head}");
     check_shape(&body);
     let samples = Scrape::parse(body.lines().map(|line| Ok(line.to_owned()))).unwrap().samples;

@@ -2,12 +2,10 @@
 
 mod common;
 
-use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixStream;
 
-use common::{Place, run};
+use common::{Place, ringway, run, spawn};
 use rustix::process::Signal;
 
 const POOL_ARGS: &[&str] = &["--pool-size", "256MiB"];
@@ -126,10 +124,7 @@ fn metrics_are_read_off_the_control_socket() {
     let place = Place::new();
     let _daemon = place.serve(&["--pool", "mem:256MiB"]);
     place.run(&["volume", "create", "vm1", "1MiB", "--json"]).json();
-    let mut socket = UnixStream::connect(place.control()).unwrap();
-    socket.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
-    let mut text = String::new();
-    socket.read_to_string(&mut text).unwrap();
+    let text = place.metrics();
     assert!(text.contains(r#"ringway_volume_operations_total{volume="vm1",operation="read"} 0"#), "{text}");
     assert!(text.contains("ringway_pool_size_bytes "), "{text}");
 }
@@ -156,4 +151,37 @@ fn formatting_does_not_overwrite_a_pool_unless_forced() {
     let pool = pool.to_str().unwrap();
     run(["pool", "format", pool, "--size", "256MiB"]).fails(4, "force");
     run(["pool", "format", pool, "--size", "256MiB", "--allocate", "sparse", "--force", "--json"]).json();
+}
+
+#[test]
+fn queues_are_spread_over_the_reactors_evenly() {
+    let place = Place::new();
+    let daemon = place.serve(&["--pool", "mem:256MiB"]);
+    let reactors = daemon.ready["cores"].as_array().unwrap().len();
+    place.run(&["volume", "create", "vm1", "16MiB", "--json"]).json();
+    let target = format!("{}/vm1", daemon.listener());
+    let _load = spawn(&mut ringway(["bench", &target, "--queues", "16", "--depth", "16", "--time", "60"]));
+    // Its administrative queue is one more.
+    let io_queues = |text: &str| -> Vec<usize> {
+        let lines = text
+            .lines()
+            .filter(|line| line.starts_with("ringway_connection_commands_total{") && !line.contains(r#"queue="0""#));
+        let mut on = vec![0; reactors];
+        for line in lines {
+            let (_, rest) = line.split_once(r#"reactor=""#).expect("a connection names its reactor");
+            on[rest.split('"').next().unwrap().parse::<usize>().unwrap()] += 1;
+        }
+        on
+    };
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    loop {
+        let on = io_queues(&place.metrics());
+        if on.iter().sum::<usize>() == 16 {
+            let (least, most) = (on.iter().min().unwrap(), on.iter().max().unwrap());
+            assert!(most - least <= 1, "connections on each reactor: {on:?}");
+            return;
+        }
+        assert!(std::time::Instant::now() < deadline, "not every queue is connected: {on:?}");
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
 }

@@ -1,7 +1,8 @@
 //! `cargo xtask soak`: the tests that want more than two minutes.
 //!
 //! They are ordinary tests with `soak` in their name, which run a short form of themselves under `cargo xtask test`. Here they
-//! find in RINGWAY_SOAK_SECONDS how long each of them may go on.
+//! find in RINGWAY_SOAK_SECONDS how long each of them may go on. The build is that of the tests: its debug assertions are wanted
+//! here, and it is there already.
 
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use crate::test;
 /// Seconds that each soak test may take.
 const SECONDS: &str = "RINGWAY_SOAK_SECONDS";
 const FILTER: &str = "soak";
-/// A release build, and what a test takes over its time to stop and check.
+/// A build, and what a test takes over its time to stop and check.
 const SLACK: Duration = Duration::from_secs(45 * 60);
 
 pub(crate) fn run(minutes: u64) -> Report {
@@ -27,14 +28,13 @@ pub(crate) fn run(minutes: u64) -> Report {
         report.say(&format!("{tests} soak tests, {each} s each"));
         report.counted("soak", || {
             let limit = Duration::from_secs(minutes * 60) + SLACK;
-            test::release_tests(FILTER, (SECONDS, &each.to_string()), limit)
+            test::selected(FILTER, (SECONDS, &each.to_string()), limit)
         });
     }
     report
 }
 
 fn count() -> Result<u64, String> {
-    let list =
-        output(cargo(["test", "--release", "--workspace", "--all-features", "--quiet", FILTER, "--", "--list"]))?;
+    let list = output(cargo(["test", "--workspace", "--all-features", "--quiet", FILTER, "--", "--list"]))?;
     Ok(list.lines().filter(|line| line.ends_with(": test")).count() as u64)
 }

@@ -82,9 +82,9 @@ fn run_workspace(report: &mut Report, skips: &Path) {
     }
 }
 
-/// Runs the tests whose names have `filter` in them, built as a release, one after the other.
-pub(crate) fn release_tests(filter: &str, environment: (&str, &str), limit: Duration) -> Result<Counts, Failure> {
-    let selected = ["test", "--release", "--workspace", "--all-features", "--no-fail-fast", filter];
+/// Runs the tests whose names have `filter` in them, one after the other.
+pub(crate) fn selected(filter: &str, environment: (&str, &str), limit: Duration) -> Result<Counts, Failure> {
+    let selected = ["test", "--workspace", "--all-features", "--no-fail-fast", filter];
     let mut command = cargo(selected);
     command.args(["--", "--nocapture", "--test-threads=1"]).env(environment.0, environment.1);
     runner(command, limit, libtest)
