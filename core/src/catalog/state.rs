@@ -327,6 +327,16 @@ impl CatalogState {
         self.clean
     }
 
+    /// Records that say of everybody who is attached that they have yet to learn that the machine failed under them.
+    #[must_use]
+    pub fn hosts_to_tell(&self) -> Vec<CatalogRecord> {
+        let of = |(&id, entry): (&VolumeId, &VolumeEntry)| {
+            let hosts = entry.attached.difference(&entry.untold);
+            hosts.map(|host| CatalogRecord::HostUntold(id, host.clone())).collect::<Vec<_>>()
+        };
+        self.volumes.iter().flat_map(of).collect()
+    }
+
     /// Records that make this state from an empty one.
     #[must_use]
     pub fn records(&self) -> Vec<CatalogRecord> {

@@ -10,6 +10,9 @@ use ringway_reactor::io::Instant;
 use crate::ids::ShardId;
 use crate::shard::{RecordLog, Shard};
 
+/// A few device operations: what is waited for mostly comes sooner, and makes a turn by itself.
+const LOOK_AGAIN_NS: u64 = 20_000;
+
 /// Shards by number, and the queue of those that are to run.
 pub(super) struct Local<L> {
     /// `None` where it lives elsewhere.
@@ -22,6 +25,8 @@ pub(super) struct Local<L> {
     touched: bool,
     /// The first of the shards' deadlines, as of when each last ran.
     soonest: Instant,
+    /// When the queue was last run.
+    ran: Instant,
 }
 
 struct Slot<L> {
@@ -40,7 +45,7 @@ impl<L: RecordLog> Local<L> {
             slots[number] = Some(Slot { shard, queued: true, deadline: Instant::NEVER });
         }
         let queue = ids.clone();
-        Self { slots, ids, queue, running: Vec::new(), touched: true, soonest: Instant::NEVER }
+        Self { slots, ids, queue, running: Vec::new(), touched: true, soonest: Instant::NEVER, ran: Instant(0) }
     }
 
     pub(super) fn ids(&self) -> &[ShardId] {
@@ -76,6 +81,7 @@ impl<L: RecordLog> Local<L> {
             self.queue_due(now);
         }
         self.touched = false;
+        self.ran = now;
         std::mem::swap(&mut self.queue, &mut self.running);
         let mut later = false;
         for id in self.running.drain(..) {
@@ -105,9 +111,10 @@ impl<L: RecordLog> Local<L> {
         }
     }
 
-    /// When [`Local::run`] has to be called although nothing was touched.
+    /// When [`Local::run`] has to be called although nothing was touched. Who waits for what announces itself to nobody looks
+    /// again soon, also where no other event makes a turn.
     pub(super) fn next_deadline(&self) -> Instant {
-        self.soonest
+        if self.queue.is_empty() { self.soonest } else { self.soonest.min(self.ran.plus_ns(LOOK_AGAIN_NS)) }
     }
 
     /// Whether [`Local::run`] has something to do at once.

@@ -28,6 +28,9 @@ pub struct OpenOptions {
     pub assume_atomic_4k: bool,
     /// Where this boot keeps the logs that survive its process: noted together with the boot.
     pub logs: Option<KeptLogs>,
+    /// What the last process's logs held is gone, with the machine or without it: that is noted together with this boot, for every
+    /// host that was attached, or a process killed before they are told would make everybody forget (history C3).
+    pub lost: bool,
 }
 
 /// Something that was found and dealt with, to be told.
@@ -142,6 +145,9 @@ pub fn open<I: Io>(io: &mut I, options: &OpenOptions) -> Result<OpenPool, PoolEr
     // A boot can always be opened.
     let mut opened = vec![CatalogRecord::Opened(boot)];
     opened.extend(options.logs.clone().map(CatalogRecord::LogsKept));
+    if options.lost && !clean {
+        opened.extend(catalog.state.hosts_to_tell());
+    }
     commit_all(io, &found.layout, &mut catalog, &opened)?;
     let RecoveredCatalog { state, log, .. } = catalog;
     Ok(OpenPool {

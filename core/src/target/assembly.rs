@@ -4,14 +4,14 @@
 //! open pool -> Plan (shared) -> Plan::recover (each reactor its own shards, in parallel) -> Plan::node (each reactor)
 //! ```
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use ringway_reactor::io::{FileId, FileInfo, Instant, Io, Wait};
 use uuid::Uuid;
 
-use crate::catalog::{CatalogLog, CatalogState, VolumeEntry};
+use crate::catalog::{CatalogLog, CatalogState};
 use crate::checkpoint::RING_BYTES;
 use crate::control::TargetInfo;
 use crate::controller::registry::Registry;
@@ -50,8 +50,6 @@ pub struct Surrounds {
     pub fail_first_flush: bool,
     /// How long a stopping target waits for what is in flight.
     pub drain_timeout_ns: u64,
-    /// The memory of the last boot is gone: not only the process has ended.
-    pub machine_restarted: bool,
 }
 
 /// What reactor 0 alone needs.
@@ -80,16 +78,9 @@ pub struct Plan {
     metrics: Arc<Metrics>,
     first_flush: Arc<FirstFlush>,
     interests: Arc<Interests>,
-    untold: Untold,
     facts: PoolFacts,
     target: TargetInfo,
     drain_timeout_ns: u64,
-}
-
-/// Hosts that have yet to learn that the machine failed under them: now, or before and nobody came to tell them.
-fn hosts_to_tell(entry: &VolumeEntry, lost: bool) -> BTreeSet<String> {
-    let now = lost.then_some(&entry.attached).into_iter().flatten();
-    now.chain(&entry.untold).cloned().collect()
 }
 
 /// What recovery could not bring back.
@@ -137,25 +128,14 @@ impl Plan {
     /// Decides who does what.
     #[must_use]
     pub fn new(pool: OpenPool, surrounds: Surrounds) -> Plan {
-        let Surrounds {
-            reactors,
-            mut shard,
-            target,
-            paths,
-            files,
-            fail_first_flush,
-            drain_timeout_ns,
-            machine_restarted,
-        } = surrounds;
+        let Surrounds { reactors, mut shard, target, paths, files, fail_first_flush, drain_timeout_ns } = surrounds;
         // Given for all shards together.
         shard.map_cache_bytes /= usize::from(pool.layout.shards);
         let shards = usize::from(pool.layout.shards);
         let version = u64::from(pool.generation) << 32;
         let now = Surroundings { insecure: target.insecure, ..Surroundings::default() };
-        let lost = !pool.clean && machine_restarted;
-        let untold: Untold =
-            pool.catalog.volumes().map(|entry| (entry.record.id, hosts_to_tell(entry, lost))).collect();
-        let first_flush = FirstFlush::new(if fail_first_flush { untold.clone() } else { Untold::new() });
+        let untold: Untold = pool.catalog.volumes().map(|entry| (entry.record.id, entry.untold.clone())).collect();
+        let first_flush = FirstFlush::new(if fail_first_flush { untold } else { Untold::new() });
         let metrics = Metrics::new(reactors, shards);
         let directory = Arc::new(directory_of(&pool.catalog, &BTreeMap::new(), version, now, None));
         Plan {
@@ -169,7 +149,6 @@ impl Plan {
             metrics,
             first_flush,
             interests: Interests::new(reactors),
-            untold,
             facts: PoolFacts {
                 uuid: pool.uuid,
                 format_version: crate::pool::FORMAT_VERSION,
@@ -338,7 +317,6 @@ impl Plan {
             metrics: Arc::clone(&self.metrics),
             damaged: damaged.volumes,
             dead: damaged.dead,
-            untold: self.untold.clone(),
             drain_timeout_ns: self.drain_timeout_ns,
             unix_s: sources.unix_s,
             new_uuid: sources.new_uuid,

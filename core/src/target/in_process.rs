@@ -48,9 +48,9 @@ impl InProcess {
     /// thread runs; the kernel's workers are kept to this thread's other cores, if it has any.
     pub fn open(config: &TargetConfig) -> Result<InProcess, StartError> {
         let mut devices = open_devices(config, &mut |_| {})?;
-        let (pool, PoolLogs { mut logs, lost, .. }) = open_pool(config, &devices)?;
+        let (pool, PoolLogs { mut logs, .. }) = open_pool(config, &devices)?;
         devices.keep(pool.superblocks.len());
-        let plan = Plan::new(pool, surrounds(config, &devices, lost));
+        let plan = Plan::new(pool, surrounds(config, &devices));
         let buffers = buffers::take(0, config.buffer_bytes);
         let mut uring = UringConfig::new(vec![buffers], 0);
         uring.worker_cores = allowed_cores()?.into_iter().filter(|core| !config.cores.contains(core)).collect();

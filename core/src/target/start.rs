@@ -86,10 +86,10 @@ pub fn start(config: TargetConfig, progress: &mut dyn FnMut(&Progress)) -> Resul
     let sockets = UnixSockets::start()
         .map_err(|source| StartError::System { what: "cannot start the thread that accepts".to_owned(), source })?;
     let mut devices = open_devices(&config, progress)?;
-    let (pool, PoolLogs { mut logs, lost, paths: log_paths, .. }) = open_pool(&config, &devices)?;
+    let (pool, PoolLogs { mut logs, paths: log_paths, .. }) = open_pool(&config, &devices)?;
     devices.keep(pool.superblocks.len());
     let reactors = config.cores.len();
-    let plan = Arc::new(Plan::new(pool, surrounds(&config, &devices, lost)));
+    let plan = Arc::new(Plan::new(pool, surrounds(&config, &devices)));
     let config = Arc::new(config);
     let pools: Arc<[_]> = (0..reactors).map(|index| buffers::take(index, config.buffer_bytes)).collect();
     let files: Arc<[OpenFile]> = devices.files.into();
@@ -184,7 +184,7 @@ pub(super) fn open_pool(config: &TargetConfig, devices: &Devices) -> Result<(Ope
     let mut io = devices.setup_ring()?;
     let found = pool::inspect(&mut io).map_err(|error| devices.name_missing(&config.pool, error))?;
     let mut logs = open_logs(config, devices, &found)?;
-    let options = OpenOptions { logs: logs.kept.take(), ..OpenOptions::default() };
+    let options = OpenOptions { logs: logs.kept.take(), lost: logs.lost, ..OpenOptions::default() };
     let mut pool = pool::open(&mut io, &options)?;
     for notice in &pool.notices {
         tracing::warn!("{notice}");
@@ -200,7 +200,7 @@ pub(super) fn open_pool(config: &TargetConfig, devices: &Devices) -> Result<(Ope
     Ok((pool, logs))
 }
 
-pub(super) fn surrounds(config: &TargetConfig, devices: &Devices, machine_restarted: bool) -> Surrounds {
+pub(super) fn surrounds(config: &TargetConfig, devices: &Devices) -> Surrounds {
     Surrounds {
         reactors: config.cores.len(),
         shard: ShardConfig {
@@ -221,7 +221,6 @@ pub(super) fn surrounds(config: &TargetConfig, devices: &Devices, machine_restar
         files: devices.files.iter().map(OpenFile::info).collect(),
         fail_first_flush: config.fail_first_flush,
         drain_timeout_ns: config.drain_timeout.as_nanos() as u64,
-        machine_restarted,
     }
 }
 

@@ -377,7 +377,7 @@ fn run(seed: u64) -> Result<Seen, String> {
         }
         // Sometimes again before anybody is back.
         if net.rng.one_in(3) {
-            let turns = 1500 + net.rng.below(300);
+            let turns = net.rng.below(300);
             net.run(turns)?;
             net.kill();
         }

@@ -365,7 +365,7 @@ fn a_second_front_end_is_refused_and_the_next_is_served() {
     assert_eq!(exports[0].connections, 1);
     rig.call(ControlRequest::ExportRemove { id: exports[0].id }).unwrap();
     eventually("its front end is let go", || third.frontend.get_features().is_err());
-    assert!(!socket.exists());
+    eventually("its socket is removed", || !socket.exists());
 }
 
 #[test]

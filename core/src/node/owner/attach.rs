@@ -76,14 +76,6 @@ impl Owner {
         self.registry.set_on_record(volume, &hosts, false);
     }
 
-    /// The machine failed under these hosts: on record, since this process may be killed before they are told.
-    pub(super) fn plan_untold(&self, volume: VolumeId, hosts: BTreeSet<String>) -> Plan {
-        let Some(entry) = self.store.state().volume(volume) else { return Plan::Nothing };
-        let new = hosts.into_iter().filter(|host| !entry.untold.contains(host));
-        let records: Vec<_> = new.map(|host| CatalogRecord::HostUntold(volume, host)).collect();
-        if records.is_empty() { Plan::Nothing } else { Plan::Change(records, Then::Rest) }
-    }
-
     /// A host's first flush has failed.
     pub(super) fn plan_told(&self, volume: VolumeId, host: String) -> Plan {
         let untold = self.store.state().volume(volume).is_some_and(|entry| entry.untold.contains(&host));

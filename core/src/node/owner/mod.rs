@@ -86,8 +86,6 @@ pub struct OwnerParts {
     pub damaged: Vec<(ShardId, VolumeId, String)>,
     /// Shards that could not be opened, and why.
     pub dead: Vec<(ShardId, String)>,
-    /// Hosts under whom the machine has failed.
-    pub untold: Untold,
     /// How long stopping waits for what is in flight.
     pub drain_timeout_ns: u64,
     /// Seconds since 1970.
@@ -114,9 +112,7 @@ enum Task {
     Erased(VolumeId),
     /// Hosts attached for writing.
     Attached(VolumeId),
-    /// The machine has failed under these.
-    Untold(VolumeId, BTreeSet<String>),
-    /// This one knows now.
+    /// This host knows now that the machine failed under it.
     Told(VolumeId, String),
     /// A volume has lost something.
     Faulted { volume: VolumeId, shard: Option<ShardId>, why: String },
@@ -212,10 +208,11 @@ impl Owner {
         let state = parts.store.state();
         let erasing = state.removed().map(|(volume, shards)| (volume, shards.iter().copied().collect())).collect();
         let slabs = Slabs::new(parts.pool.geometry.slabs(), |slab| state.owner(slab).is_some());
-        let untold = parts.untold.into_iter().map(|(volume, hosts)| Task::Untold(volume, hosts));
-        let damaged =
-            parts.damaged.into_iter().map(|(shard, volume, why)| Task::Faulted { volume, shard: Some(shard), why });
-        let tasks = untold.chain(damaged).collect();
+        let tasks = parts
+            .damaged
+            .into_iter()
+            .map(|(shard, volume, why)| Task::Faulted { volume, shard: Some(shard), why })
+            .collect();
         let size = parts.pool.geometry.slab_count() * parts.pool.geometry.slab_bytes();
         parts.metrics.pool.size_bytes.set(size);
         for entry in state.volumes() {
@@ -352,7 +349,6 @@ impl Owner {
             Task::TakeBack { shard, slab } => self.plan_take_back(shard, slab),
             Task::Erased(volume) => Plan::Change(vec![CatalogRecord::VolumeErased(volume)], Then::Publish(None)),
             Task::Attached(volume) => self.plan_attached(volume),
-            Task::Untold(volume, hosts) => self.plan_untold(volume, hosts),
             Task::Told(volume, host) => self.plan_told(volume, host),
             Task::Faulted { volume, shard, why } => self.plan_fault(volume, shard, why),
             Task::Close => Plan::Change(vec![CatalogRecord::Closed(self.pool.generation)], Then::Stop),
@@ -405,7 +401,7 @@ impl Owner {
             Task::TakeBack { shard, .. } => self.slab_kept(shard),
             Task::Close => self.stop_all(),
             Task::Attached(volume) => self.not_attached(volume),
-            Task::Erased(_) | Task::Faulted { .. } | Task::Untold(..) | Task::Told(..) => {}
+            Task::Erased(_) | Task::Faulted { .. } | Task::Told(..) => {}
         }
     }
 

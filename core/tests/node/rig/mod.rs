@@ -129,7 +129,8 @@ impl Target {
 
     pub(crate) fn try_open(world: World, setup: Setup) -> Result<Target, String> {
         let mut ios: Vec<SimIo> = (0..setup.reactors).map(|_| world.io()).collect();
-        let pool = pool::open(&mut ios[0], &OpenOptions::default()).map_err(|error| error.to_string())?;
+        let options = OpenOptions { lost: setup.machine_restarted, ..OpenOptions::default() };
+        let pool = pool::open(&mut ios[0], &options).map_err(|error| error.to_string())?;
         let generation = pool.generation;
         let devices = pool.superblocks.len();
         let wanted = Queue::default();
@@ -151,7 +152,6 @@ impl Target {
                 files: ios[0].files()[..devices].to_vec(),
                 fail_first_flush: true,
                 drain_timeout_ns: 10_000_000_000,
-                machine_restarted: setup.machine_restarted,
             },
         );
         let mut recovered = Vec::new();
