@@ -492,6 +492,7 @@ impl SharedBuf {
     ///
     /// # Panics
     /// If it is of another table.
+    #[expect(clippy::needless_pass_by_value, reason = "joining ends the other owner")]
     pub fn join(&mut self, rest: SharedBuf) {
         assert!(Arc::ptr_eq(&self.table, &rest.table), "parts of one request join");
         self.len += rest.len;

@@ -1,7 +1,7 @@
 //! UNIX sockets that clients of this machine connect to: one thread accepts for all of them and hands each connection on.
 //!
 //! [`bind`] makes a socket ready on the caller's thread, so that what speaks against it is told where it was asked for;
-//! [`UnixSockets::listen`] then begins to accept. A socket is bound under a name of its own, gets its mode and group, and only
+//! [`Remote::listen`] then begins to accept. A socket is bound under a name of its own, gets its mode and group, and only
 //! then the name that clients look for: it never exists with other permissions than asked. What an earlier process left behind
 //! is replaced only when nobody listens there; what is no socket is never touched, and a name that is a link is never followed.
 //!

@@ -1,3 +1,5 @@
+//! Two sides of one memory, in one process.
+
 use super::*;
 
 fn memory(pages: usize) -> (OwnedFd, Arc<SharedMemory>) {

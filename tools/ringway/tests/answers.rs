@@ -83,7 +83,7 @@ fn every_command_answers_in_json_with_the_fields_it_always_had() {
         "checkpoint clusters_leaked clusters_metadata clusters_used findings last_lsn replayed shard slabs volumes";
     assert_eq!(fields(&looked["shards"][0]), shard);
     let grown = run(["pool", "grow", pool, "--size", "64MiB", "--allocate", "sparse", "--json"]).json();
-    assert_eq!(fields(&grown), "device devices journal_bytes serve shards size slab_bytes uuid");
+    assert_eq!(fields(&grown), "device devices serve shards size slab_bytes uuid");
 }
 
 /// Of each exit code that `ringway --help` lists, a way to it.
