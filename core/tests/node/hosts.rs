@@ -32,6 +32,13 @@ enum Flying {
     Flush { snapshot: Snapshot },
 }
 
+impl Flying {
+    /// Whether its success says that something is durable.
+    fn promises(&self) -> bool {
+        matches!(self, Flying::Flush { .. } | Flying::Write { durable: true, .. })
+    }
+}
+
 /// Whether the machine has failed under a host that has not been told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Untold {
@@ -51,6 +58,8 @@ struct Guest {
     untold: Untold,
     /// The machine has failed since it was connected: what still arrives was said before, and this holds for the next connection.
     failed: Option<Untold>,
+    /// The target has been killed since it was connected.
+    killed: bool,
     flying: BTreeMap<u64, Flying>,
     next: u64,
     ended: u64,
@@ -86,6 +95,7 @@ impl Guest {
             attached: false,
             untold: Untold::No,
             failed: None,
+            killed: false,
             flying: BTreeMap::new(),
             next: 0,
             ended: 0,
@@ -110,7 +120,12 @@ impl Guest {
                 }
                 Event::Reconnected { .. } => {
                     self.reconnects += 1;
-                    self.untold = self.failed.take().unwrap_or(self.untold);
+                    let lost_answers = !std::mem::take(&mut self.killed) && !self.flying.is_empty();
+                    self.untold = match self.failed.take().unwrap_or(self.untold) {
+                        // The answer that told it may have been lost with the connection: the flush that is sent again is its second.
+                        Untold::Yes if lost_answers => Untold::Maybe,
+                        untold => untold,
+                    };
                 }
                 Event::Completed(completed) => self.judge(completed, model)?,
                 Event::Failed(error) => return Err(format!("a host gave up: {error}")),
@@ -178,6 +193,11 @@ impl Guest {
     /// A flush, or a write that asks for as much, was answered: with success, or by telling what has happened.
     fn promise(&mut self, told: bool) -> Result<(), String> {
         match (self.untold, told) {
+            // Another is on its way on another queue, whose answer may be the one that tells, or be lost with its connection.
+            (Untold::Yes, false) if self.flying.values().any(Flying::promises) => {
+                self.untold = Untold::Maybe;
+                Ok(())
+            }
             (Untold::Yes, false) => Err("a flush succeeds although the machine has failed and nobody was told".into()),
             (Untold::No, true) => Err("a flush fails and nothing has happened".into()),
             _ => {
@@ -317,6 +337,7 @@ impl Net {
 
     fn kill(&mut self) {
         for guest in &mut self.guests {
+            guest.killed = true;
             // That it was told may not be on record yet: it is told again then.
             if guest.told > 0 && guest.untold == Untold::No {
                 guest.untold = Untold::Maybe;
@@ -330,6 +351,7 @@ impl Net {
         let target = self.target.take().expect("it runs");
         self.model.power_lost();
         for guest in &mut self.guests {
+            guest.killed = true;
             guest.failed = Some(if guest.attached { Untold::Yes } else { Untold::Maybe });
             for flying in guest.flying.values_mut() {
                 if let Flying::Flush { snapshot } = flying {
