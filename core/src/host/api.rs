@@ -75,11 +75,20 @@ pub struct HostConfig {
     pub token_space: u16,
 }
 
+/// An identifier that no other host has. From the kernel: a generator in this process would give all that fork from it the
+/// same one, and hosts of one identifier end each other's associations.
+fn fresh_host_id() -> Uuid {
+    let mut bytes = [0; 16];
+    let filled = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
+    assert_eq!(filled, Ok(bytes.len()), "the kernel gives 16 random bytes at once");
+    uuid::Builder::from_random_bytes(bytes).into_uuid()
+}
+
 impl HostConfig {
     /// One queue of 128 commands, no digests.
     #[must_use]
     pub fn new(addr: SocketAddr, subsystem_nqn: impl Into<String>) -> Self {
-        let host_id = Uuid::new_v4();
+        let host_id = fresh_host_id();
         Self {
             addr,
             name: format!("tcp://{addr}"),
