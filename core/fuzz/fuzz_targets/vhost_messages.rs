@@ -31,7 +31,6 @@ static SERVED: LazyLock<Served> = LazyLock::new(|| {
     std::fs::create_dir_all(&runtime).expect("a folder");
     let mut config = TargetConfig::new(PoolSpec::Null(1 << 30), vec![0]);
     config.runtime = runtime;
-    config.buffer_bytes = 4 << 20;
     let target = start(config, &mut |_| {}).expect("a target");
     let call = |request| {
         let (sender, receiver) = mpsc::channel();
