@@ -1,7 +1,7 @@
 //! Rings over memory that another process shares: Ringway's own submission and completion queues.
 //!
-//! `docs/internals/shm-ring.md` has the layout and the rules. Both sides are here, since each is the other's test: [`target`]
-//! believes nothing that it reads, [`client`] (a feature) is what a program links to use a volume.
+//! `docs/internals/shm-ring.md` has the layout and the rules. Both sides are here, since each is the other's test: the
+//! target's ([`door`], [`ring`]) believes nothing that it reads, [`client`] (a feature) is what a program links to use a volume.
 //!
 //! ```text
 //! client                                            target

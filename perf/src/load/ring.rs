@@ -1,6 +1,6 @@
 //! Random reads over shared memory, each block checked: it has to hold what was written to that very place.
 //!
-//! For a volume that was filled by [`super::run`]: every unit says where it belongs. Only whether it is the newest is not checked.
+//! For a volume that was filled by [`super::run()`]: every unit says where it belongs. Only whether it is the newest is not checked.
 
 use std::ops::ControlFlow;
 use std::path::Path;
