@@ -149,19 +149,7 @@ impl Registry {
             assert!(superseded.is_empty(), "who ends one may have one, and those that ended are told to the caller");
             return Err(NvmeStatus::CONNECT_CONTROLLER_BUSY.into());
         }
-        let controller_id = inner.free_controller_id();
-        inner.last_association += 1;
-        let association = Arc::new(Association::new(
-            AssociationId(inner.last_association),
-            controller_id,
-            wish.host,
-            kind,
-            (path.local, path.peer),
-            (now, wish.keep_alive_ms),
-            exclusive,
-        ));
-        let entry = Entry { association: Arc::clone(&association), queues: BTreeSet::from([0]) };
-        inner.by_controller.insert(controller_id, entry);
+        let association = inner.enter(wish.host, kind, path, (now, wish.keep_alive_ms), exclusive);
         let queue =
             AdminQueue::new(association, (wish.entries, wish.sq_flow_control), directory, Arc::clone(&self.usages));
         Ok(Connected::Admin { queue: Box::new(queue), superseded })
@@ -194,20 +182,8 @@ impl Registry {
         if inner.by_controller.len() >= CONTROLLERS_MAX || living >= self.associations_max {
             return Err(NvmeStatus::CONNECT_CONTROLLER_BUSY.into());
         }
-        let controller_id = inner.free_controller_id();
-        inner.last_association += 1;
-        let association = Arc::new(Association::new(
-            AssociationId(inner.last_association),
-            controller_id,
-            wish.host,
-            ControllerKind::Io(subsystem),
-            (here, here),
-            (now, 0),
-            exclusive,
-        ));
+        let association = inner.enter(wish.host, ControllerKind::Io(subsystem), path, (now, 0), exclusive);
         association.advance(AssociationState::Enabled);
-        let entry = Entry { association: Arc::clone(&association), queues: BTreeSet::from([0]) };
-        inner.by_controller.insert(controller_id, entry);
         Ok(association)
     }
 
@@ -409,6 +385,25 @@ impl Inner {
                 && old.advance(AssociationState::Dead)
         };
         self.entries().map(|entry| &entry.association).filter(|old| lost(old)).map(|old| old.id).collect()
+    }
+
+    /// A new association, which nothing was found against.
+    fn enter(
+        &mut self,
+        host: HostIdentity,
+        kind: ControllerKind,
+        path: Path,
+        alive: (Instant, u32),
+        exclusive: bool,
+    ) -> Arc<Association> {
+        let controller_id = self.free_controller_id();
+        self.last_association += 1;
+        let id = AssociationId(self.last_association);
+        let ends = (path.local, path.peer);
+        let association = Arc::new(Association::new(id, controller_id, host, kind, ends, alive, exclusive));
+        let entry = Entry { association: Arc::clone(&association), queues: BTreeSet::from([0]) };
+        self.by_controller.insert(controller_id, entry);
+        association
     }
 
     /// The next number that is free; numbers come round as late as possible, so that a late Connect of a queue meets nobody.

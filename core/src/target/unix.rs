@@ -17,7 +17,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use ringway_reactor::event::EventFd;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 pub use rustix::net::SocketType;
@@ -229,7 +230,7 @@ pub struct UnixSockets {
 #[derive(Clone, Debug)]
 pub struct Remote {
     commands: Sender<Command>,
-    bell: Arc<OwnedFd>,
+    bell: Arc<EventFd>,
     next: Arc<AtomicU64>,
 }
 
@@ -260,20 +261,16 @@ impl Remote {
     fn tell(&self, command: Command) {
         // A thread that has ended has closed everything.
         if self.commands.send(command).is_ok() {
-            ring(&self.bell);
+            // It cannot fail for a reason that would not end the process: the descriptor is ours and does not block.
+            let _ = self.bell.signal();
         }
     }
-}
-
-/// An eventfd's counter does not fill up: each ring is taken before the next sleep.
-fn ring(bell: &OwnedFd) {
-    let _ = rustix::io::write(bell, &1_u64.to_ne_bytes());
 }
 
 impl UnixSockets {
     /// Starts the thread.
     pub fn start() -> io::Result<UnixSockets> {
-        let bell = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let bell = Arc::new(EventFd::new()?);
         let (commands, received) = channel();
         let listening = Listening { bell: Arc::clone(&bell), received, sockets: Vec::new() };
         let thread = thread::Builder::new().name("ringway-unix".to_owned()).spawn(move || listening.run())?;
@@ -297,7 +294,7 @@ impl Drop for UnixSockets {
 }
 
 struct Listening {
-    bell: Arc<OwnedFd>,
+    bell: Arc<EventFd>,
     received: Receiver<Command>,
     sockets: Vec<(SocketNumber, Bound, Accept)>,
 }
@@ -348,8 +345,7 @@ impl Listening {
 
     /// Does what it was told. `false` to end.
     fn obey(&mut self) -> bool {
-        let mut count = [0; 8];
-        let _ = rustix::io::read(&*self.bell, &mut count);
+        let _ = self.bell.take();
         for command in self.received.try_iter() {
             match command {
                 Command::Listen(number, bound, accept) => self.sockets.push((number, bound, accept)),
