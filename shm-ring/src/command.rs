@@ -39,6 +39,9 @@ pub mod opcode {
 
 /// PSDT: SGLs are used.
 const PSDT_SGL: u64 = 0b01 << 6;
+/// FUSE, in the same byte.
+const FUSED_FIRST: u64 = 0b01;
+const FUSED_SECOND: u64 = 0b10;
 /// SGL descriptor: data block (type 0), address is an offset (subtype 1).
 const SGL_DATA_BLOCK_OFFSET: u64 = 0x01;
 /// The namespace of a volume.
@@ -111,6 +114,20 @@ impl Command {
         let mut command = Command::new(opcode::DATASET_MANAGEMENT);
         command.0[5] = u64::from(ranges - 1) | u64::from(AD) << 32;
         command
+    }
+
+    /// As the first of two that are one (base 3.4.2): the next command of the queue is the other.
+    #[must_use]
+    pub fn fused_first(mut self) -> Command {
+        self.0[0] |= FUSED_FIRST << 8;
+        self
+    }
+
+    /// As the second of two that are one.
+    #[must_use]
+    pub fn fused_second(mut self) -> Command {
+        self.0[0] |= FUSED_SECOND << 8;
+        self
     }
 
     /// With the data at `offset` of the data area.

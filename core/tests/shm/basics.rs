@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use ringway_core::control::ControlRequest;
 use ringway_core::target::PoolSpec;
-use ringway_shm_ring::client::{Client, ConnectError, ConnectOptions, Reject};
+use ringway_shm_ring::client::{Client, ConnectError, ConnectOptions, Queue, Reject};
 use ringway_shm_ring::message::Reason;
 
 use crate::rig::{MIB, call, config, connect, create, options, pattern, serve, stop, volume};
@@ -112,23 +112,22 @@ fn data_that_is_not_aligned_is_moved_all_the_same_and_counted() {
     create(&target, volume("vm1", 64 * MIB));
     let client = connect(dir.path(), "vm1");
     let mut queue = client.take_queue().unwrap();
-    let area = client.alloc(64 << 10).unwrap().into_raw();
-    // SAFETY: the area is ours, and nothing else is in flight on it.
-    let bytes = |offset: usize, len: usize| unsafe { std::slice::from_raw_parts_mut(area.start.add(offset), len) };
-    bytes(104, 4096).copy_from_slice(&pattern(0, 4096, 3));
-    let mut ended = Vec::new();
-    for (command, offset) in [
-        (ringway_shm_ring::client::Command::write(8, 8, false), 104),
-        (ringway_shm_ring::client::Command::read(8, 8), 8192 + 40),
-        (ringway_shm_ring::client::Command::read(8, 8), 16384),
-    ] {
-        // SAFETY: as above; each is waited for.
-        unsafe { queue.submit_raw(command, area.offset + offset, 4096, offset) }.unwrap();
+    let ends = |queue: &mut Queue| {
+        let mut ended = Vec::new();
         while queue.wait(Duration::from_secs(10), &mut ended) == 0 {}
         let completion = ended.pop().unwrap();
-        assert!(completion.tag == offset && completion.status.is_success(), "{}", completion.status);
+        assert!(completion.status.is_success(), "{}", completion.status);
+        completion.buffer.unwrap()
+    };
+    let mut area = client.alloc(64 << 10).unwrap();
+    area[104..4200].copy_from_slice(&pattern(0, 4096, 3));
+    queue.write_part(4096, area, 104..4200, false, 0).unwrap();
+    let mut area = ends(&mut queue);
+    for start in [8192 + 40, 16384] {
+        queue.read_part(4096, area, start..start + 4096, 0).unwrap();
+        area = ends(&mut queue);
+        assert!(area[start..start + 4096] == pattern(0, 4096, 3));
     }
-    assert!(bytes(8192 + 40, 4096) == pattern(0, 4096, 3) && bytes(16384, 4096) == pattern(0, 4096, 3));
     let copied = || target.metrics().reactors.iter().map(|reactor| reactor.bytes_copied.get()).sum::<u64>();
     let started = Instant::now();
     while copied() < 8192 && started.elapsed() < Duration::from_secs(10) {
@@ -213,4 +212,44 @@ fn a_client_hears_of_a_new_size_and_of_the_end_of_its_volume() {
     assert!(error.to_string().contains("the target is gone"), "{error}");
     assert!(client.is_lost());
     assert_eq!(queue.flush(0).unwrap_err().why, Reject::Lost);
+}
+
+#[test]
+fn a_compare_and_write_writes_where_it_finds_what_was_expected_and_no_two_do_so_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = serve(config(PoolSpec::Memory(256 * MIB), dir.path()));
+    create(&target, volume("vm1", 64 * MIB));
+    let client = Client::connect(ConnectOptions { queues: 4, depth: 8, ..options(dir.path(), "vm1", 1) }).unwrap();
+    // A counter in one block, which four queues count up: each success saw what the one before has written.
+    let block = |value: u64| value.to_le_bytes().repeat(64);
+    let successes: u64 = std::thread::scope(|scope| {
+        let count = || {
+            let mut queue = client.take_queue().unwrap();
+            scope.spawn(move || {
+                let (mut seen, mut successes) = (0, 0);
+                let mut now = vec![0; 512];
+                while successes < 200 {
+                    if queue.compare_and_write_at(3584, &block(seen), &block(seen + 1), false).unwrap() {
+                        (seen, successes) = (seen + 1, successes + 1);
+                    } else {
+                        queue.read_at(3584, &mut now).unwrap();
+                        assert!(now[8..] == now[..504], "half of a write was seen");
+                        seen = u64::from_le_bytes(now[..8].try_into().unwrap());
+                    }
+                }
+                successes
+            })
+        };
+        let counting: Vec<_> = (0..4).map(|_| count()).collect();
+        counting.into_iter().map(|thread| thread.join().unwrap()).sum()
+    });
+    let client = connect(dir.path(), "vm1");
+    let mut queue = client.take_queue().unwrap();
+    let mut now = vec![0; 512];
+    queue.read_at(3584, &mut now).unwrap();
+    assert!(now == block(successes), "{successes} successes");
+    // Two blocks are more than are compared and written at once (ACWU is 0).
+    let both = client.alloc(2048).unwrap();
+    assert_eq!(queue.compare_and_write(0, both, false, 0).unwrap_err().why, Reject::TooLong);
+    stop(target);
 }

@@ -2,4 +2,8 @@
 #![expect(clippy::disallowed_methods, reason = "a client has a clock of its own")]
 
 mod basics;
+mod copies;
+mod hostile;
+mod peer;
+mod restart;
 mod rig;

@@ -23,6 +23,8 @@ mod buffer;
 mod host;
 mod queue;
 mod session;
+mod status;
+mod waiting;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -30,8 +32,9 @@ use std::time::Duration;
 
 pub use buffer::{Buffer, RawBuffer};
 pub use host::Host;
-pub use queue::{Completion, Queue, Reject, Rejected, Status};
+pub use queue::{Completion, Queue, Reject, Rejected};
 pub use session::ConnectError;
+pub use status::Status;
 
 pub use crate::command::Command;
 pub use crate::message::VolumeInfo;

@@ -3,8 +3,7 @@
 //! A command keeps its slot, and the slot the words that were sent, until it has ended: that is what is sent again when the
 //! target was replaced. The order of what is sent again is that of the first time.
 
-use std::fmt;
-use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,6 +14,7 @@ use thiserror::Error;
 
 use super::buffer::Buffer;
 use super::session::{Session, Shared, timespec};
+use super::status::{self, Status};
 use crate::command::{Command, range_bytes};
 use crate::door::Bells;
 use crate::line::Line;
@@ -22,67 +22,8 @@ use crate::ring::ClientQueue;
 
 /// Polls without a completion after which the socket is looked at: some tens of microseconds.
 const LOOK_AFTER: u32 = 4096;
-/// How long the calls that wait for one command poll before they sleep.
-const SPIN: Duration = Duration::from_micros(20);
 /// How long a sleep without a limit lasts at most: the socket is looked at in between.
 const SLEEP_MAX: Duration = Duration::from_millis(500);
-
-/// How a command ended: the 15-bit status of NVMe.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Status(pub u16);
-
-impl Status {
-    /// It is done.
-    pub const SUCCESS: Status = Status(0);
-    /// The target is gone and did not come back: whether the command was done is not known (host pathing error).
-    pub const LOST: Status = Status(0x370);
-
-    /// Whether it is done.
-    #[must_use]
-    pub fn is_success(self) -> bool {
-        self.0 & 0x7FF == 0
-    }
-
-    /// Code type and code (base figures 94 to 99), without "do not retry" and the like.
-    #[must_use]
-    pub fn code(self) -> (u8, u8) {
-        ((self.0 >> 8 & 7) as u8, self.0 as u8)
-    }
-}
-
-impl fmt::Debug for Status {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-impl fmt::Display for Status {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let text = match self.code() {
-            (0, 0x00) => "success",
-            (0, 0x01) => "invalid opcode",
-            (0, 0x02) => "invalid field",
-            (0, 0x04) => "the client's memory could not be reached",
-            (0, 0x06) => "internal error of the target",
-            (0, 0x08) => "aborted",
-            (0, 0x0B) => "the volume is gone",
-            (0, 0x0F) => "the data's length is not the command's",
-            (0, 0x16) => "the data does not lie in the data area",
-            (0, 0x20) => "write protected",
-            (0, 0x80) => "beyond the end of the volume",
-            (0, 0x81) => "the pool is full",
-            (0, 0x82) => "the volume is faulted",
-            (2, 0x80) => "write fault",
-            (2, 0x81) => "unrecovered read error",
-            (2, 0x85) => "compare failure",
-            (3, 0x70) => "the target is gone",
-            _ => "error",
-        };
-        write!(f, "{text} (type {}, code {:#04x})", self.code().0, self.code().1)
-    }
-}
-
-impl std::error::Error for Status {}
 
 /// A command that has ended.
 #[derive(Debug)]
@@ -140,6 +81,24 @@ enum Held {
     Buffer(Buffer),
     /// A list of ranges of our own.
     Ranges(Buffer),
+    /// The first of a fused pair: its buffer is in the other one's slot.
+    FirstHalf { second: u16 },
+    /// The second, with how the first has ended.
+    SecondHalf { buffer: Buffer, first: Option<Status> },
+}
+
+impl Held {
+    /// What goes back to the caller.
+    fn buffer(self) -> Option<Buffer> {
+        match self {
+            Held::Buffer(buffer) | Held::SecondHalf { buffer, .. } => Some(buffer),
+            Held::Nothing | Held::Ranges(_) | Held::FirstHalf { .. } => None,
+        }
+    }
+
+    fn is_half(&self) -> bool {
+        matches!(self, Held::FirstHalf { .. } | Held::SecondHalf { .. })
+    }
 }
 
 #[derive(Debug, Default)]
@@ -154,7 +113,7 @@ struct Slot {
 /// One queue, for one thread at a time.
 #[derive(Debug)]
 pub struct Queue {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     index: u16,
     ring: ClientQueue<Arc<SharedMemory>>,
     generation: u32,
@@ -167,7 +126,7 @@ pub struct Queue {
     unrung: bool,
     empty_polls: u32,
     block_bytes: u32,
-    request_bytes_max: u32,
+    pub(super) request_bytes_max: u32,
     write_zeroes_bytes_max: u32,
 }
 
@@ -210,17 +169,65 @@ impl Queue {
 
     /// Reads from byte `offset` of the volume; the buffer's length is the read's.
     pub fn read(&mut self, offset: u64, buffer: Buffer, tag: u64) -> Result<(), Rejected> {
-        self.move_data(Command::read, offset, buffer, tag)
+        let whole = 0..buffer.len();
+        self.read_part(offset, buffer, whole, tag)
+    }
+
+    /// Reads into a part of the buffer. One that starts on a multiple of 4096 is moved without a copy.
+    ///
+    /// # Panics
+    /// If that is no part of it.
+    pub fn read_part(&mut self, offset: u64, buffer: Buffer, part: Range<usize>, tag: u64) -> Result<(), Rejected> {
+        self.move_data(Command::read, offset, (buffer, part), tag)
     }
 
     /// Writes the buffer to byte `offset` of the volume; with `fua` it is on stable storage when the command ends.
     pub fn write(&mut self, offset: u64, buffer: Buffer, fua: bool, tag: u64) -> Result<(), Rejected> {
-        self.move_data(|first, blocks| Command::write(first, blocks, fua), offset, buffer, tag)
+        let whole = 0..buffer.len();
+        self.write_part(offset, buffer, whole, fua, tag)
+    }
+
+    /// Writes a part of the buffer; as for [`Queue::read_part`].
+    ///
+    /// # Panics
+    /// If that is no part of it.
+    pub fn write_part(
+        &mut self,
+        offset: u64,
+        buffer: Buffer,
+        part: Range<usize>,
+        fua: bool,
+        tag: u64,
+    ) -> Result<(), Rejected> {
+        self.move_data(|first, blocks| Command::write(first, blocks, fua), offset, (buffer, part), tag)
     }
 
     /// Compares the buffer with what is stored; ends with a compare failure where it differs.
     pub fn compare(&mut self, offset: u64, buffer: Buffer, tag: u64) -> Result<(), Rejected> {
-        self.move_data(Command::compare, offset, buffer, tag)
+        let whole = 0..buffer.len();
+        self.move_data(Command::compare, offset, (buffer, whole), tag)
+    }
+
+    /// Compares the first half of the buffer with the logical block at `offset` and, where that is the same, writes the second
+    /// half there; nothing comes between the two. The buffer has two logical blocks. Takes two places in the queue. Not
+    /// carried out again when the target is replaced: see [`Status::UNDECIDED`].
+    pub fn compare_and_write(&mut self, offset: u64, both: Buffer, fua: bool, tag: u64) -> Result<(), Rejected> {
+        let len = both.len() / 2;
+        let why = match self.blocks(offset, len as u64, self.block_bytes) {
+            Ok(_) if both.len() != 2 * len => Reject::Unaligned,
+            Ok(_) if self.shared.is_lost() => Reject::Lost,
+            Ok(_) if self.free.len() < 2 => Reject::Full,
+            Ok((first, blocks)) => {
+                let (at, len) = (both.offset(), len as u32);
+                let compare = Command::compare(first, blocks).fused_first().with_data(at, len);
+                let write = Command::write(first, blocks, fua).fused_second().with_data(at + u64::from(len), len);
+                let second = self.free[self.free.len() - 2];
+                self.submit(compare, Held::FirstHalf { second }, tag)?;
+                return self.submit(write, Held::SecondHalf { buffer: both, first: None }, tag);
+            }
+            Err(why) => why,
+        };
+        Err(Rejected { why, buffer: Some(both) })
     }
 
     /// Everything that has ended before is on stable storage when this ends.
@@ -261,12 +268,14 @@ impl Queue {
         &mut self,
         command: impl FnOnce(u64, u32) -> Command,
         offset: u64,
-        buffer: Buffer,
+        (buffer, part): (Buffer, Range<usize>),
         tag: u64,
     ) -> Result<(), Rejected> {
-        match self.blocks(offset, buffer.len() as u64, self.request_bytes_max) {
+        let Range { start, end } = part;
+        assert!(start <= end && end <= buffer.len(), "{start}..{end} of {} bytes", buffer.len());
+        match self.blocks(offset, (end - start) as u64, self.request_bytes_max) {
             Ok((first, blocks)) => {
-                let command = command(first, blocks).with_data(buffer.offset(), buffer.len() as u32);
+                let command = command(first, blocks).with_data(buffer.offset() + start as u64, (end - start) as u32);
                 self.submit(command, Held::Buffer(buffer), tag)
             }
             Err(why) => Err(Rejected { why, buffer: Some(buffer) }),
@@ -289,11 +298,7 @@ impl Queue {
         let free = if lost { None } else { self.free.pop() };
         let Some(slot) = free else {
             let why = if lost { Reject::Lost } else { Reject::Full };
-            let buffer = match held {
-                Held::Buffer(buffer) => Some(buffer),
-                Held::Nothing | Held::Ranges(_) => None,
-            };
-            return Err(Rejected { why, buffer });
+            return Err(Rejected { why, buffer: held.buffer() });
         };
         let command = command.with_cid(slot);
         self.submitted += 1;
@@ -342,12 +347,27 @@ impl Queue {
             if slot.command.take().is_none() {
                 continue;
             }
-            let buffer = match std::mem::take(&mut slot.held) {
-                Held::Buffer(buffer) => Some(buffer),
-                Held::Nothing | Held::Ranges(_) => None,
-            };
-            ended.push(Completion { tag: slot.tag, status: Status(completion.status), buffer });
+            let (tag, held) = (slot.tag, std::mem::take(&mut slot.held));
             self.free.push(completion.cid);
+            let status = Status(completion.status);
+            match held {
+                Held::FirstHalf { second } => self.first_ended(second, status),
+                Held::SecondHalf { buffer, first } => {
+                    // Whichever of the two says why; the other only says that it went with it.
+                    let says_why = |first: &Status| !first.is_success() && first.code() != status::FAILED_FUSED;
+                    let status = first.filter(says_why).unwrap_or(status);
+                    ended.push(Completion { tag, status, buffer: Some(buffer) });
+                }
+                held => ended.push(Completion { tag, status, buffer: held.buffer() }),
+            }
+        }
+    }
+
+    /// The first of a pair has ended, before the second does.
+    #[cold]
+    fn first_ended(&mut self, second: u16, status: Status) {
+        if let Held::SecondHalf { first, .. } = &mut self.slots[usize::from(second)].held {
+            *first = Some(status);
         }
     }
 
@@ -371,6 +391,7 @@ impl Queue {
         self.generation = session.generation;
         self.bells = session.bells[usize::from(self.index)].clone();
         self.line = session.line;
+        self.end_pairs(ended);
         let mut again: Vec<_> =
             self.slots.iter().filter_map(|slot| slot.command.map(|command| (slot.number, command))).collect();
         again.sort_unstable_by_key(|&(number, _)| number);
@@ -382,17 +403,33 @@ impl Queue {
         self.ring();
     }
 
+    /// What would not be the same if it were done twice is not sent again.
+    fn end_pairs(&mut self, ended: &mut Vec<Completion>) {
+        for (index, slot) in self.slots.iter_mut().enumerate() {
+            if slot.held.is_half() && slot.command.take().is_some() {
+                self.free.push(index as u16);
+                // The former target's operations have ended: nothing lands in the buffer any more.
+                if let Some(buffer) = std::mem::take(&mut slot.held).buffer() {
+                    ended.push(Completion { tag: slot.tag, status: Status::UNDECIDED, buffer: Some(buffer) });
+                }
+            }
+        }
+    }
+
     /// No target comes back.
     fn give_up(&mut self, ended: &mut Vec<Completion>) {
         self.take(ended);
         for (index, slot) in self.slots.iter_mut().enumerate() {
             if slot.command.take().is_some() {
+                let held = std::mem::take(&mut slot.held);
+                self.free.push(index as u16);
+                if !matches!(held, Held::FirstHalf { .. }) {
+                    ended.push(Completion { tag: slot.tag, status: Status::LOST, buffer: None });
+                }
                 // What a target began may still land in it: it stays taken.
-                if let Held::Buffer(buffer) | Held::Ranges(buffer) = std::mem::take(&mut slot.held) {
+                if let Held::Buffer(buffer) | Held::Ranges(buffer) | Held::SecondHalf { buffer, .. } = held {
                     let _ = buffer.into_raw();
                 }
-                ended.push(Completion { tag: slot.tag, status: Status::LOST, buffer: None });
-                self.free.push(index as u16);
             }
         }
     }
@@ -442,66 +479,5 @@ impl Queue {
         self.ring.disarm();
         // An eventfd that was not rung has nothing to take.
         let _ = self.bells.completions.take();
-    }
-
-    /// Reads into `into` from byte `offset` of the volume, and waits for it. Both are multiples of its logical block.
-    pub fn read_at(&mut self, offset: u64, into: &mut [u8]) -> io::Result<()> {
-        let step = self.request_bytes_max as usize;
-        for (nth, piece) in into.chunks_mut(step).enumerate() {
-            let buffer = self.buffer(piece.len())?;
-            let done = self.run(|queue| queue.read(offset + (nth * step) as u64, buffer, 0))?;
-            piece.copy_from_slice(&done.expect("a read gives its buffer back"));
-        }
-        Ok(())
-    }
-
-    /// Writes `from` to byte `offset` of the volume, and waits for it.
-    pub fn write_at(&mut self, offset: u64, from: &[u8], fua: bool) -> io::Result<()> {
-        let step = self.request_bytes_max as usize;
-        for (nth, piece) in from.chunks(step).enumerate() {
-            let mut buffer = self.buffer(piece.len())?;
-            buffer.copy_from_slice(piece);
-            self.run(|queue| queue.write(offset + (nth * step) as u64, buffer, fua, 0))?;
-        }
-        Ok(())
-    }
-
-    /// [`Queue::flush`], and waits for it.
-    pub fn flush_now(&mut self) -> io::Result<()> {
-        self.run(|queue| queue.flush(0)).map(drop)
-    }
-
-    /// [`Queue::write_zeroes`], and waits for it.
-    pub fn write_zeroes_at(&mut self, offset: u64, len: u64, deallocate: bool) -> io::Result<()> {
-        self.run(|queue| queue.write_zeroes(offset, len, deallocate, 0)).map(drop)
-    }
-
-    /// [`Queue::deallocate`], and waits for it.
-    pub fn deallocate_at(&mut self, offset: u64, len: u64) -> io::Result<()> {
-        self.run(|queue| queue.deallocate(offset, len, 0)).map(drop)
-    }
-
-    fn buffer(&self, len: usize) -> io::Result<Buffer> {
-        Buffer::take(&self.shared, len)
-            .ok_or_else(|| io::Error::new(io::ErrorKind::OutOfMemory, "the data area has no room for it"))
-    }
-
-    fn run(&mut self, submit: impl FnOnce(&mut Queue) -> Result<(), Rejected>) -> io::Result<Option<Buffer>> {
-        if self.outstanding() > 0 {
-            let text = "a call that waits is for a queue with nothing outstanding";
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
-        }
-        submit(self).map_err(|rejected| io::Error::new(io::ErrorKind::InvalidInput, rejected.why))?;
-        self.ring();
-        let mut ended = Vec::with_capacity(1);
-        let started = Instant::now();
-        while self.poll(&mut ended) == 0 {
-            if started.elapsed() > SPIN && self.wait(Duration::MAX, &mut ended) > 0 {
-                break;
-            }
-            std::hint::spin_loop();
-        }
-        let completion = ended.pop().expect("one was outstanding, and one has ended");
-        if completion.status.is_success() { Ok(completion.buffer) } else { Err(io::Error::other(completion.status)) }
     }
 }

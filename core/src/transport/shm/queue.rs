@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! ring --take, copied out--> checked --data in place--> running --request ended--> posted, slot free
-//!                               \--not aligned: a buffer, or the queue stalls until there is one--/
+//!                               \--not aligned, or two fused: a buffer, or the queue stalls until there is one--/
 //! ```
 //! A slot is the command's permit. The ring has checked that there is one for each command that it gives out, and room for its
 //! completion. What a client changes in its memory afterwards changes what is written, and nothing else: each byte of a
@@ -22,7 +22,7 @@ use ringway_shm_ring::ring::{Completion, TargetQueue, Violation};
 use zerocopy::transmute;
 
 use super::{Connection, Seat, TransportStats};
-use crate::controller::io::{IoCommand, IoSight, IoWork, check_shared, deallocations};
+use crate::controller::io::{IoCommand, IoSight, IoWork, check_shared, deallocations, fuse};
 use crate::controller::status;
 use crate::directory::Directory;
 use crate::ids::{RequestId, VolumeId};
@@ -51,6 +51,8 @@ enum Work {
     Copied(SharedBuf),
     /// Dataset Management: what is left to deallocate, last first.
     Ranges { volume: VolumeId, left: Vec<(u64, u32)> },
+    /// Compare and Write, fused: the Write's identifier.
+    Fused { second: u16 },
 }
 
 #[derive(Debug, Default)]
@@ -59,12 +61,14 @@ struct Slot {
     work: Work,
 }
 
-/// A command that was taken and waits for a buffer.
+/// A command that was taken: it waits for the second one of a fused pair, or for a buffer.
 #[derive(Debug)]
-struct Stalled {
+struct Taken {
     cid: u16,
     io: IoCommand,
     offset: u64,
+    /// Of a fused pair: identifier and offset of the other one.
+    second: Option<(u16, u64)>,
 }
 
 /// A queue that is served.
@@ -79,7 +83,9 @@ pub(super) struct Served {
     /// A wait for `commands` is in flight.
     waited: bool,
     completions: Arc<EventFd>,
-    stalled: Option<Stalled>,
+    stalled: Option<Taken>,
+    /// The first of a fused pair, whose second has to be the very next command.
+    first_half: Option<Taken>,
     data_offset: u64,
     data_bytes: u64,
     /// Data has to start on a multiple of this, and be a multiple long, to be moved in place.
@@ -116,6 +122,7 @@ impl Served {
             waited: true,
             completions: bells.completions,
             stalled: None,
+            first_half: None,
             data_offset: layout.data_offset(),
             data_bytes: layout.data_bytes(),
             unit: u64::from(unit),
@@ -146,7 +153,7 @@ impl Served {
     pub(super) fn close(&mut self) {
         self.closing = true;
         // Nobody is there to be answered.
-        self.stalled = None;
+        (self.stalled, self.first_half) = (None, None);
     }
 
     /// Whether nothing is in flight.
@@ -221,12 +228,58 @@ impl Served {
         let association = &self.connection.association;
         let namespaces = &association.subsystem().expect("a client attaches a volume").namespaces;
         let sees = IoSight { namespaces, directory: sight.directory, write_through: association.write_through() };
-        match check_shared(&sqe, self.data_bytes, &sees) {
-            Ok((io_command, _)) if io_command.fuse != Fuse::Normal => self.post(cid, NvmeStatus::INVALID_FIELD.dnr()),
-            Ok((io_command, offset)) => {
-                self.start(io, sight, Stalled { cid, io: io_command, offset }, requests);
+        let (half, taken) = match check_shared(&sqe, self.data_bytes, &sees) {
+            Ok((command, offset)) => (command.fuse, Taken { cid, io: command, offset, second: None }),
+            Err(status) => {
+                self.end_first_half();
+                return self.post(cid, status);
             }
-            Err(status) => self.post(cid, status),
+        };
+        if half == Fuse::Second {
+            match self.first_half.take() {
+                Some(first) => self.join(io, sight, first, &taken, requests),
+                None => self.post(cid, NvmeStatus::ABORTED_MISSING_FUSED.dnr()),
+            }
+            return;
+        }
+        self.end_first_half();
+        if half == Fuse::First {
+            self.first_half = Some(taken);
+        } else {
+            self.start(io, sight, taken, requests);
+        }
+    }
+
+    /// What came next was not its second half.
+    fn end_first_half(&mut self) {
+        if let Some(first) = self.first_half.take() {
+            self.post(first.cid, NvmeStatus::ABORTED_MISSING_FUSED.dnr());
+        }
+    }
+
+    /// Makes one command of two (base 3.4.2).
+    fn join<I: Io>(
+        &mut self,
+        io: &mut I,
+        sight: &mut Sight<'_>,
+        mut first: Taken,
+        second: &Taken,
+        requests: &mut Vec<(RequestId, Request)>,
+    ) {
+        let work = match sight.directory.volume(first.io.volume) {
+            Some(record) => fuse(&first.io, &second.io, record),
+            None => Err(NvmeStatus::INVALID_NAMESPACE_OR_FORMAT.dnr()),
+        };
+        match work {
+            Ok(work) => {
+                first.io.work = work;
+                first.second = Some((second.cid, second.offset));
+                self.start(io, sight, first, requests);
+            }
+            Err(status) => {
+                self.post(first.cid, status);
+                self.post(second.cid, NvmeStatus::ABORTED_FAILED_FUSED.dnr());
+            }
         }
     }
 
@@ -235,10 +288,10 @@ impl Served {
         &mut self,
         io: &mut I,
         sight: &mut Sight<'_>,
-        wanted: Stalled,
+        wanted: Taken,
         requests: &mut Vec<(RequestId, Request)>,
     ) -> bool {
-        let Stalled { cid, io: IoCommand { volume, work, data, .. }, offset } = wanted;
+        let Taken { cid, io: IoCommand { volume, work, data, .. }, offset, second } = wanted;
         let (command, at, len) = match work {
             IoWork::Request { command, offset, len } => (command, offset, len),
             IoWork::Deallocate { ranges } => {
@@ -252,7 +305,18 @@ impl Served {
         };
         let data_len = data.len();
         let (mut work, mut moved) = (Work::Plain, None);
-        if data_len > 0 {
+        if let Some((second, second_offset)) = second {
+            let half = data_len as usize;
+            let Some(mut both) = io.buffers().get(2 * half) else {
+                sight.stats.waited_for_buffer += 1;
+                self.stalled = Some(wanted);
+                return false;
+            };
+            self.read_area(offset, &mut both[..half]);
+            self.read_area(second_offset, &mut both[half..]);
+            sight.stats.bytes_copied += 2 * u64::from(data_len);
+            (work, moved) = (Work::Fused { second }, Some(Data::Own(both)));
+        } else if data_len > 0 {
             let place = self.data_offset + offset;
             let shared = SharedBuf::new(&self.connection.table, [(0, place, data_len)]);
             let shared = shared.expect("checked against the data area");
@@ -283,6 +347,11 @@ impl Served {
         Request { association: self.connection.association.id, volume, command, offset, len, data }
     }
 
+    /// Copies out of the data area, each byte once. The range was checked with its command.
+    fn read_area(&self, offset: u64, to: &mut [u8]) {
+        self.connection.table.areas()[0].read((self.data_offset + offset) as usize, to);
+    }
+
     fn hold(&mut self, cid: u16, work: Work) -> usize {
         let slot = usize::from(self.free.pop().expect("the ring gives out no more commands than it has entries"));
         self.slots[slot] = Slot { cid, work };
@@ -298,7 +367,7 @@ impl Served {
         requests: &mut Vec<(RequestId, Request)>,
     ) {
         let mut bytes = vec![0; usize::from(count) * size_of::<DsmRange>()];
-        self.connection.table.areas()[0].read((self.data_offset + offset) as usize, &mut bytes);
+        self.read_area(offset, &mut bytes);
         let checked = match sight.directory.volume(volume) {
             Some(record) => deallocations(&bytes, count, record).map(Iterator::collect),
             None => Err(NvmeStatus::INVALID_NAMESPACE_OR_FORMAT.dnr()),
@@ -318,8 +387,10 @@ impl Served {
     #[inline]
     pub(super) fn on_done(&mut self, index: usize, slot: usize, done: &Done, requests: &mut Vec<(RequestId, Request)>) {
         let status = status::of(done.status);
+        let mut second_half = None;
         match &mut self.slots[slot].work {
             Work::Plain => {}
+            Work::Fused { second } => second_half = Some(*second),
             Work::Copied(shared) => {
                 if let (true, false, Some(data)) = (status.is_success(), self.closing, &done.data) {
                     shared.copy_from(0, data.own());
@@ -338,7 +409,14 @@ impl Served {
         let Slot { cid, work } = std::mem::take(&mut self.slots[slot]);
         drop(work);
         self.free.push(slot as u16);
-        if !self.closing {
+        if self.closing {
+            return;
+        }
+        if let Some(second) = second_half {
+            let (first_status, second_status) = status::of_fused(done.status);
+            self.post(cid, first_status);
+            self.post(second, second_status);
+        } else {
             self.post(cid, status);
         }
     }

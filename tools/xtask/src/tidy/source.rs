@@ -20,7 +20,6 @@ const UNSAFE_FILES: &[(&str, &str)] = &[
     ("perf/src/bars/vhost.rs", "maps the memory of the guest that loads a disk"),
     ("shm-ring/src/client/buffer.rs", "buffers are pieces of the memory that a client shares with its target"),
     ("shm-ring/src/client/queue.rs", "a caller from C promises to keep its hands off a range of the data area"),
-    ("core/tests/shm/basics.rs", "makes that promise"),
     ("perf/src/load/oracle.rs", "maps the file that says which writes were acknowledged"),
 ];
 
