@@ -131,7 +131,7 @@ fn c7_a_freed_cluster_waits_for_the_read_that_looked_it_up() {
     }
     assert_eq!(rig.done[0].id, read, "the write to another volume may not take the cluster before");
     let done = rig.wait(read);
-    assert_eq!(done.data.unwrap().own().to_vec(), vec![1; 65536]);
+    assert_eq!(done.data.unwrap().bytes().to_vec(), vec![1; 65536]);
     assert_eq!(rig.wait(write).status, Status::Success);
     assert_eq!(rig.read(1, 0, 65536).unwrap(), vec![0; 65536]);
     rig.drain_and_verify();

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use ringway_reactor::buf::{Buf, BufPool, BufPoolConfig};
+use ringway_reactor::data::Piece;
 use ringway_reactor::io::{Completion, Io, Op, Payload, Socket, SocketId, Token, Wait};
 use ringway_reactor::pin;
 use ringway_reactor::uring::{SocketPath, UringConfig, UringIo};
@@ -64,8 +65,8 @@ struct RingServer {
     io: UringIo,
     socket: SocketId,
     have: usize,
-    spare: Vec<Buf>,
-    vector: Option<Vec<Buf>>,
+    spare: Vec<Piece>,
+    vector: Option<Vec<Piece>>,
     room: Option<Buf>,
     open: bool,
 }
@@ -81,8 +82,8 @@ impl RingServer {
         let mut spare = Vec::with_capacity(2 * DEPTH_MAX);
         for _ in 0..DEPTH_MAX {
             let rest = headers.split_off(HEADER);
-            spare.push(std::mem::replace(&mut headers, rest));
-            spare.push(pool.get(ANSWER - HEADER).unwrap());
+            spare.push(std::mem::replace(&mut headers, rest).into());
+            spare.push(pool.get(ANSWER - HEADER).unwrap().into());
         }
         let room = pool.get(QUESTION * DEPTH_MAX);
         Self { io, socket, have: 0, spare, vector: Some(Vec::with_capacity(2 * DEPTH_MAX)), room, open: true }

@@ -1,18 +1,81 @@
 //! What a request moves its data in: a buffer of our own, or memory that a peer shares with us.
 //!
 //! A [`Buf`] is ours alone and can be looked at. A [`SharedBuf`] lies in memory that another process may write at any moment: it
-//! has no slice, only copies, and nothing that was read from it once is read again.
+//! has no slice, only copies, and nothing that was read from it once is read again. A blank buffer stands for zeros that nobody
+//! has written yet: who only passes them on never has to.
+
+use std::borrow::Cow;
+use std::ops::Deref;
 
 use crate::buf::Buf;
 use crate::shared::SharedBuf;
+
+/// What is sent as zeros lies here, a page's worth of cache for all of it together.
+static ZEROS: [u8; ZEROS_MAX] = [0; ZEROS_MAX];
+
+/// One [`Piece`] has no more zeros.
+pub const ZEROS_MAX: usize = 64 << 10;
+
+/// A piece of what is sent: a buffer, or zeros that are nobody's.
+#[derive(Debug)]
+pub enum Piece {
+    /// Bytes of this buffer.
+    Own(Buf),
+    /// So many zeros, at most [`ZEROS_MAX`].
+    Zeros(usize),
+}
+
+impl Deref for Piece {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        match self {
+            Piece::Own(buf) => buf,
+            Piece::Zeros(len) => &ZEROS[..*len],
+        }
+    }
+}
+
+impl From<Buf> for Piece {
+    fn from(buf: Buf) -> Piece {
+        Piece::Own(buf)
+    }
+}
 
 /// The bytes of one request, or of a part of it. Moves by value: to the device and back.
 #[derive(Debug)]
 pub enum Data {
     /// A buffer of this process.
     Own(Buf),
+    /// Zeros, and a buffer of this process to write them to for whoever wants to look at them. What it holds now is somebody
+    /// else's: only this type gets at it.
+    Blank(Blank),
     /// A peer's memory, in place.
     Shared(SharedBuf),
+}
+
+/// A buffer that is to hold zeros and does not yet.
+#[derive(Debug)]
+pub struct Blank(Buf);
+
+impl Blank {
+    /// Bytes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The buffer, with zeros in it.
+    #[must_use]
+    pub fn written(mut self) -> Buf {
+        self.0.fill(0);
+        self.0
+    }
 }
 
 impl From<Buf> for Data {
@@ -33,6 +96,7 @@ impl Data {
     pub fn len(&self) -> usize {
         match self {
             Data::Own(buf) => buf.len(),
+            Data::Blank(blank) => blank.len(),
             Data::Shared(shared) => shared.len(),
         }
     }
@@ -51,6 +115,7 @@ impl Data {
     pub fn split_off(&mut self, at: usize) -> Data {
         match self {
             Data::Own(buf) => Data::Own(buf.split_off(at)),
+            Data::Blank(blank) => Data::Blank(Blank(blank.0.split_off(at))),
             Data::Shared(shared) => Data::Shared(shared.split_off(at)),
         }
     }
@@ -61,17 +126,34 @@ impl Data {
     /// If `rest` is not what follows this.
     pub fn join(&mut self, rest: Data) {
         match (self, rest) {
-            (Data::Own(buf), Data::Own(rest)) => buf.join(rest),
+            (Data::Blank(blank), Data::Blank(rest)) => blank.0.join(rest.0),
             (Data::Shared(shared), Data::Shared(rest)) => shared.join(rest),
-            _ => panic!("parts of one request join"),
+            (front, rest) => {
+                front.write_out();
+                let Data::Own(buf) = front else { panic!("parts of one request join") };
+                buf.join(rest.into_own());
+            }
         }
     }
 
-    /// Fills it with zeros.
-    pub fn zero(&mut self) {
+    /// Makes it zeros: a peer's memory at once, a buffer of ours when somebody looks.
+    #[must_use]
+    pub fn zeroed(self) -> Data {
         match self {
-            Data::Own(buf) => buf.fill(0),
-            Data::Shared(shared) => shared.zero(),
+            Data::Own(buf) => Data::Blank(Blank(buf)),
+            Data::Blank(blank) => Data::Blank(blank),
+            Data::Shared(mut shared) => {
+                shared.zero();
+                Data::Shared(shared)
+            }
+        }
+    }
+
+    /// Writes zeros that are only promised. Devices take no others.
+    pub fn write_out(&mut self) {
+        if let Data::Blank(blank) = self {
+            blank.0.fill(0);
+            *self = Data::Own(blank.0.split_off(0));
         }
     }
 
@@ -82,6 +164,10 @@ impl Data {
     pub fn copy_to(&self, at: usize, to: &mut [u8]) {
         match self {
             Data::Own(buf) => to.copy_from_slice(&buf[at..at + to.len()]),
+            Data::Blank(blank) => {
+                assert!(at + to.len() <= blank.len(), "{} bytes at {at} of {}", to.len(), blank.len());
+                to.fill(0);
+            }
             Data::Shared(shared) => shared.copy_to(at, to),
         }
     }
@@ -91,8 +177,10 @@ impl Data {
     /// # Panics
     /// If that ends beyond it.
     pub fn copy_from(&mut self, at: usize, from: &[u8]) {
+        self.write_out();
         match self {
             Data::Own(buf) => buf[at..at + from.len()].copy_from_slice(from),
+            Data::Blank(_) => unreachable!("it was just written out"),
             Data::Shared(shared) => shared.copy_from(at, from),
         }
     }
@@ -105,6 +193,10 @@ impl Data {
     pub fn equals(&self, at: usize, other: &[u8]) -> bool {
         match self {
             Data::Own(buf) => buf[at..at + other.len()] == *other,
+            Data::Blank(blank) => {
+                assert!(at + other.len() <= blank.len(), "{} bytes at {at} of {}", other.len(), blank.len());
+                other.iter().all(|&byte| byte == 0)
+            }
             Data::Shared(shared) => {
                 let mut seen = [0; 512];
                 other.chunks(seen.len()).enumerate().all(|(nth, chunk)| {
@@ -121,19 +213,37 @@ impl Data {
     #[must_use]
     pub fn is_aligned(&self, unit: u32) -> bool {
         match self {
-            Data::Own(buf) => (buf.as_ptr() as usize | buf.len()).is_multiple_of(unit as usize),
+            Data::Own(buf) | Data::Blank(Blank(buf)) => {
+                (buf.as_ptr() as usize | buf.len()).is_multiple_of(unit as usize)
+            }
             Data::Shared(shared) => shared.is_aligned(unit),
         }
     }
 
-    /// The buffer, where it is ours, to be looked at.
+    /// Copies all of it to the front of a peer's memory.
+    ///
+    /// # Panics
+    /// If that is shorter.
+    pub fn copy_to_peer(&self, to: &mut SharedBuf) {
+        match self {
+            Data::Own(buf) => to.copy_from(0, buf),
+            Data::Blank(blank) => {
+                assert!(blank.len() == to.len(), "zeros for all of it");
+                to.zero();
+            }
+            Data::Shared(shared) => panic!("a peer's memory is not copied to a peer: {shared:?}"),
+        }
+    }
+
+    /// The bytes of a buffer of ours.
     ///
     /// # Panics
     /// As [`Data::into_own`].
     #[must_use]
-    pub fn own(&self) -> &Buf {
+    pub fn bytes(&self) -> Cow<'_, [u8]> {
         match self {
-            Data::Own(buf) => buf,
+            Data::Own(buf) => Cow::Borrowed(buf),
+            Data::Blank(blank) => Cow::Owned(vec![0; blank.len()]),
             Data::Shared(shared) => panic!("a buffer comes back where one was given: {shared:?}"),
         }
     }
@@ -146,7 +256,53 @@ impl Data {
     pub fn into_own(self) -> Buf {
         match self {
             Data::Own(buf) => buf,
+            Data::Blank(blank) => blank.written(),
             Data::Shared(shared) => panic!("a buffer comes back where one was given: {shared:?}"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::buf::{BufPool, BufPoolConfig};
+
+    /// What its last owner left is 7s.
+    fn stale(pool: &'static BufPool, len: usize) -> Data {
+        let mut buf = pool.get(len).unwrap();
+        buf.fill(7);
+        Data::Own(buf)
+    }
+
+    #[test]
+    fn nobody_sees_what_a_blank_buffer_held_before() {
+        let pool = BufPool::leak(&BufPoolConfig { classes: vec![(4096, 4)] }, 0);
+        let blank = || stale(pool, 64).zeroed();
+        assert!(matches!(blank(), Data::Blank(_)));
+        assert_eq!(*blank().into_own(), [0; 64]);
+        assert_eq!(*blank().bytes(), [0; 64]);
+        assert!(blank().equals(60, &[0; 4]) && !blank().equals(60, &[0, 0, 0, 7]));
+        let mut seen = [9; 8];
+        blank().copy_to(56, &mut seen);
+        assert_eq!(seen, [0; 8]);
+        let mut half = blank();
+        half.copy_from(32, &[1; 32]);
+        assert_eq!(half.bytes().iter().map(|&byte| u32::from(byte)).sum::<u32>(), 32);
+    }
+
+    #[test]
+    fn blank_and_written_parts_of_one_buffer_join() {
+        let pool = BufPool::leak(&BufPoolConfig { classes: vec![(4096, 4)] }, 0);
+        for (front_blank, back_blank) in [(true, true), (true, false), (false, true), (false, false)] {
+            let mut front = stale(pool, 64);
+            let back = front.split_off(40);
+            let blank = |data: Data, blank: bool| if blank { data.zeroed() } else { data };
+            let (mut whole, back) = (blank(front, front_blank), blank(back, back_blank));
+            whole.join(back);
+            let bytes = whole.into_own();
+            assert!(bytes[..40].iter().all(|&byte| byte == if front_blank { 0 } else { 7 }));
+            assert!(bytes[40..].iter().all(|&byte| byte == if back_blank { 0 } else { 7 }));
+        }
+        assert_eq!(pool.in_use(), 0);
     }
 }

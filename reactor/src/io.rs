@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use crate::buf::{Buf, BufPool};
-use crate::data::Data;
+use crate::data::{Data, Piece};
 use crate::event::EventFd;
 use crate::files::OpenFile;
 use crate::shared::SharedMemory;
@@ -90,7 +90,7 @@ pub enum Op {
     /// At least one byte into the front of `buf`; zero bytes mean that the peer closed.
     Recv { socket: SocketId, buf: Buf },
     /// All bytes of all of `bufs`, in order. At most one `Send` may be in flight on a socket.
-    Send { socket: SocketId, bufs: Vec<Buf> },
+    Send { socket: SocketId, bufs: Vec<Piece> },
     /// Completes when the event is signalled, and resets it; at once if it is signalled already.
     WaitEvent { event: Arc<EventFd> },
     /// Signals the event, without ever waiting for whoever else holds it.
@@ -106,8 +106,8 @@ pub enum Payload {
     Data(Data),
     /// The buffer of a receive.
     Buf(Buf),
-    /// The buffers of a send; the vector is handed back so that it can be used again.
-    Bufs(Vec<Buf>),
+    /// The pieces of a send; the vector is handed back so that it can be used again.
+    Bufs(Vec<Piece>),
     /// The connection of an accept or a connect, not yet attached, and the peer's address.
     Socket(Socket, SocketAddr),
 }

@@ -485,12 +485,14 @@ impl UringIo {
         loop {
             let moved: std::io::Result<usize> = match op {
                 Op::Read { offset, data, .. } if done < data.len() => match data {
+                    Data::Blank(_) => unreachable!("written out when it was submitted"),
                     Data::Own(buf) => {
                         rustix::io::pread(fd, &mut buf[done..], *offset + done as u64).map_err(Into::into)
                     }
                     Data::Shared(shared) => shared.read_file(done, fd, *offset + done as u64),
                 },
                 Op::Write { offset, data, .. } if done < data.len() => match data {
+                    Data::Blank(_) => unreachable!("written out when it was submitted"),
                     Data::Own(buf) => rustix::io::pwrite(fd, &buf[done..], *offset + done as u64).map_err(Into::into),
                     Data::Shared(shared) => shared.write_file(done, fd, *offset + done as u64),
                 },
@@ -512,17 +514,35 @@ impl UringIo {
     }
 
     fn submit_device(&mut self, token: Token, file: FileId, mut op: Op) {
-        let result = match &self.devices[file.0 as usize] {
+        let device = &self.devices[file.0 as usize];
+        if let Device::Null = device {
+            return self.null_op(token, op);
+        }
+        if let Op::Read { data, .. } | Op::Write { data, .. } = &mut op {
+            data.write_out();
+        }
+        let result = match device {
             Device::Ring(_) => {
                 let key = self.table.insert(token, op, Whereabouts::Queued, Extra::None);
                 return self.hand_over(key);
             }
             Device::Memory(memory) => Self::memory_op(memory, &mut op),
-            Device::Null => null_op(&mut op),
+            Device::Null => unreachable!("looked at above"),
         };
         let payload = match op {
             Op::Read { data, .. } | Op::Write { data, .. } => Payload::Data(data),
             _ => Payload::None,
+        };
+        self.finish_at_once(token, result, payload);
+        self.hurry = true;
+    }
+
+    /// Reads give zeros: the buffer holds what its last owner left.
+    fn null_op(&mut self, token: Token, op: Op) {
+        let (result, payload) = match op {
+            Op::Read { data, .. } => (Ok(data.len()), Payload::Data(data.zeroed())),
+            Op::Write { data, .. } => (Ok(data.len()), Payload::Data(data)),
+            _ => (Ok(0), Payload::None),
         };
         self.finish_at_once(token, result, payload);
         self.hurry = true;
@@ -537,18 +557,6 @@ impl UringIo {
             }
             Err(failure) => self.finish_at_once(token, Err(failure), Payload::None),
         }
-    }
-}
-
-/// Reads give zeros: the buffer holds what its last owner left.
-fn null_op(op: &mut Op) -> Result<usize, IoError> {
-    match op {
-        Op::Read { data, .. } => {
-            data.zero();
-            Ok(data.len())
-        }
-        Op::Write { data, .. } => Ok(data.len()),
-        _ => Ok(0),
     }
 }
 

@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 
 use ringway_reactor::buf::{Buf, BufPool};
+use ringway_reactor::data::Piece;
 use ringway_reactor::io::{Op, SocketId};
 
 /// Bytes of headers of one send: 227 capsules of 72 bytes.
@@ -29,7 +30,7 @@ pub(super) struct Outbox {
     headers: Option<Buf>,
     /// Bytes written at the front of `headers` and not yet cut off.
     filled: usize,
-    parts: Vec<Buf>,
+    parts: Vec<Piece>,
     owners: VecDeque<Owner>,
     /// Header buffer of the send in flight, behind what was lent.
     tail: Option<Buf>,
@@ -79,7 +80,7 @@ impl Outbox {
     /// Appends data that belongs to command `cid`, without copying it.
     pub(super) fn lend(&mut self, cid: u16, data: Buf) {
         self.cut();
-        self.parts.push(data);
+        self.parts.push(Piece::Own(data));
         self.owners.push_back(Owner::Command(cid));
     }
 
@@ -90,7 +91,7 @@ impl Outbox {
         let mut front = self.headers.take().expect("filled bytes lie in a buffer");
         self.headers = Some(front.split_off(self.filled));
         self.filled = 0;
-        self.parts.push(front);
+        self.parts.push(Piece::Own(front));
         self.owners.push_back(Owner::Outbox);
     }
 
@@ -107,11 +108,12 @@ impl Outbox {
     }
 
     /// Takes the parts of a completed send back: data goes to `give_back`, headers are kept for a later batch.
-    pub(super) fn reclaim(&mut self, mut bufs: Vec<Buf>, mut give_back: impl FnMut(u16, Buf)) {
+    pub(super) fn reclaim(&mut self, mut bufs: Vec<Piece>, mut give_back: impl FnMut(u16, Buf)) {
         assert!(self.in_flight && bufs.len() == self.owners.len(), "a send gives back what it was lent");
         self.in_flight = false;
         let mut whole: Option<Buf> = None;
-        for buf in bufs.drain(..) {
+        for piece in bufs.drain(..) {
+            let Piece::Own(buf) = piece else { unreachable!("only buffers were lent") };
             match self.owners.pop_front().expect("as many owners as parts") {
                 Owner::Command(cid) => give_back(cid, buf),
                 Owner::Outbox => match &mut whole {

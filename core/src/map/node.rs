@@ -174,12 +174,22 @@ impl MapNode {
         prefetch(&self.newest[index as usize]);
     }
 
-    /// Where `blocks` of a cluster are, if the newest version has them all and the view sees it: what nearly every lookup finds,
-    /// told without the rest.
+    /// Where `blocks` of a cluster come from, if the newest version alone decides and the view sees it, or if there is none: what
+    /// nearly every lookup finds, told without the rest.
     #[must_use]
-    pub fn whole(&self, index: u32, blocks: Range<u32>, view: View<'_>) -> Option<Place> {
-        let newest = self.newest(index).filter(|newest| view.sees(newest.birth))?;
-        newest.states.all(blocks, BlockState::Data).then_some(newest.place)
+    pub fn whole(&self, index: u32, blocks: Range<u32>, view: View<'_>) -> Option<Source> {
+        let Some(newest) = self.newest(index) else { return Some(Source::Below) };
+        if !view.sees(newest.birth) {
+            return None;
+        }
+        if newest.states.all(blocks.clone(), BlockState::Data) {
+            return Some(Source::Device(newest.place));
+        }
+        if newest.states.all(blocks.clone(), BlockState::Zero) {
+            return Some(Source::Zero);
+        }
+        let below = newest.states.all(blocks, BlockState::Absent) && !self.has_older(index);
+        below.then_some(Source::Below)
     }
 
     fn resolve<'a>(&self, blocks: Range<u32>, mut chain: impl Iterator<Item = &'a Version>) -> Segments {

@@ -238,7 +238,7 @@ impl<L: RecordLog> Shard<L> {
         self.unpark_scratch(io, out);
         loop {
             while let Some(key) = self.ready.pop_front() {
-                if !self.read_at_once(io, key) {
+                if !self.read_at_once(io, key, out) {
                     self.calm = false;
                     self.run(io, key, out);
                 }

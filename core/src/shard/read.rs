@@ -13,7 +13,7 @@ use super::{Shard, clusters_of};
 use crate::ids::{Epoch, VolumeId};
 use crate::limits::{BLOCK, CLUSTER};
 use crate::map::{NodeKey, Source, View};
-use crate::request::Command;
+use crate::request::{Command, Status};
 
 impl<L: RecordLog> Shard<L> {
     pub(super) fn start_read<I: Io>(&mut self, io: &mut I, key: PartKey, out: &mut Vec<Event>) {
@@ -43,7 +43,7 @@ impl<L: RecordLog> Shard<L> {
         state.segments = segments;
         state.split_data();
         for segment in state.segments.iter_mut().filter(|segment| direct && segment.at.is_none()) {
-            segment.data.as_mut().expect("the data was just split").zero();
+            segment.data = segment.data.take().map(Data::zeroed);
         }
         if !direct {
             self.pin(key);
@@ -51,9 +51,9 @@ impl<L: RecordLog> Shard<L> {
         self.submit_segments(io, key, false, out);
     }
 
-    /// Starts a read of whole blocks that one version of one cluster has at the device, of a node that is here. False for all
-    /// others: they have not been touched.
-    pub(super) fn read_at_once<I: Io>(&mut self, io: &mut I, key: PartKey) -> bool {
+    /// Starts a read of whole blocks for which one version of one cluster decides, of a node that is here: at the device, or it is
+    /// zeros and done. False for all others: they have not been touched.
+    pub(super) fn read_at_once<I: Io>(&mut self, io: &mut I, key: PartKey, out: &mut Vec<Event>) -> bool {
         let Some(state) = self.parts.get_mut(key) else { return true };
         let part = &mut state.part;
         let (start, len) = (part.start, part.len);
@@ -72,7 +72,12 @@ impl<L: RecordLog> Shard<L> {
         let (node, index) = NodeKey::of(part.volume, (start / CLUSTER) as u32);
         let blocks = within / BLOCK as u32..(within + len) / BLOCK as u32;
         let view = View::live(&volume.record.dead);
-        let Some(place) = self.nodes.here(node).and_then(|node| node.whole(index, blocks, view)) else { return false };
+        let Some(source) = self.nodes.here(node).and_then(|node| node.whole(index, blocks, view)) else { return false };
+        let Source::Device(place) = source else {
+            part.data = part.data.take().map(Data::zeroed);
+            self.finish(key, Status::Success, out);
+            return true;
+        };
         let run = Run { file: u16::from(place.device()), offset: place.offset() + u64::from(within) };
         let data = part.data.take().expect("it was just looked at");
         state.stamp = Some(self.word);

@@ -8,6 +8,7 @@
 //! filled with what the older version has there, not with zeros (C6).
 
 use ringway_reactor::buf::Buf;
+use ringway_reactor::data::Data;
 use ringway_reactor::io::Io;
 
 use super::Shard;
@@ -75,7 +76,7 @@ impl<L: RecordLog> Shard<L> {
                     let data = piece.data.take().expect("the buffer was just split");
                     self.submit_read(io, Owner::Scratch { part: key, piece: number as u32 }, run, data);
                 }
-                None => piece.data.as_mut().expect("the buffer was just split").zero(),
+                None => piece.data = piece.data.take().map(Data::zeroed),
             }
         }
         self.parts.at(key).scratch = pieces;

@@ -145,7 +145,7 @@ mod tests {
             };
             assert_eq!((done.id, done.status), (RequestId(id as u64), Status::Success));
             let expected = if command == Command::Read { 0 } else { 0xA5 };
-            assert!(done.data.unwrap().own().iter().all(|&byte| byte == expected));
+            assert!(done.data.unwrap().bytes().iter().all(|&byte| byte == expected));
         }
     }
 }

@@ -106,8 +106,8 @@ impl Driver {
             Flying::Write { volume, blocks, durable } => self.model.written(volume, blocks, true, durable),
             Flying::Flush { volume, snapshot } => self.model.flushed(volume, &snapshot),
             Flying::Read { volume, first } => {
-                let bytes = done.data.as_ref().expect("a read gives its buffer back").own();
-                self.model.check(volume, first, bytes, End::None)?;
+                let bytes = done.data.as_ref().expect("a read gives its buffer back").bytes();
+                self.model.check(volume, first, &bytes, End::None)?;
             }
         }
         Ok(())

@@ -510,7 +510,7 @@ impl Driver {
             Status::UnrecoveredRead if self.load.errors => return Ok(()),
             status => return Err(format!("a read of volume {volume} at {start} ended with {status:?}")),
         }
-        let buf = done.data.as_ref().expect("a read gives its buffer back").own();
+        let buf = done.data.as_ref().expect("a read gives its buffer back").bytes();
         let sectors = &self.model.volumes[&volume].sectors;
         for ((nth, bytes), &floor) in buf.chunks(SECTOR as usize).enumerate().zip(floor) {
             let sector = index(start) + nth;
@@ -540,7 +540,7 @@ impl Driver {
                 Err(format!("a read of a view ended with {:?}", done.status))
             };
         }
-        let buf = done.data.as_ref().expect("a read gives its buffer back").own();
+        let buf = done.data.as_ref().expect("a read gives its buffer back").bytes();
         let view = &mut self.model.volumes.get_mut(&volume).unwrap().views[nth];
         for (at, bytes) in buf.chunks(SECTOR as usize).enumerate() {
             let sector = index(start) + at;

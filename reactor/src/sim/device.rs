@@ -28,7 +28,8 @@ pub(super) struct Written {
 }
 
 impl From<Data> for Written {
-    fn from(data: Data) -> Written {
+    fn from(mut data: Data) -> Written {
+        data.write_out();
         let mut copy = Vec::new();
         if let Data::Shared(shared) = &data {
             copy.resize(shared.len(), 0);
@@ -43,6 +44,7 @@ impl std::ops::Deref for Written {
     fn deref(&self) -> &[u8] {
         match &self.data {
             Data::Own(buf) => buf,
+            Data::Blank(_) => unreachable!("written out when it was submitted"),
             Data::Shared(_) => &self.copy,
         }
     }
@@ -253,8 +255,10 @@ impl State {
                 (Err(EIO), none)
             }
             (Request::Read { offset, data }, _) => {
+                data.write_out();
                 match data {
                     Data::Own(buf) => device.disk.read(*offset, buf),
+                    Data::Blank(_) => unreachable!("it was just written out"),
                     Data::Shared(shared) => {
                         let mut bytes = vec![0; shared.len()];
                         device.disk.read(*offset, &mut bytes);

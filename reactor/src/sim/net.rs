@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 
 use crate::buf::Buf;
+use crate::data::Piece;
 use crate::io::{IoError, Payload, Socket, Token};
 
 use super::fault::{CANCELLED, IN_USE, REFUSED, RESET};
@@ -47,7 +48,7 @@ pub(super) struct End {
 
 struct Sending {
     token: Token,
-    bufs: Vec<Buf>,
+    bufs: Vec<Piece>,
     /// Buffer, and offset in it, of the first byte that is not on its way.
     next: (usize, usize),
     sent: usize,
@@ -219,7 +220,7 @@ impl State {
         self.serve_recvs(id);
     }
 
-    pub(super) fn send(&mut self, reactor: usize, token: Token, id: u32, bufs: Vec<Buf>) {
+    pub(super) fn send(&mut self, reactor: usize, token: Token, id: u32, bufs: Vec<Piece>) {
         let end = self.owned(reactor, id);
         assert!(end.send.is_none(), "at most one send is in flight on a socket");
         end.send = Some(Sending { token, bufs, next: (0, 0), sent: 0 });

@@ -12,8 +12,7 @@ use io_uring::types::{Fd, Fixed, FsyncFlags};
 use io_uring::{opcode, squeue};
 use slab::Slab;
 
-use crate::buf::Buf;
-use crate::data::Data;
+use crate::data::{Data, Piece};
 use crate::event::EventFd;
 use crate::io::{Op, Token};
 use crate::shared::SharedMemory;
@@ -272,6 +271,7 @@ enum Rest {
 
 fn rest(data: &mut Data, done: usize, target: Target, registered: &Registered, extra: &mut Extra) -> Rest {
     match data {
+        Data::Blank(_) => unreachable!("written out when it was submitted"),
         Data::Own(buf) => {
             let pool = buf.pool().index();
             let rest = &mut buf[done..];
@@ -310,7 +310,7 @@ impl Message {
     }
 
     /// Lists what is left of `bufs` after `done` bytes.
-    fn point_at(&mut self, bufs: &[Buf], mut done: usize) -> *const libc::msghdr {
+    fn point_at(&mut self, bufs: &[Piece], mut done: usize) -> *const libc::msghdr {
         self.parts.clear();
         for buf in bufs {
             if done >= buf.len() {

@@ -12,7 +12,7 @@ use slab::Slab;
 
 use super::in_flight::{Extra, Whereabouts};
 use super::{SocketPath, UringIo, error};
-use crate::buf::Buf;
+use crate::data::Piece;
 use crate::io::{Instant, IoError, ListenerId, Op, Payload, SocketId, Token};
 
 /// How long a receive or a send is tried by direct calls before it goes to the ring. Each try that finds nothing costs about 0.3 us; arming the ring and
@@ -297,7 +297,7 @@ impl UringIo {
 }
 
 /// Sends what is left of `bufs` after `done` bytes, which it counts on; `None` if the socket takes no more for now.
-fn send_all(fd: BorrowedFd<'_>, bufs: &[Buf], done: &mut usize) -> Option<Result<usize, IoError>> {
+fn send_all(fd: BorrowedFd<'_>, bufs: &[Piece], done: &mut usize) -> Option<Result<usize, IoError>> {
     let total: usize = bufs.iter().map(|buf| buf.len()).sum();
     while *done < total {
         let sent = match bufs.len() {
@@ -315,7 +315,7 @@ fn send_all(fd: BorrowedFd<'_>, bufs: &[Buf], done: &mut usize) -> Option<Result
 }
 
 /// One sendmsg of at most `PARTS` parts of what is left of `bufs` after `done` bytes.
-fn send_parts<const PARTS: usize>(fd: BorrowedFd<'_>, bufs: &[Buf], mut done: usize) -> Result<usize, Errno> {
+fn send_parts<const PARTS: usize>(fd: BorrowedFd<'_>, bufs: &[Piece], mut done: usize) -> Result<usize, Errno> {
     let mut parts = [IoSlice::new(&[]); PARTS];
     let mut count = 0;
     for buf in bufs {

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use super::*;
 use crate::buf::{Buf, BufPoolConfig};
+use crate::data::Piece;
 use crate::files::{Access, Allocation};
 use crate::io::ErrorKind;
 
@@ -204,19 +205,19 @@ fn two_sockets_of_one_ring_find_each_other_and_talk() {
                 other => panic!("{other:?}"),
             }
         }
-        let bufs = vec![filled(io, 10, 1), filled(io, 4096, 2)];
+        let bufs = vec![filled(io, 10, 1).into(), Piece::Zeros(3), filled(io, 4096, 2).into()];
         io.submit(Token(3), Op::Send { socket: ends[0], bufs });
         let mut got = Vec::new();
         let mut room = Some(filled(io, 4096, 0));
         let mut sent = false;
-        while got.len() < 4106 || !sent {
+        while got.len() < 4109 || !sent {
             if let Some(buf) = room.take() {
                 io.submit(Token(4), Op::Recv { socket: ends[1], buf });
             }
             for done in wait_for(io, 1) {
                 match done.payload {
                     Payload::Bufs(bufs) => {
-                        assert_eq!((done.result, bufs.len()), (Ok(4106), 2));
+                        assert_eq!((done.result, bufs.len()), (Ok(4109), 3));
                         sent = true;
                     }
                     payload => {
@@ -247,7 +248,7 @@ fn a_send_larger_than_the_socket_takes_arrives_whole_although_the_peer_reads_lat
             .map(|number| {
                 let mut buf = pool.get(64 << 10).unwrap();
                 buf.fill(number);
-                buf
+                Piece::Own(buf)
             })
             .collect();
         io.submit(Token(1), Op::Send { socket, bufs });
@@ -276,7 +277,7 @@ fn closing_cancels_what_is_in_flight_and_the_peer_sees_it() {
             let buf = filled(io, 4096, 0);
             io.submit(Token(1), Op::Recv { socket, buf });
             let pool = BufPool::leak(&BufPoolConfig { classes: vec![(256 << 10, 64)] }, 7);
-            let bufs = (0..64).map(|_| pool.get(256 << 10).unwrap()).collect();
+            let bufs = (0..64).map(|_| pool.get(256 << 10).unwrap().into()).collect();
             io.submit(Token(2), Op::Send { socket, bufs });
             if sleep_first {
                 let mut done = Vec::new();
@@ -303,7 +304,7 @@ fn a_peer_that_resets_and_a_port_nobody_listens_on_are_disconnections() {
     on_both_paths(|io| {
         let (ours, theirs) = pair();
         let socket = io.attach(Socket::Os(theirs)).unwrap();
-        let bufs = vec![filled(io, 100, 1)];
+        let bufs = vec![filled(io, 100, 1).into()];
         io.submit(Token(1), Op::Send { socket, bufs });
         drop(wait_for(io, 1));
         drop(ours); // unread data: a reset

@@ -195,7 +195,7 @@ impl<I: Io> Peer<I> {
             buf.copy_from_slice(chunk);
             buf
         });
-        let bufs = bufs.collect();
+        let bufs = bufs.map(Into::into).collect();
         self.io.submit(Token(SEND | u64::from(socket)), Op::Send { socket: SocketId(socket), bufs });
     }
 

@@ -393,7 +393,7 @@ impl Served {
             Work::Fused { second } => second_half = Some(*second),
             Work::Copied(shared) => {
                 if let (true, false, Some(data)) = (status.is_success(), self.closing, &done.data) {
-                    shared.copy_from(0, data.own());
+                    data.copy_to_peer(shared);
                 }
             }
             Work::Ranges { volume, left } if status.is_success() && !self.closing => {

@@ -145,7 +145,7 @@ impl Connection {
         match admin.on_command(sqe, buf.as_deref_mut().unwrap_or(&mut []), cx.directory, cx.io.now()) {
             AdminAction::Complete { result, status } => self.answer(cx, slot, Answer { status, result, data: None }),
             AdminAction::SendData { result } => {
-                self.answer(cx, slot, Answer { status: NvmeStatus::SUCCESS, result, data: buf });
+                self.answer(cx, slot, Answer { status: NvmeStatus::SUCCESS, result, data: buf.map(Into::into) });
             }
             AdminAction::Hold => {
                 self.commands.remove(slot);

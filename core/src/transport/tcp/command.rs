@@ -73,7 +73,7 @@ enum Coming {
 pub(super) struct Answer {
     pub(super) status: NvmeStatus,
     pub(super) result: u64,
-    pub(super) data: Option<Buf>,
+    pub(super) data: Option<Data>,
 }
 
 impl Answer {
@@ -426,7 +426,7 @@ impl Connection {
             Work::Ranges { .. } if status.is_success() => self.run_ranges(cx, index, None),
             Work::Fused { .. } => self.pair_done(cx, index, status::of_fused(done.status)),
             Work::Io { command: Command::Read, .. } if status.is_success() => {
-                self.answer(cx, index, Answer { status, result: 0, data: done.data.map(Data::into_own) });
+                self.answer(cx, index, Answer { status, result: 0, data: done.data });
             }
             _ => self.answer(cx, index, Answer::status(status)),
         }
@@ -498,7 +498,7 @@ impl Connection {
             offset
         });
         assert!(written, "room was made above");
-        let digest = agreed.data_digest.then(|| crc32c::crc32c(&data));
+        let digest = agreed.data_digest.then(|| crc32c::crc32c(&data.bytes()));
         self.output.data(data);
         if elided && digest.is_none() {
             return None;

@@ -10,6 +10,7 @@
 use std::net::SocketAddr;
 
 use ringway_reactor::buf::Buf;
+use ringway_reactor::data::Piece;
 use ringway_reactor::io::{Instant, Io, SocketId};
 use slab::Slab;
 use zerocopy::FromBytes;
@@ -379,7 +380,7 @@ impl Connection {
     }
 
     /// A send ended.
-    pub(super) fn on_sent<I: Io>(&mut self, cx: &mut Cx<'_, I>, bufs: Vec<Buf>, count: usize) {
+    pub(super) fn on_sent<I: Io>(&mut self, cx: &mut Cx<'_, I>, bufs: Vec<Piece>, count: usize) {
         self.output.completed(bufs, count);
         self.last_progress = cx.io.now();
         match self.phase {

@@ -5,6 +5,7 @@
 //! from the very buffer that the device filled.
 
 use ringway_reactor::buf::Buf;
+use ringway_reactor::data::{Data, Piece, ZEROS_MAX};
 use ringway_reactor::io::{Io, Op, SocketId, Token};
 
 /// Pieces in one send: the kernel takes 1,024 (UIO_MAXIOV).
@@ -18,9 +19,9 @@ const HEADER_ROOM: usize = 256;
 #[derive(Debug, Default)]
 pub(super) struct Output {
     /// Ready to be sent, in order.
-    ready: Vec<Buf>,
+    ready: Vec<Piece>,
     /// An empty vector to swap with when a batch goes out.
-    spare: Vec<Buf>,
+    spare: Vec<Piece>,
     /// Where headers go, `written` bytes of it not cut off yet; `None` when it has to be taken from the pool.
     headers: Option<Buf>,
     written: usize,
@@ -55,11 +56,21 @@ impl Output {
         true
     }
 
-    /// Appends data.
-    pub(super) fn data(&mut self, buf: Buf) {
+    /// Appends data. Zeros hold no buffer.
+    pub(super) fn data(&mut self, data: Data) {
         self.cut();
-        self.held += buf.len();
-        self.ready.push(buf);
+        self.held += data.len();
+        match data {
+            Data::Blank(blank) => {
+                let mut left = blank.len();
+                while left > 0 {
+                    let zeros = left.min(ZEROS_MAX);
+                    self.ready.push(Piece::Zeros(zeros));
+                    left -= zeros;
+                }
+            }
+            data => self.ready.push(Piece::Own(data.into_own())),
+        }
     }
 
     /// Makes a piece of the headers written so far.
@@ -67,7 +78,7 @@ impl Output {
         if self.written > 0 {
             let mut piece = self.headers.take().expect("headers are written to a buffer");
             self.headers = Some(piece.split_off(std::mem::take(&mut self.written)));
-            self.ready.push(piece);
+            self.ready.push(Piece::Own(piece));
         }
     }
 
@@ -108,7 +119,7 @@ impl Output {
     }
 
     /// The send in flight ended; its buffers go back to their pools.
-    pub(super) fn completed(&mut self, mut bufs: Vec<Buf>, result: usize) {
+    pub(super) fn completed(&mut self, mut bufs: Vec<Piece>, result: usize) {
         assert!(self.in_flight, "a send completes once");
         self.in_flight = false;
         self.bytes_sent += result as u64;

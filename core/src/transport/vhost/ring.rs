@@ -360,10 +360,10 @@ impl Ring {
         if request != slot {
             self.slots.remove(slot);
         }
-        if let (Some(mut shared), Some(Data::Own(buf))) = (bounced, &done.data)
+        if let (Some(mut shared), Some(data)) = (bounced, &done.data)
             && done.status == Status::Success
         {
-            shared.copy_from(0, buf);
+            data.copy_to_peer(&mut shared);
         }
         if done.status != Status::Success {
             self.check_memory();

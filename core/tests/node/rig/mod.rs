@@ -262,7 +262,7 @@ impl Target {
         let id = self.request(volume, Command::Read, offset, len as u32, Some(&vec![0xEE; len]));
         let done = self.wait(id);
         if done.status == Status::Success {
-            Ok(done.data.expect("its buffer").own().to_vec())
+            Ok(done.data.expect("its buffer").bytes().to_vec())
         } else {
             Err(done.status)
         }

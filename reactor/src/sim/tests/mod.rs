@@ -90,7 +90,7 @@ fn content(io: &mut SimIo, offset: u64, len: u64) -> Vec<u8> {
     let done = wait(io, 902);
     assert_eq!(done.result, Ok(len as usize));
     match done.payload {
-        Payload::Data(data) => data.own().to_vec(),
+        Payload::Data(data) => data.into_own().to_vec(),
         other => panic!("a read gives its buffer back, not {other:?}"),
     }
 }

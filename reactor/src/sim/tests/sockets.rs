@@ -52,7 +52,7 @@ impl Pair {
         for part in bytes.chunks(1500) {
             let mut buf = self.host.buffers().get(part.len()).unwrap();
             buf.copy_from_slice(part);
-            bufs.push(buf);
+            bufs.push(buf.into());
         }
         self.host.submit(Token(token), Op::Send { socket: self.from, bufs });
     }
@@ -135,7 +135,7 @@ fn a_half_closed_connection_still_carries_the_other_direction() {
     pair.host.half_close(pair.from);
     assert_eq!(pair.recv(1), Ok(Vec::new()));
     let buf = filled(&pair.target, 100, 9);
-    pair.target.submit(Token(2), Op::Send { socket: pair.at, bufs: vec![buf] });
+    pair.target.submit(Token(2), Op::Send { socket: pair.at, bufs: vec![buf.into()] });
     let buf = filled(&pair.host, 100, 0);
     pair.host.submit(Token(3), Op::Recv { socket: pair.from, buf });
     assert!(wait(&mut pair.host, 3).result.unwrap() > 0);
@@ -196,7 +196,7 @@ fn a_resend_on_a_new_connection_may_overtake_the_old_one() {
         let second_at = socket(&mut pair.target, ACCEPT);
         for (socket, byte) in [(pair.from, 1), (second_from, 2)] {
             let buf = filled(&pair.host, 8, byte);
-            pair.host.submit(Token(9), Op::Send { socket, bufs: vec![buf] });
+            pair.host.submit(Token(9), Op::Send { socket, bufs: vec![buf.into()] });
         }
         for (token, socket) in [(11, pair.at), (12, second_at)] {
             let buf = filled(&pair.target, 8, 0);
@@ -284,7 +284,7 @@ fn a_connection_moves_to_another_reactor_by_its_number() {
     let at = other.attach(socket).unwrap();
     assert!(pair.target.attach(Socket::Sim(number)).is_err(), "it has one owner");
     let buf = filled(&other, 10, 3);
-    other.submit(Token(1), Op::Send { socket: at, bufs: vec![buf] });
+    other.submit(Token(1), Op::Send { socket: at, bufs: vec![buf.into()] });
     let buf = filled(&pair.host, 10, 0);
     pair.host.submit(Token(2), Op::Recv { socket: from, buf });
     assert!(wait(&mut pair.host, 2).result.unwrap() > 0);

@@ -49,7 +49,7 @@ impl Rogue {
         for chunk in bytes.chunks(256 << 10) {
             let mut buf: Buf = self.io.buffers().get(chunk.len()).unwrap();
             buf.copy_from_slice(chunk);
-            self.io.submit(Token(2), Op::Send { socket: self.socket, bufs: vec![buf] });
+            self.io.submit(Token(2), Op::Send { socket: self.socket, bufs: vec![buf.into()] });
         }
     }
 

@@ -153,7 +153,8 @@ impl Target {
                 }
             }
             Command::CompareAndWrite { .. } => {
-                let (compare, write) = request.data.as_ref().unwrap().own().split_at(len);
+                let both = request.data.as_ref().unwrap().bytes();
+                let (compare, write) = both.split_at(len);
                 if self.store[range.clone()] == *compare {
                     self.store[range].copy_from_slice(write);
                 } else {
