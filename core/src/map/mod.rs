@@ -10,13 +10,17 @@ mod page;
 mod record;
 mod states;
 mod table;
+mod tidy;
 mod version;
 mod view;
+mod views;
 
 pub use node::{Applied, MapNode, NodeKey};
 pub use page::{BadPage, PAGE_BYTES, decode_node, encode_node};
 pub use record::{BadRecord, Decoded, FREED_MAX, RECORD_BYTES_MAX, Record, Records};
-pub use states::{BlockState, BlockStates};
+pub use states::{BlockState, BlockStates, ones};
 pub use table::{NodePages, PageRef, PageTable};
+pub use tidy::{Tidy, filled, tidy};
 pub use version::Version;
 pub use view::{Segment, Segments, Source, View};
+pub use views::{Need, Needs, Views};

@@ -126,6 +126,21 @@ impl MapNode {
         self.newest(index).into_iter().chain(self.older.get(&(index as u8)).into_iter().flatten().rev())
     }
 
+    /// The versions of a cluster that the view sees, newest first. What was born after the view is passed over at once: a
+    /// snapshot is as quick to read below a thousand later ones as the live volume is.
+    pub fn seen<'a, 'v>(&'a self, index: u32, view: View<'v>) -> impl Iterator<Item = &'a Version> + use<'a, 'v> {
+        let newest = self.newest(index).filter(|newest| view.sees(newest.birth));
+        let older = self.older.get(&(index as u8)).map_or(&[][..], Vec::as_slice);
+        let until = older.partition_point(|version| version.birth <= view.until());
+        newest.into_iter().chain(older[..until].iter().rev().filter(move |version| view.sees(version.birth)))
+    }
+
+    /// How many of the newest versions of a cluster one after the other leave something to what is below them.
+    #[must_use]
+    pub fn partial_run(&self, index: u32) -> usize {
+        self.chain(index).take_while(|version| version.states.any_absent()).count()
+    }
+
     /// Every version of every cluster, with the cluster's number.
     pub fn versions(&self) -> impl Iterator<Item = (u32, &Version)> {
         (0..CLUSTERS_PER_RANGE).flat_map(|index| self.chain(index).map(move |version| (index, version)))
@@ -145,7 +160,7 @@ impl MapNode {
     /// The newest version of a cluster that the view sees.
     #[must_use]
     pub fn top(&self, index: u32, view: View<'_>) -> Option<&Version> {
-        self.chain(index).find(|version| view.sees(version.birth))
+        self.seen(index, view).next()
     }
 
     /// The version born at `birth`.
@@ -158,15 +173,14 @@ impl MapNode {
     #[must_use]
     pub fn lookup(&self, index: u32, blocks: Range<u32>, view: View<'_>) -> Segments {
         assert!(blocks.start < blocks.end && blocks.end <= BLOCKS_PER_CLUSTER, "blocks {blocks:?} of a cluster");
-        self.resolve(blocks, self.chain(index).filter(|version| view.sees(version.birth)))
+        self.resolve(blocks, self.seen(index, view))
     }
 
     /// Where `blocks` come from below the version born at `birth`: what a partly written block of that version is filled with.
     #[must_use]
     pub fn lookup_below(&self, index: u32, blocks: Range<u32>, birth: Epoch, view: View<'_>) -> Segments {
         assert!(blocks.start < blocks.end && blocks.end <= BLOCKS_PER_CLUSTER, "blocks {blocks:?} of a cluster");
-        let below = self.chain(index).filter(|version| version.birth < birth && view.sees(version.birth));
-        self.resolve(blocks, below)
+        self.resolve(blocks, self.seen(index, view).skip_while(|version| version.birth >= birth))
     }
 
     /// A lookup of this cluster is about to come.

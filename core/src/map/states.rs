@@ -83,6 +83,32 @@ impl BlockStates {
         (self.0 | self.0 >> 1) & LOW != LOW
     }
 
+    /// The blocks in a state, as bits 0 to 15.
+    #[must_use]
+    pub fn blocks(self, state: BlockState) -> u16 {
+        let low = match state {
+            BlockState::Absent => !(self.0 | self.0 >> 1) & LOW,
+            BlockState::Data => self.0 & LOW,
+            BlockState::Zero => self.0 >> 1 & LOW,
+        };
+        // Every other bit, pressed together.
+        let mut bits = low;
+        bits = (bits | bits >> 1) & 0x3333_3333;
+        bits = (bits | bits >> 2) & 0x0f0f_0f0f;
+        bits = (bits | bits >> 4) & 0x00ff_00ff;
+        (bits | bits >> 8) as u16
+    }
+
+    /// These states with those of the blocks in `bits` replaced.
+    #[must_use]
+    pub fn with_bits(self, bits: u16, state: BlockState) -> BlockStates {
+        let mut states = self;
+        for block in ones(bits) {
+            states = states.with(block..block + 1, state);
+        }
+        states
+    }
+
     /// How many blocks hold data.
     #[must_use]
     pub const fn data_blocks(self) -> u32 {
@@ -119,6 +145,16 @@ impl std::fmt::Debug for BlockStates {
     }
 }
 
+/// The blocks whose bits are set, ascending.
+pub fn ones(bits: u16) -> impl Iterator<Item = u32> {
+    let mut rest = bits;
+    std::iter::from_fn(move || {
+        let block = rest.trailing_zeros();
+        rest &= rest.wrapping_sub(1);
+        (block < BLOCKS_PER_CLUSTER).then_some(block)
+    })
+}
+
 /// Both bits of every block of the range.
 fn mask(blocks: &Range<u32>) -> u32 {
     assert!(blocks.start <= blocks.end && blocks.end <= BLOCKS_PER_CLUSTER, "blocks {blocks:?} of a cluster");
@@ -150,6 +186,11 @@ mod tests {
             prop_assert_eq!(states.any_absent(), model.contains(&BlockState::Absent));
             prop_assert_eq!(states.data_blocks() as usize, model.iter().filter(|&&s| s == BlockState::Data).count());
             prop_assert_eq!(BlockStates::from_raw(states.raw()), Some(states));
+            for state in STATES {
+                let found: Vec<u32> = ones(states.blocks(state)).collect();
+                let expected: Vec<u32> = (0..16).filter(|&block| model[block as usize] == state).collect();
+                prop_assert_eq!(found, expected);
+            }
             let mut at = 0;
             let mut last = None;
             for (run, state) in states.runs(0..16) {

@@ -29,6 +29,12 @@ impl<'a> View<'a> {
         View { at: epoch, dead }
     }
 
+    /// Nothing born later is part of it.
+    #[must_use]
+    pub fn until(&self) -> Epoch {
+        self.at
+    }
+
     /// Whether a version born at `birth` is part of this view.
     #[must_use]
     pub fn sees(&self, birth: Epoch) -> bool {
