@@ -70,8 +70,10 @@ pub struct DirectoryParts {
     /// Differs from that of every other directory of this pool, across restarts too (generation of the boot in the upper
     /// half): the generation counter of the discovery log.
     pub version: u64,
-    /// Volumes that can be served, in any order.
+    /// Volumes and snapshots that can be served, in any order.
     pub volumes: Vec<VolumeEntry>,
+    /// Snapshots that are not there yet, for those who store them elsewhere: found by id alone, and nobody can attach them.
+    pub pending: Vec<VolumeEntry>,
     /// Volumes whose removal is recorded and whose space is not yet all free.
     pub erasing: Vec<Arc<VolumeRecord>>,
     /// Hosts that are on no list may attach from beyond loopback.
@@ -120,6 +122,8 @@ pub struct Directory {
     version: u64,
     /// Ascending by id.
     volumes: Vec<VolumeEntry>,
+    /// Ascending by id.
+    pending: Vec<VolumeEntry>,
     names: BTreeMap<String, VolumeId>,
     uuids: BTreeMap<Uuid, VolumeId>,
     erasing: Vec<Arc<VolumeRecord>>,
@@ -146,6 +150,7 @@ impl Directory {
     #[must_use]
     pub fn new(mut parts: DirectoryParts) -> Directory {
         parts.volumes.sort_by_key(|entry| entry.record.id);
+        parts.pending.sort_by_key(|entry| entry.record.id);
         assert!(parts.volumes.is_sorted_by(|a, b| a.record.id < b.record.id), "ids are never reused");
         let id = |entry: &VolumeEntry| entry.record.id;
         let names: BTreeMap<_, _> = parts.volumes.iter().map(|e| (e.record.name.clone(), id(e))).collect();
@@ -155,6 +160,7 @@ impl Directory {
             uuids: parts.volumes.iter().map(|entry| (entry.record.uuid, id(entry))).collect(),
             names,
             volumes: parts.volumes,
+            pending: parts.pending,
             erasing: parts.erasing,
             insecure: parts.insecure,
             space: parts.space,
@@ -180,17 +186,23 @@ impl Directory {
         self.read_only
     }
 
-    /// Volumes that can be served, by id.
+    /// Whether this volume takes no writes: nothing in the pool does, or it is a snapshot.
+    #[must_use]
+    pub fn is_write_protected(&self, record: &VolumeRecord) -> bool {
+        self.read_only || record.is_snapshot()
+    }
+
+    /// Volumes and snapshots that can be served, by id.
     #[must_use]
     pub fn volumes(&self) -> &[VolumeEntry] {
         &self.volumes
     }
 
-    /// A volume and its state.
+    /// A volume and its state; also of a snapshot that is not there yet.
     #[must_use]
     pub fn entry(&self, id: VolumeId) -> Option<&VolumeEntry> {
-        let at = self.volumes.binary_search_by_key(&id, |entry| entry.record.id).ok()?;
-        Some(&self.volumes[at])
+        let find = |entries: &'_ [VolumeEntry]| entries.binary_search_by_key(&id, |entry| entry.record.id).ok();
+        find(&self.volumes).map(|at| &self.volumes[at]).or_else(|| find(&self.pending).map(|at| &self.pending[at]))
     }
 
     /// A volume that can be served.
@@ -205,9 +217,13 @@ impl Directory {
         self.names.get(name).and_then(|&id| self.entry(id))
     }
 
-    /// Volumes of which a part lives on `shard`.
+    /// Volumes and snapshots, those that are not there yet included, of which a part lives on `shard`.
     pub fn volumes_of(&self, shard: ShardId) -> impl Iterator<Item = &Arc<VolumeRecord>> + '_ {
-        self.volumes.iter().map(|entry| &entry.record).filter(move |record| record.shards.contains(&shard))
+        self.volumes
+            .iter()
+            .chain(&self.pending)
+            .map(|entry| &entry.record)
+            .filter(move |record| record.shards.contains(&shard))
     }
 
     /// Removed volumes of which a part may still live on `shard`.
@@ -256,6 +272,8 @@ pub(crate) mod tests {
             allowed_hosts: Vec::new(),
             cuts: Vec::new(),
             dead: Vec::new(),
+            view: None,
+            parent: None,
         }
     }
 

@@ -27,6 +27,10 @@ id! {
     ExportId(u32)
 }
 id! {
+    /// A try to make a snapshot of a volume: boot generation in the upper half, like an epoch, so that it is never reused.
+    AttemptId(u64)
+}
+id! {
     /// A shard of the pool, fixed at format.
     ShardId(u16)
 }

@@ -22,6 +22,7 @@ pub mod node;
 pub mod pool;
 pub mod request;
 pub mod shard;
+pub mod snapshot;
 pub mod space;
 pub mod target;
 pub mod tokens;

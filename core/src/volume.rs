@@ -34,6 +34,32 @@ pub struct VolumeRecord {
     pub cuts: Vec<Epoch>,
     /// Intervals `(after, up to]` of epochs whose versions a rollback has made void.
     pub dead: Vec<(Epoch, Epoch)>,
+    /// This record is a snapshot: read-only, what its origin held. Records of their own keep it in the catalog.
+    #[serde(skip)]
+    pub view: Option<SnapshotView>,
+    /// This volume is a clone. Records of their own keep it in the catalog.
+    #[serde(skip)]
+    pub parent: Option<Parent>,
+}
+
+/// What a snapshot shows: `origin` as it was at the end of `epoch`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotView {
+    /// The volume whose map its blocks are found in.
+    pub origin: VolumeId,
+    /// The cut.
+    pub epoch: Epoch,
+}
+
+/// Where a clone finds what none of its own versions decides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Parent {
+    /// The volume whose map is looked at next (the origin of the snapshot that was cloned).
+    pub volume: VolumeId,
+    /// As it was at the end of this epoch.
+    pub epoch: Epoch,
+    /// Its size then, bytes: beyond are zeros.
+    pub size: u64,
 }
 
 /// Where a byte of a volume lives.
@@ -65,6 +91,12 @@ impl VolumeRecord {
         let local_stripe = u64::from(cluster / CLUSTERS_PER_STRIPE);
         let stripe = local_stripe * self.shards.len() as u64 + nth as u64;
         stripe * STRIPE + u64::from(cluster % CLUSTERS_PER_STRIPE) * CLUSTER
+    }
+
+    /// Whether this is a snapshot, which nobody writes to.
+    #[must_use]
+    pub fn is_snapshot(&self) -> bool {
+        self.view.is_some()
     }
 
     /// Whether a write stamped `stamp` must leave a version born at `birth` alone: a cut lies between them.
@@ -137,6 +169,8 @@ mod tests {
             allowed_hosts: Vec::new(),
             cuts: cuts.iter().map(|&c| Epoch(c)).collect(),
             dead: Vec::new(),
+            view: None,
+            parent: None,
         }
     }
 

@@ -27,6 +27,8 @@ fn volume(id: u32, name: &str) -> VolumeRecord {
         allowed_hosts: vec![],
         cuts: vec![],
         dead: vec![],
+        view: None,
+        parent: None,
     }
 }
 
@@ -284,7 +286,7 @@ fn a_kind_of_a_later_version_refuses_the_pool_only_if_it_may_not_be_skipped() {
     for (flags, opens) in [(0u16, true), (1, false)] {
         let mut disk = Disk::new();
         let mut payload = Vec::new();
-        payload.extend(crate::catalog::kind::CUT.to_le_bytes());
+        payload.extend(crate::catalog::kind::JOB.to_le_bytes());
         payload.extend(flags.to_le_bytes());
         payload.extend(4u32.to_le_bytes());
         payload.extend([1, 2, 3, 4]);

@@ -11,10 +11,16 @@ mod frame;
 mod log;
 mod record;
 mod recovery;
+#[cfg(test)]
+mod snapshot_tests;
+mod snapshots;
 mod state;
 
 pub use frame::{BadFrame, Frame};
 pub use log::{AppendError, COPY_BYTES, CatalogLog, HALF_BYTES};
 pub use record::{BadCatalogRecord, CatalogRecord, KeptLogs, kind};
 pub use recovery::{CatalogError, RecoveredCatalog, Repair, recover};
-pub use state::{ApplyError, CatalogState, Device, Fault, VolumeEntry};
+pub use snapshots::{
+    CloneRecord, CutRecord, RemainsRecord, RollbackRecord, SnapshotEntry, SnapshotRecord, SyncedRecord,
+};
+pub use state::{ApplyError, CatalogState, Device, Fault, Removed, VolumeEntry};

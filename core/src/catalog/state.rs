@@ -9,8 +9,11 @@ use thiserror::Error;
 use uuid::Uuid;
 
 use super::record::{CatalogRecord, KeptLogs};
+use super::snapshots::{CloneRecord, RemainsRecord, SnapshotEntry};
 use crate::export::ExportRecord;
-use crate::ids::{ExportId, ShardId, VolumeId};
+use crate::ids::{AttemptId, ExportId, ShardId, VolumeId};
+use crate::snapshot::name::full_name;
+use crate::snapshot::sync::{Base, NotedAttempt};
 use crate::space::SlabId;
 use crate::volume::{VolumeRecord, check_name};
 
@@ -23,6 +26,23 @@ pub struct VolumeEntry {
     pub attached: BTreeSet<String>,
     /// Hosts that have yet to learn that the machine failed under them.
     pub untold: BTreeSet<String>,
+    /// What else is known of it if it is a snapshot.
+    pub snapshot: Option<SnapshotEntry>,
+}
+
+impl VolumeEntry {
+    pub(super) fn new(record: VolumeRecord) -> VolumeEntry {
+        VolumeEntry { record, attached: BTreeSet::new(), untold: BTreeSet::new(), snapshot: None }
+    }
+}
+
+/// A volume or a snapshot that is gone and of which shards may still hold something.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Removed {
+    /// The volume that was cut, if it is a snapshot.
+    pub origin: Option<VolumeId>,
+    /// Those that may.
+    pub shards: Vec<ShardId>,
 }
 
 /// Why a volume is not served.
@@ -46,16 +66,19 @@ pub struct Device {
 /// Everything that exists.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CatalogState {
-    volumes: BTreeMap<VolumeId, VolumeEntry>,
-    names: BTreeMap<String, VolumeId>,
-    /// Removed and not yet erased by every shard, with the shards that may hold clusters.
-    removed: BTreeMap<VolumeId, Vec<ShardId>>,
+    pub(super) volumes: BTreeMap<VolumeId, VolumeEntry>,
+    pub(super) names: BTreeMap<String, VolumeId>,
+    /// Removed and not yet erased by every shard.
+    pub(super) removed: BTreeMap<VolumeId, Removed>,
+    /// Of each volume the newest cut that the backend holds whole.
+    pub(super) bases: BTreeMap<VolumeId, Base>,
+    pub(super) attempts: BTreeMap<AttemptId, NotedAttempt>,
     /// Also of volumes whose own record is lost.
     faults: BTreeMap<VolumeId, BTreeSet<Fault>>,
     slabs: BTreeMap<SlabId, ShardId>,
     devices: BTreeMap<u8, Device>,
-    exports: BTreeMap<ExportId, ExportRecord>,
-    next_volume: u32,
+    pub(super) exports: BTreeMap<ExportId, ExportRecord>,
+    pub(super) next_volume: u32,
     /// The last boot that was opened, and whether it was closed in good order.
     boot: u32,
     clean: bool,
@@ -108,13 +131,7 @@ impl CatalogState {
     pub fn apply(&mut self, record: &CatalogRecord) -> Result<(), ApplyError> {
         match record {
             CatalogRecord::VolumeCreated(volume) => self.create(volume)?,
-            CatalogRecord::VolumeRemoved(id) => {
-                let entry = self.volumes.remove(id).ok_or(ApplyError::NoVolume(*id))?;
-                self.names.remove(&entry.record.name);
-                self.exports.retain(|_, export| export.volume != *id);
-                // Its faults stay until it is erased: a shard that lost records of it must not give away what it names.
-                self.removed.insert(*id, entry.record.shards);
-            }
+            CatalogRecord::VolumeRemoved(id) => self.remove(*id)?,
             CatalogRecord::VolumeErased(id) => {
                 self.removed.remove(id).ok_or(ApplyError::NoVolume(*id))?;
                 self.faults.remove(id);
@@ -128,12 +145,15 @@ impl CatalogState {
             }
             CatalogRecord::VolumeRenamed(id, name) => {
                 self.check_free(*id, name)?;
-                let entry = self.volumes.get_mut(id).ok_or(ApplyError::NoVolume(*id))?;
-                let before = std::mem::replace(&mut entry.record.name, name.clone());
-                self.names.remove(&before);
-                self.names.insert(name.clone(), *id);
+                self.entry(*id)?;
+                self.rename(*id, name.clone());
             }
-            CatalogRecord::HostsAllowed(id, hosts) => self.entry(*id)?.record.allowed_hosts.clone_from(hosts),
+            CatalogRecord::HostsAllowed(id, hosts) => {
+                self.entry(*id)?.record.allowed_hosts.clone_from(hosts);
+                for snapshot in self.snapshot_ids(*id) {
+                    self.entry(snapshot)?.record.allowed_hosts.clone_from(hosts);
+                }
+            }
             CatalogRecord::HostAttached(id, host) => {
                 self.entry(*id)?.attached.insert(host.clone());
             }
@@ -154,7 +174,7 @@ impl CatalogState {
                 if id.0 < self.next_volume() {
                     return Err(ApplyError::IdUsed(*id));
                 }
-                self.removed.insert(*id, shards.clone());
+                self.removed.insert(*id, Removed { origin: None, shards: shards.clone() });
                 self.next_volume = id.0.saturating_add(1);
             }
             CatalogRecord::SlabOwned(slab, owner) => self.give(*slab, *owner)?,
@@ -180,11 +200,66 @@ impl CatalogState {
                 self.exports.remove(id).ok_or(ApplyError::NoExport(*id))?;
             }
             CatalogRecord::LogsKept(logs) => self.logs = Some(logs.clone()),
+            CatalogRecord::SnapshotsCommitted(cut) => self.add_snapshots(cut, true)?,
+            CatalogRecord::SnapshotsSealed(cut) => self.add_snapshots(cut, false)?,
+            CatalogRecord::SnapshotSynced(synced) => self.set_synced(synced)?,
+            CatalogRecord::SnapshotRemains(remains) => self.remove_snapshot(remains)?,
+            CatalogRecord::RolledBack(rollback) => self.roll_back(rollback)?,
+            CatalogRecord::CloneCreated(clone) => self.clone_volume(clone)?,
+            CatalogRecord::Detached(id) => self.entry(*id)?.record.parent = None,
+            CatalogRecord::AttemptNoted(noted) => {
+                self.attempts.insert(noted.attempt, noted.clone());
+                self.next_volume = self.next_volume.max(noted.snapshot.0.saturating_add(1));
+            }
+            CatalogRecord::AttemptSettled(_, attempt) => drop(self.attempts.remove(attempt)),
+            CatalogRecord::BaseKept(origin, base) => {
+                self.entry(*origin)?;
+                self.set_base(*origin, base.clone());
+            }
         }
         Ok(())
     }
 
-    fn create(&mut self, volume: &VolumeRecord) -> Result<(), ApplyError> {
+    /// Its snapshots go with it.
+    fn remove(&mut self, id: VolumeId) -> Result<(), ApplyError> {
+        let entry = self.volumes.get(&id).filter(|entry| !entry.record.is_snapshot());
+        let shards = entry.ok_or(ApplyError::NoVolume(id))?.record.shards.clone();
+        let snapshots = self.snapshot_ids(id);
+        for &gone in snapshots.iter().chain([&id]) {
+            let entry = self.volumes.remove(&gone).expect("listed");
+            self.names.remove(&entry.record.name);
+            self.exports.retain(|_, export| export.volume != gone);
+        }
+        // What shards hold of its snapshots they hold of it.
+        self.removed.retain(|_, removed| removed.origin != Some(id));
+        self.bases.remove(&id);
+        // Its faults stay until it is erased: a shard that lost records of it must not give away what it names.
+        self.removed.insert(id, Removed { origin: None, shards });
+        Ok(())
+    }
+
+    fn snapshot_ids(&self, origin: VolumeId) -> Vec<VolumeId> {
+        self.snapshots_of(origin).map(|(_, entry)| entry.record.id).collect()
+    }
+
+    /// Its snapshots are named after it.
+    fn rename(&mut self, id: VolumeId, name: String) {
+        for snapshot in self.snapshot_ids(id) {
+            let facts = self.volumes[&snapshot].snapshot.as_ref().expect("a snapshot");
+            let full = full_name(&name, &facts.name);
+            self.set_name(snapshot, full);
+        }
+        self.set_name(id, name);
+    }
+
+    fn set_name(&mut self, id: VolumeId, name: String) {
+        let entry = self.volumes.get_mut(&id).expect("looked up");
+        let before = std::mem::replace(&mut entry.record.name, name.clone());
+        self.names.remove(&before);
+        self.names.insert(name, id);
+    }
+
+    pub(super) fn create(&mut self, volume: &VolumeRecord) -> Result<(), ApplyError> {
         let id = volume.id;
         if id.0 == 0 || id.0 < self.next_volume() || self.volumes.contains_key(&id) || self.removed.contains_key(&id) {
             return Err(ApplyError::IdUsed(id));
@@ -204,8 +279,7 @@ impl CatalogState {
         }
         self.check_free(id, &volume.name)?;
         self.names.insert(volume.name.clone(), id);
-        self.volumes
-            .insert(id, VolumeEntry { record: volume.clone(), attached: BTreeSet::new(), untold: BTreeSet::new() });
+        self.volumes.insert(id, VolumeEntry::new(volume.clone()));
         self.next_volume = id.0.saturating_add(1);
         Ok(())
     }
@@ -221,7 +295,7 @@ impl CatalogState {
         Ok(())
     }
 
-    fn entry(&mut self, id: VolumeId) -> Result<&mut VolumeEntry, ApplyError> {
+    pub(super) fn entry(&mut self, id: VolumeId) -> Result<&mut VolumeEntry, ApplyError> {
         self.volumes.get_mut(&id).ok_or(ApplyError::NoVolume(id))
     }
 
@@ -250,9 +324,9 @@ impl CatalogState {
         self.names.get(name).and_then(|id| self.volumes.get(id))
     }
 
-    /// Removed volumes that shards still have to erase, and on which shards.
-    pub fn removed(&self) -> impl Iterator<Item = (VolumeId, &[ShardId])> {
-        self.removed.iter().map(|(&id, shards)| (id, shards.as_slice()))
+    /// Removed volumes and snapshots that shards still have to erase.
+    pub fn removed(&self) -> impl Iterator<Item = (VolumeId, &Removed)> {
+        self.removed.iter().map(|(&id, removed)| (id, removed))
     }
 
     /// Why a volume is not served; empty: it is.
@@ -351,13 +425,32 @@ impl CatalogState {
         let ids: BTreeSet<_> = self.volumes.keys().chain(self.removed.keys()).copied().collect();
         for id in ids {
             if let Some(entry) = self.volumes.get(&id) {
-                records.push(CatalogRecord::VolumeCreated(entry.record.clone()));
+                records.push(match (&entry.snapshot, entry.record.parent) {
+                    (Some(_), _) => CatalogState::snapshot_record(entry),
+                    (None, Some(parent)) => {
+                        let volume = VolumeRecord { parent: None, ..entry.record.clone() };
+                        CatalogRecord::CloneCreated(CloneRecord { volume, parent })
+                    }
+                    (None, None) => CatalogRecord::VolumeCreated(entry.record.clone()),
+                });
                 records.extend(entry.attached.iter().map(|host| CatalogRecord::HostAttached(id, host.clone())));
                 records.extend(entry.untold.iter().map(|host| CatalogRecord::HostUntold(id, host.clone())));
             } else {
-                records.push(CatalogRecord::VolumeRemains(id, self.removed[&id].clone()));
+                let Removed { origin, shards } = self.removed[&id].clone();
+                records.push(match origin {
+                    Some(origin) => CatalogRecord::SnapshotRemains(RemainsRecord { origin, snapshot: id, shards }),
+                    None => CatalogRecord::VolumeRemains(id, shards),
+                });
             }
         }
+        // After the snapshots, each of which may have set an older one.
+        let stored =
+            self.volumes.values().filter(|entry| entry.snapshot.as_ref().is_some_and(|s| s.manifest.is_some()));
+        let stored = stored.filter_map(|entry| entry.record.view.map(|view| view.origin));
+        let origins: BTreeSet<_> = stored.chain(self.bases.keys().copied()).collect();
+        let base = |origin| CatalogRecord::BaseKept(origin, self.bases.get(&origin).cloned());
+        records.extend(origins.into_iter().map(base));
+        records.extend(self.attempts.values().cloned().map(CatalogRecord::AttemptNoted));
         records.extend(self.exports.values().cloned().map(CatalogRecord::ExportAdded));
         for (id, fault) in self.faults() {
             records.push(CatalogRecord::VolumeFaulted(id, fault.shard, fault.why.clone()));

@@ -16,7 +16,8 @@ use crate::wire::text;
 const PIECE: u64 = size_of::<DiscoveryEntry>() as u64;
 const _: () = assert!(size_of::<DiscoveryHeader>() as u64 == PIECE);
 
-/// The volumes that the host of `association` may attach, by id.
+/// The volumes that the host of `association` may attach, by id. Snapshots are attached by name: a host that connects to whatever
+/// is listed must not find each file system a hundred times.
 pub(super) fn visible<'a>(
     association: &'a Association,
     directory: &'a Directory,
@@ -25,6 +26,7 @@ pub(super) fn visible<'a>(
     directory
         .volumes()
         .iter()
+        .filter(|entry| !entry.record.is_snapshot())
         .filter(move |entry| directory.may_attach(&entry.record, &association.host.nqn, path.is_loopback()))
 }
 

@@ -63,12 +63,16 @@ pub(super) fn identify(
     match fields.cns {
         cns::NAMESPACE => {
             if let Some(entry) = namespace(association, directory, nsid)? {
-                out.copy_from_slice(namespace_structure(entry, directory.read_only(), usages).as_bytes());
+                out.copy_from_slice(
+                    namespace_structure(entry, directory.is_write_protected(&entry.record), usages).as_bytes(),
+                );
             }
         }
         cns::NAMESPACE_INDEPENDENT => {
             if let Some(entry) = namespace(association, directory, nsid)? {
-                out.copy_from_slice(namespace_independent(entry, directory.read_only()).as_bytes());
+                out.copy_from_slice(
+                    namespace_independent(entry, directory.is_write_protected(&entry.record)).as_bytes(),
+                );
             }
         }
         cns::COMMAND_SET_NAMESPACE => {

@@ -134,7 +134,7 @@ fn check_command(sqe: &Sqe, sight: &IoSight<'_>) -> Result<(VolumeId, IoWork, Fu
         IoWork::Deallocate { .. } => true,
         IoWork::Hints => false,
     };
-    if changes && sight.directory.read_only() {
+    if changes && sight.directory.is_write_protected(record) {
         return Err(NvmeStatus::NAMESPACE_WRITE_PROTECTED.dnr());
     }
     let wanted = data_len(sqe, &work);

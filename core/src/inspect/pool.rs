@@ -97,7 +97,7 @@ pub fn inspect_pool<I: Io>(io: &mut I, dump: bool, progress: &mut dyn FnMut(Shar
 
 fn shard_spec(pool: &OpenPool, id: ShardId, dump: bool) -> ShardSpec {
     let volumes = pool.catalog.volumes().filter(|entry| entry.record.shards.contains(&id));
-    let removed = pool.catalog.removed().filter(|(_, shards)| shards.contains(&id));
+    let removed = pool.catalog.removed().filter(|(_, removed)| removed.shards.contains(&id));
     ShardSpec {
         id,
         seed: pool.seed,

@@ -100,6 +100,8 @@ fn shard(pages: &[Record], bits: u64, journal: &[Record]) -> Shard {
         allowed_hosts: Vec::new(),
         cuts: Vec::new(),
         dead: Vec::new(),
+        view: None,
+        parent: None,
     };
     let spec = ShardSpec {
         id: SHARD,

@@ -158,6 +158,11 @@ impl<L: RecordLog> Node<L> {
             for volume in directory.erasing_of(id) {
                 self.forget_volume(id, volume);
             }
+            // Snapshots that never came to be are on no list.
+            let known: Vec<_> = self.directory.volumes_of(id).map(|record| record.id).collect();
+            for volume in known.into_iter().filter(|&volume| directory.volume(volume).is_none()) {
+                self.forget_volume(id, volume);
+            }
         }
         self.transports.on_directory(io, &directory, &mut self.transport_events);
         self.directory = directory;

@@ -93,6 +93,9 @@ impl Router {
         if begin.checked_add(len).is_none_or(|end| end > volume.size) {
             return refuse(request, Status::LbaOutOfRange);
         }
+        if volume.is_snapshot() && request.command.changes_data() {
+            return refuse(request, Status::WriteProtected);
+        }
         if request.command != Command::Flush && len == 0 {
             return refuse(request, Status::Success);
         }

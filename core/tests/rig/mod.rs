@@ -79,6 +79,8 @@ pub fn volume(id: u32, size: u64, lba_bytes: u32) -> VolumeRecord {
         allowed_hosts: Vec::new(),
         cuts: Vec::new(),
         dead: Vec::new(),
+        view: None,
+        parent: None,
     }
 }
 

@@ -114,6 +114,8 @@ fn write_catalog(io: &mut UringIo, pool: &mut OpenPool, bytes: u64) -> Result<Vo
         allowed_hosts: Vec::new(),
         cuts: Vec::new(),
         dead: Vec::new(),
+        view: None,
+        parent: None,
     };
     let slabs = pool.layout.geometry.slabs().filter(|&slab| pool.catalog.owner(slab).is_none());
     let owned = slabs.enumerate().map(|(n, slab)| (slab, ShardId((n % usize::from(shards)) as u16)));

@@ -50,6 +50,12 @@ impl Owner {
     /// Puts on record who is attached now and was not before.
     pub(super) fn plan_attached(&mut self, volume: VolumeId) -> Plan {
         let Some(entry) = self.store.state().volume(volume) else { return Plan::Nothing };
+        if entry.record.is_snapshot() {
+            // Nobody writes to it: there is nothing to lose.
+            let hosts = self.registry.attached_hosts(volume).into_iter().collect();
+            self.registry.set_on_record(volume, &hosts, true);
+            return Plan::Nothing;
+        }
         let hosts = self.registry.attached_hosts(volume).into_iter();
         let records: Vec<_> = hosts
             .filter(|host| !entry.attached.contains(host))

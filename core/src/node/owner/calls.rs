@@ -46,6 +46,17 @@ impl Owner {
         self.store.state().volume_named(name).ok_or_else(|| ControlError::no_such_volume(name))
     }
 
+    /// A volume that can be changed.
+    pub(super) fn named_volume(&self, name: &str) -> Result<&VolumeEntry, ControlError> {
+        let entry = self.named(name)?;
+        if entry.record.is_snapshot() {
+            return Err(ControlError::invalid(format!(
+                "{name:?} is a snapshot, which does not change; name the volume without \"@…\", or see `ringway snapshot --help`"
+            )));
+        }
+        Ok(entry)
+    }
+
     /// What a call changes. No records: it is as asked already.
     pub(super) fn plan_call(&mut self, request: &ControlRequest) -> Result<Planned, ControlError> {
         match request {
@@ -55,7 +66,7 @@ impl Owner {
             ControlRequest::VolumeRemove { name, force } => self.plan_remove(name, *force),
             ControlRequest::VolumeSetHosts { name, hosts } => {
                 hosts.iter().try_for_each(|nqn| check_host_nqn(nqn))?;
-                let record = &self.named(name)?.record;
+                let record = &self.named_volume(name)?.record;
                 let same = record.allowed_hosts == *hosts;
                 let change = (!same).then(|| CatalogRecord::HostsAllowed(record.id, hosts.clone()));
                 Ok((change.into_iter().collect(), Some(record.id)))
@@ -101,6 +112,8 @@ impl Owner {
             allowed_hosts: create.allowed_hosts.clone(),
             cuts: Vec::new(),
             dead: Vec::new(),
+            view: None,
+            parent: None,
         };
         let created = CatalogRecord::VolumeCreated(record);
         if !self.store.has_room(&created) {
@@ -113,7 +126,7 @@ impl Owner {
     }
 
     fn plan_resize(&self, name: &str, size: u64) -> Result<Planned, ControlError> {
-        let record = &self.named(name)?.record;
+        let record = &self.named_volume(name)?.record;
         check_volume_size(size, record.lba_bytes)?;
         if size < record.size {
             return Err(ControlError::shrink_refused(name, record.size, size));
@@ -124,7 +137,7 @@ impl Owner {
 
     fn plan_rename(&self, name: &str, to: &str) -> Result<Planned, ControlError> {
         check_name(to).map_err(|bad| ControlError::invalid(bad.to_string()))?;
-        let id = self.named(name)?.record.id;
+        let id = self.named_volume(name)?.record.id;
         if name == to {
             return Ok((Vec::new(), Some(id)));
         }
@@ -135,8 +148,9 @@ impl Owner {
     }
 
     fn plan_remove(&mut self, name: &str, force: bool) -> Result<Planned, ControlError> {
-        let id = self.named(name)?.record.id;
+        let id = self.named_volume(name)?.record.id;
         self.check_not_exported(name, id)?;
+        self.check_no_snapshots(name, id)?;
         let attached = self.attached_hosts(id);
         if !attached.is_empty() && !force {
             return Err(ControlError::new(
@@ -148,6 +162,22 @@ impl Owner {
             ));
         }
         Ok((vec![CatalogRecord::VolumeRemoved(id)], None))
+    }
+
+    fn check_no_snapshots(&self, name: &str, id: VolumeId) -> Result<(), ControlError> {
+        let snapshots: Vec<_> =
+            self.store.state().snapshots_of(id).map(|(_, entry)| entry.record.name.clone()).collect();
+        match snapshots.first() {
+            None => Ok(()),
+            Some(first) => Err(ControlError::new(
+                ControlErrorKind::Busy,
+                format!(
+                    "volume {name:?} has {} snapshots ({first} and later ones); remove them first: \
+                     `ringway snapshot remove {first}`",
+                    snapshots.len()
+                ),
+            )),
+        }
     }
 
     /// Flushes every volume, by requests like any other.

@@ -206,7 +206,7 @@ impl Owner {
     #[must_use]
     pub fn new(parts: OwnerParts) -> Self {
         let state = parts.store.state();
-        let erasing = state.removed().map(|(volume, shards)| (volume, shards.iter().copied().collect())).collect();
+        let erasing = state.removed().map(|(id, removed)| (id, removed.shards.iter().copied().collect())).collect();
         let slabs = Slabs::new(parts.pool.geometry.slabs(), |slab| state.owner(slab).is_some());
         let tasks = parts
             .damaged
@@ -347,7 +347,7 @@ impl Owner {
             Task::Join(prepared, reply) => self.plan_join(prepared, reply),
             Task::Grant { shard } => self.plan_grant(shard),
             Task::TakeBack { shard, slab } => self.plan_take_back(shard, slab),
-            Task::Erased(volume) => Plan::Change(vec![CatalogRecord::VolumeErased(volume)], Then::Publish(None)),
+            Task::Erased(volume) => self.plan_erased(volume),
             Task::Attached(volume) => self.plan_attached(volume),
             Task::Told(volume, host) => self.plan_told(volume, host),
             Task::Faulted { volume, shard, why } => self.plan_fault(volume, shard, why),

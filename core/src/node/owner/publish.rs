@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::{Answer, Owner, Task};
-use crate::catalog::CatalogState;
+use super::{Answer, Owner, Plan, Task, Then};
+use crate::catalog::{CatalogRecord, CatalogState, RemainsRecord};
 use crate::control::{ControlAnswer, Reply};
 use crate::directory::{Directory, DirectoryParts, SpaceLevel, VolumeEntry};
 use crate::ids::{ShardId, VolumeId};
@@ -41,10 +41,11 @@ pub fn directory_of(
     let volumes = state
         .volumes()
         .map(|entry| VolumeEntry { record: shared(&entry.record), fault: fault_of(state, dead, &entry.record) });
-    let erasing = state.removed().map(|(id, shards)| Arc::new(removed_record(id, shards)));
+    let erasing = state.removed().map(|(id, removed)| Arc::new(removed_record(id, &removed.shards)));
     Directory::new(DirectoryParts {
         version,
         volumes: volumes.collect(),
+        pending: Vec::new(),
         erasing: erasing.collect(),
         insecure: surroundings.insecure,
         space: surroundings.space,
@@ -58,7 +59,9 @@ pub(super) fn fault_of(
     dead: &BTreeMap<ShardId, String>,
     record: &VolumeRecord,
 ) -> Option<String> {
-    let known = state.faults_of(record.id).next().map(|fault| fault.why.clone());
+    // A snapshot's blocks are found in the map of what was cut.
+    let map = record.view.map_or(record.id, |view| view.origin);
+    let known = state.faults_of(map).next().map(|fault| fault.why.clone());
     known.or_else(|| record.shards.iter().find_map(|shard| dead.get(shard)).cloned())
 }
 
@@ -76,6 +79,8 @@ fn removed_record(id: VolumeId, shards: &[ShardId]) -> VolumeRecord {
         allowed_hosts: Vec::new(),
         cuts: Vec::new(),
         dead: Vec::new(),
+        view: None,
+        parent: None,
     }
 }
 
@@ -156,7 +161,7 @@ impl Owner {
     /// does not any more. Those that are erased are forgotten.
     fn follow_removals(&mut self) {
         let removed: BTreeMap<VolumeId, BTreeSet<ShardId>> =
-            self.store.state().removed().map(|(volume, shards)| (volume, shards.iter().copied().collect())).collect();
+            self.store.state().removed().map(|(id, removed)| (id, removed.shards.iter().copied().collect())).collect();
         self.erasing.retain(|volume, _| removed.contains_key(volume));
         for (volume, shards) in removed {
             if let std::collections::btree_map::Entry::Vacant(place) = self.erasing.entry(volume) {
@@ -165,6 +170,19 @@ impl Owner {
                 self.ended.extend(self.registry.end_all(volume));
             }
         }
+    }
+
+    /// No shard holds anything of what was removed any more.
+    pub(super) fn plan_erased(&self, id: VolumeId) -> Plan {
+        // A snapshot is forgotten with its volume, whoever still works at it.
+        let Some((_, removed)) = self.store.state().removed().find(|&(removed, _)| removed == id) else {
+            return Plan::Nothing;
+        };
+        let record = match removed.origin {
+            Some(origin) => CatalogRecord::SnapshotRemains(RemainsRecord { origin, snapshot: id, shards: Vec::new() }),
+            None => CatalogRecord::VolumeErased(id),
+        };
+        Plan::Change(vec![record], Then::Publish(None))
     }
 
     /// A shard holds nothing of a removed volume any more. It may say so more than once.

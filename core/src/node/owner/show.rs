@@ -9,7 +9,8 @@ use crate::ids::VolumeId;
 
 impl Owner {
     pub(super) fn all_volumes(&self) -> Vec<VolumeInfo> {
-        let mut volumes: Vec<_> = self.store.state().volumes().map(|entry| self.volume_info(entry)).collect();
+        let volumes = self.store.state().volumes().filter(|entry| !entry.record.is_snapshot());
+        let mut volumes: Vec<_> = volumes.map(|entry| self.volume_info(entry)).collect();
         volumes.sort_by(|a, b| a.name.cmp(&b.name));
         volumes
     }
@@ -51,7 +52,7 @@ impl Owner {
                     fault: None,
                 })
                 .collect(),
-            volumes: self.store.state().volumes().count() as u32,
+            volumes: self.store.state().volumes().filter(|entry| !entry.record.is_snapshot()).count() as u32,
             growing: self.growth_info(),
         }
     }

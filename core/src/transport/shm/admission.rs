@@ -51,7 +51,7 @@ fn info(directory: &Directory, record: &VolumeRecord) -> VolumeInfo {
         block_bytes: record.lba_bytes,
         request_bytes_max: REQUEST_BYTES_MAX,
         write_zeroes_bytes_max: WRITE_ZEROES_BYTES_MAX,
-        read_only: directory.read_only(),
+        read_only: directory.is_write_protected(record),
     }
 }
 

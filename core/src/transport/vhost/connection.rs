@@ -73,7 +73,7 @@ pub(super) fn serve(link: &Arc<Link>, export: &Export, socket: UnixStream) {
             let state = Arc::new(DeviceState {
                 volume: export.volume,
                 association,
-                read_only: export.read_only || link.is_read_only(),
+                read_only: export.read_only || record.is_snapshot() || link.is_read_only(),
                 polling: export.polling,
                 // What a front end is told that asks before it has agreed on features.
                 write_back: AtomicBool::new(true),

@@ -33,6 +33,8 @@ fn info(create: &VolumeCreate) -> VolumeInfo {
         allowed_hosts: create.allowed_hosts.clone(),
         cuts: Vec::new(),
         dead: Vec::new(),
+        view: None,
+        parent: None,
     };
     VolumeInfo::of_record(&record, format!("nqn.2026-11.io.ringway:{}", create.name))
 }

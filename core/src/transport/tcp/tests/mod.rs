@@ -49,6 +49,8 @@ pub(super) fn record() -> VolumeRecord {
         allowed_hosts: Vec::new(),
         cuts: Vec::new(),
         dead: Vec::new(),
+        view: None,
+        parent: None,
     }
 }
 
@@ -56,6 +58,7 @@ pub(super) fn directory(version: u64, record: VolumeRecord) -> Arc<Directory> {
     Arc::new(Directory::new(DirectoryParts {
         version,
         volumes: vec![VolumeEntry { record: Arc::new(record), fault: None }],
+        pending: Vec::new(),
         erasing: Vec::new(),
         space: SpaceLevel::Below80,
         read_only: false,
