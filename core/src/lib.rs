@@ -4,6 +4,7 @@
 //! shard) -> `shard` (stamped, looked up, executed) -> `reactor::io` (the device) and back by value.
 #![forbid(unsafe_code)]
 
+pub mod backend;
 pub mod catalog;
 pub mod checkpoint;
 pub mod checksum;

@@ -1,0 +1,470 @@
+//! A snapshot becomes objects: its changed blocks in packs, the map of where they lie, and last the manifest.
+//!
+//! ```text
+//! walk:  changed() -> read() -> pack full? --bounded channel--> upload: put, read back (some at a time)
+//!                            -> chunk done? waits for its packs to be closed -> map object -^
+//! end:   everything is up -> the manifest, in the hands of whoever has to note the attempt before it is put (history C14)
+//! ```
+//!
+//! A manifest is whole in itself (history C10): what did not change is taken over, by reference, from the manifest of the older cut
+//! that the pool still keeps; without one the whole volume is walked. Blocks go up, not clusters (history H5). Memory is bounded
+//! by packs on their way and by maps that wait for them. Nothing here outlives the future: dropped, it sends nothing more.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+use thiserror::Error;
+use tokio::sync::mpsc;
+use uuid::Uuid;
+
+use super::frame::{Corrupt, decode, encode, reference_crc};
+use super::manifest::{CHUNK_BLOCKS, CHUNK_BYTES, ChunkDraft, ChunkMap, ChunkRef, Manifest};
+use super::names::{Attempt, Object};
+use super::pack::{PackRef, PackWriter};
+use super::remote::{Patience, Remote, RemoteError};
+use super::source::{Change, Source, SourceError};
+use crate::ids::{Epoch, VolumeId};
+use crate::limits::BLOCK;
+
+/// Bytes of one read of the snapshot, and reads at a time.
+const READ_BYTES: u64 = 256 << 10;
+const READS: usize = 8;
+/// Packs that are on their way at a time; one more waits and one is filled.
+const UPLOADS: usize = 2;
+/// Maps that wait for the pack that is being filled take at most so much memory; then it is closed as it is.
+const WAITING_BYTES_MAX: usize = 16 << 20;
+/// Bytes at which a map object is full.
+const MAP_BYTES: usize = 4 << 20;
+
+/// One snapshot to be put on the backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UploadJob {
+    /// Under which its objects are named.
+    pub attempt: Attempt,
+    /// The snapshot, as it is read.
+    pub snapshot: VolumeId,
+    /// The volume that was cut.
+    pub volume: VolumeId,
+    pub volume_name: String,
+    pub volume_uuid: Uuid,
+    pub snapshot_name: String,
+    pub snapshot_uuid: Uuid,
+    /// Bytes at the cut.
+    pub size: u64,
+    pub lba_bytes: u32,
+    /// The cut.
+    pub epoch: Epoch,
+    pub created_unix_s: u64,
+    /// The manifest of an older cut that the pool keeps until this job has ended.
+    pub base: Option<(Attempt, Epoch)>,
+}
+
+/// Why a snapshot did not get to the backend.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum SyncError {
+    #[error("{0}")]
+    Remote(#[from] RemoteError),
+    #[error("cannot read the snapshot: {0}")]
+    Source(#[from] SourceError),
+}
+
+/// How far a job is; written by it, read by whoever asks.
+#[derive(Debug, Default)]
+pub struct UploadProgress {
+    /// Bytes of the volume that were looked at.
+    pub walked: AtomicU64,
+    /// Of so many.
+    pub size: AtomicU64,
+    /// Bytes of changed blocks, before compression.
+    pub changed: AtomicU64,
+    /// Bytes that went to the backend.
+    pub sent: AtomicU64,
+}
+
+/// An object on its way.
+struct Upload {
+    object: Object,
+    parts: Vec<Bytes>,
+}
+
+/// Puts everything up but the manifest, and returns that.
+pub async fn upload(
+    remote: &Remote,
+    source: &dyn Source,
+    job: &UploadJob,
+    progress: &UploadProgress,
+    patience: &Patience,
+) -> Result<Manifest, SyncError> {
+    progress.size.store(job.size, Ordering::Relaxed);
+    let base = match job.base {
+        None => None,
+        Some((base, epoch)) => match read_base(remote, job, base, patience).await {
+            Ok(manifest) => Some((manifest, epoch)),
+            Err(error) if outlives(&error) => return Err(error.into()),
+            Err(error) => {
+                tracing::warn!(%error, "the manifest of the last snapshot cannot be used; the whole volume is uploaded");
+                None
+            }
+        },
+    };
+    let first = AtomicU64::new(0);
+    if base.is_some() {
+        match attempt(remote, source, job, base, progress, patience, &first).await {
+            Err(SyncError::Source(SourceError::BaseGone)) => {}
+            Err(SyncError::Remote(error)) if !outlives(&error) => {
+                tracing::warn!(%error, "the map of the last snapshot cannot be used; the whole volume is uploaded");
+            }
+            outcome => return outcome,
+        }
+    }
+    attempt(remote, source, job, None, progress, patience, &first).await
+}
+
+/// Whether a full walk would meet the same trouble: only what is wrong with the base's own objects is worth going around.
+fn outlives(error: &RemoteError) -> bool {
+    !error.is_missing() && !matches!(error, RemoteError::Corrupt { .. })
+}
+
+async fn read_base(
+    remote: &Remote,
+    job: &UploadJob,
+    base: Attempt,
+    patience: &Patience,
+) -> Result<Manifest, RemoteError> {
+    let object = Object::Manifest(base);
+    let manifest: Manifest = remote.get_small(object, patience).await?;
+    manifest.check().map_err(|why| remote.corrupt(object, why))?;
+    if manifest.volume != job.volume || manifest.size > job.size {
+        return Err(remote.corrupt(object, Corrupt::Nonsense("it is not an older state of this volume")));
+    }
+    Ok(manifest)
+}
+
+async fn attempt(
+    remote: &Remote,
+    source: &dyn Source,
+    job: &UploadJob,
+    base: Option<(Manifest, Epoch)>,
+    progress: &UploadProgress,
+    patience: &Patience,
+    numbers: &AtomicU64,
+) -> Result<Manifest, SyncError> {
+    let (out, uploads) = mpsc::channel::<Upload>(1);
+    let walk = Walk::new(remote, job, base, progress, out, numbers);
+    let walked = walk.run(source, patience);
+    let uploaded =
+        stream::unfold(uploads, |mut uploads| async { uploads.recv().await.map(|upload| (upload, uploads)) })
+            .map(Ok)
+            .try_for_each_concurrent(UPLOADS, |upload| async move {
+                remote.put(upload.object, &upload.parts, patience).await?;
+                let bytes: u64 = upload.parts.iter().map(|part| part.len() as u64).sum();
+                progress.sent.fetch_add(bytes, Ordering::Relaxed);
+                Ok::<(), SyncError>(())
+            });
+    let (manifest, ()) = futures_util::try_join!(walked, uploaded)?;
+    Ok(manifest)
+}
+
+/// The walk over what changed.
+struct Walk<'a> {
+    remote: &'a Remote,
+    job: &'a UploadJob,
+    base: Option<(Manifest, Epoch)>,
+    progress: &'a UploadProgress,
+    out: mpsc::Sender<Upload>,
+    /// Numbers of packs and map objects, not used twice by an attempt that begins again.
+    numbers: &'a AtomicU64,
+    pack: Option<PackWriter>,
+    /// The packs that maps in the making lie in, by number.
+    packs: BTreeMap<u32, PackRef>,
+    draft: Option<ChunkDraft>,
+    /// Maps whose last blocks may lie in the pack that is being filled.
+    waiting: Vec<ChunkDraft>,
+    waiting_bytes: usize,
+    map: Vec<u8>,
+    /// The chunks in `map`, whose object has its number when it is sent.
+    in_map: Vec<ChunkRef>,
+    map_number: Option<u32>,
+    chunks: BTreeMap<u32, ChunkRef>,
+    /// Blocks of the base that maps took away, and of the new maps.
+    blocks: u64,
+}
+
+impl<'a> Walk<'a> {
+    fn new(
+        remote: &'a Remote,
+        job: &'a UploadJob,
+        base: Option<(Manifest, Epoch)>,
+        progress: &'a UploadProgress,
+        out: mpsc::Sender<Upload>,
+        numbers: &'a AtomicU64,
+    ) -> Self {
+        let (chunks, blocks) = base.as_ref().map_or_else(Default::default, |(manifest, _)| {
+            (manifest.chunks.iter().map(|chunk| (chunk.chunk, *chunk)).collect(), manifest.blocks)
+        });
+        Self {
+            remote,
+            job,
+            base,
+            progress,
+            out,
+            numbers,
+            pack: None,
+            packs: BTreeMap::new(),
+            draft: None,
+            waiting: Vec::new(),
+            waiting_bytes: 0,
+            map: Vec::new(),
+            in_map: Vec::new(),
+            map_number: None,
+            chunks,
+            blocks,
+        }
+    }
+
+    fn number(&self) -> u32 {
+        u32::try_from(self.numbers.fetch_add(1, Ordering::Relaxed)).expect("a volume has fewer packs")
+    }
+
+    async fn run(mut self, source: &dyn Source, patience: &Patience) -> Result<Manifest, SyncError> {
+        let after = self.base.as_ref().map(|(_, epoch)| *epoch);
+        let mut cursor = Some(0);
+        let mut last = 0;
+        while let Some(at) = cursor {
+            let changes = source.changed(self.job.snapshot, after, at).await?;
+            for change in changes.ranges {
+                if change.offset < last || change.len == 0 {
+                    return Err(SourceError::Failed("the list of changes is out of order".to_owned()).into());
+                }
+                last = change.offset + change.len;
+                self.change(source, change, patience).await?;
+            }
+            self.progress.walked.store(changes.next.unwrap_or(self.job.size).min(self.job.size), Ordering::Relaxed);
+            if changes.next.is_some_and(|next| next <= at) {
+                return Err(SourceError::Failed("the list of changes does not end".to_owned()).into());
+            }
+            cursor = changes.next;
+        }
+        self.end_draft();
+        self.close_pack().await?;
+        self.send_map().await?;
+        Ok(self.manifest())
+    }
+
+    /// One range of changes, chunk by chunk.
+    async fn change(&mut self, source: &dyn Source, change: Change, patience: &Patience) -> Result<(), SyncError> {
+        let end = (change.offset + change.len).min(self.job.size.next_multiple_of(BLOCK));
+        let mut at = change.offset;
+        while at < end {
+            let chunk = (at / CHUNK_BYTES) as u32;
+            let until = end.min((u64::from(chunk) + 1) * CHUNK_BYTES);
+            self.enter(chunk, patience).await?;
+            let blocks = in_chunk(at, chunk)..in_chunk(until, chunk);
+            self.draft.as_mut().expect("it was entered").clear(blocks);
+            if change.data {
+                self.data(source, at..until).await?;
+            }
+            at = until;
+        }
+        Ok(())
+    }
+
+    /// Reads, some pieces ahead, and packs.
+    async fn data(&mut self, source: &dyn Source, range: Range<u64>) -> Result<(), SyncError> {
+        let (size, snapshot) = (self.job.size, self.job.snapshot);
+        let pieces = range.clone().step_by(READ_BYTES as usize).map(|at| {
+            let len = (range.end.min(size) - at).min(READ_BYTES) as u32;
+            async move { Ok::<_, SyncError>((at, len, source.read(snapshot, at, len).await?)) }
+        });
+        let mut read = stream::iter(pieces).buffered(READS);
+        while let Some((at, len, bytes)) = read.try_next().await? {
+            if bytes.len() != len as usize {
+                return Err(SourceError::Failed("a read came back short".to_owned()).into());
+            }
+            self.progress.changed.fetch_add(u64::from(len), Ordering::Relaxed);
+            for (block, data) in (at / BLOCK..).zip(bytes.chunks(BLOCK as usize)) {
+                self.block(block, data).await?;
+            }
+            // Compression is work on a thread that others share.
+            tokio::task::yield_now().await;
+        }
+        Ok(())
+    }
+
+    async fn block(&mut self, block: u64, data: &[u8]) -> Result<(), SyncError> {
+        if data.iter().all(|&byte| byte == 0) {
+            return Ok(());
+        }
+        let mut whole = [0; BLOCK as usize];
+        let data = if data.len() == whole.len() {
+            data
+        } else {
+            // The volume ends within its last block.
+            whole[..data.len()].copy_from_slice(data);
+            &whole
+        };
+        if self.pack.as_ref().is_some_and(PackWriter::is_full) {
+            self.close_pack().await?;
+        }
+        if self.pack.is_none() {
+            let number = self.number();
+            self.pack = Some(PackWriter::new(self.remote.pool, self.job.volume, self.job.attempt, number));
+        }
+        let pack = self.pack.as_mut().expect("it was just made");
+        let slot = pack.push(block, data);
+        let draft = self.draft.as_mut().expect("a changed block lies in a chunk that was entered");
+        draft.put(in_chunk(block * BLOCK, draft.chunk()), pack.sequence(), slot);
+        Ok(())
+    }
+
+    /// The walk comes to a chunk.
+    async fn enter(&mut self, chunk: u32, patience: &Patience) -> Result<(), SyncError> {
+        if self.draft.as_ref().is_some_and(|draft| draft.chunk() == chunk) {
+            return Ok(());
+        }
+        self.end_draft();
+        if self.waiting_bytes > WAITING_BYTES_MAX {
+            self.close_pack().await?;
+        }
+        let base = match self.chunks.get(&chunk) {
+            Some(reference) => Some(read_chunk(self.remote, reference, patience).await?),
+            None => None,
+        };
+        self.blocks -= base.as_ref().map_or(0, ChunkMap::blocks).min(self.blocks);
+        self.draft = Some(ChunkDraft::over(chunk, base));
+        Ok(())
+    }
+
+    fn end_draft(&mut self) {
+        if let Some(draft) = self.draft.take() {
+            self.waiting_bytes += draft.memory();
+            self.waiting.push(draft);
+        }
+    }
+
+    /// The pack goes up as it is; the maps that waited for it can be written.
+    async fn close_pack(&mut self) -> Result<(), SyncError> {
+        if let Some(pack) = self.pack.take() {
+            let pack = pack.finish();
+            self.packs.insert(pack.reference.sequence, pack.reference);
+            self.send(pack.reference.object(), vec![pack.head, pack.data]).await?;
+        }
+        self.waiting_bytes = 0;
+        for draft in std::mem::take(&mut self.waiting) {
+            let chunk = draft.chunk();
+            let map = draft.finish(|number| self.packs[&number]);
+            match map {
+                Some(map) => self.add_map(&map).await?,
+                None => drop(self.chunks.remove(&chunk)),
+            }
+        }
+        // Of the packs so far only those matter on that the chunk under way has blocks in.
+        let keep = self.draft.as_ref().and_then(ChunkDraft::first_pack).unwrap_or(u32::MAX);
+        self.packs = self.packs.split_off(&keep);
+        Ok(())
+    }
+
+    async fn add_map(&mut self, map: &ChunkMap) -> Result<(), SyncError> {
+        if self.map.len() >= MAP_BYTES {
+            self.send_map().await?;
+        }
+        let number = match self.map_number {
+            Some(number) => number,
+            None => *self.map_number.insert(self.number()),
+        };
+        let object = Object::Map { by: self.job.attempt, sequence: number };
+        let encoded = encode(self.remote.pool, object, map);
+        let reference = ChunkRef {
+            chunk: map.chunk,
+            by: self.job.attempt,
+            sequence: number,
+            offset: self.map.len() as u32,
+            bytes: encoded.len() as u32,
+            crc: reference_crc(&encoded),
+        };
+        self.map.extend_from_slice(&encoded);
+        self.blocks += map.blocks();
+        self.in_map.push(reference);
+        Ok(())
+    }
+
+    async fn send_map(&mut self) -> Result<(), SyncError> {
+        let Some(number) = self.map_number.take() else { return Ok(()) };
+        self.chunks.extend(self.in_map.drain(..).map(|chunk| (chunk.chunk, chunk)));
+        let bytes = std::mem::take(&mut self.map);
+        self.send(Object::Map { by: self.job.attempt, sequence: number }, vec![bytes.into()]).await
+    }
+
+    async fn send(&mut self, object: Object, parts: Vec<Bytes>) -> Result<(), SyncError> {
+        // The other side ends early only with an error, which is the one that is told.
+        if self.out.send(Upload { object, parts }).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+        Ok(())
+    }
+
+    fn manifest(self) -> Manifest {
+        let job = self.job;
+        let manifest = Manifest {
+            volume: job.volume,
+            volume_name: job.volume_name.clone(),
+            volume_uuid: job.volume_uuid,
+            snapshot_name: job.snapshot_name.clone(),
+            snapshot_uuid: job.snapshot_uuid,
+            size: job.size,
+            lba_bytes: job.lba_bytes,
+            epoch: job.epoch,
+            created_unix_s: job.created_unix_s,
+            blocks: self.blocks,
+            base: self.base.and(job.base).map(|(attempt, _)| attempt),
+            chunks: self.chunks.into_values().collect(),
+        };
+        manifest.check().expect("what was made here is a manifest");
+        manifest
+    }
+}
+
+/// A byte of the volume as a block of its chunk; the chunk's end is one more than its last block.
+fn in_chunk(offset: u64, chunk: u32) -> u32 {
+    let block = (offset - u64::from(chunk) * CHUNK_BYTES).div_ceil(BLOCK) as u32;
+    assert!(block <= CHUNK_BLOCKS, "of this chunk");
+    block
+}
+
+/// Reads a chunk's map.
+pub async fn read_chunk(remote: &Remote, reference: &ChunkRef, patience: &Patience) -> Result<ChunkMap, RemoteError> {
+    let object = reference.object();
+    let bytes = remote.get(object, reference.range(), patience).await?;
+    let decoded = decode::<ChunkMap>(remote.pool, object, &bytes).map_err(|why| remote.corrupt(object, why))?;
+    if decoded.crc != reference.crc || decoded.bytes != reference.bytes as usize {
+        return Err(remote.corrupt(object, Corrupt::Checksum("piece of a map, as the manifest knows it,")));
+    }
+    decoded.body.check(reference.chunk).map_err(|why| remote.corrupt(object, why))?;
+    Ok(decoded.body)
+}
+
+/// Puts the manifest: from here on the snapshot is on the backend, unconfirmed. To be called once the attempt is on record.
+pub async fn publish(
+    remote: &Remote,
+    attempt: Attempt,
+    manifest: &Manifest,
+    patience: &Patience,
+) -> Result<(), RemoteError> {
+    remote.put_small(Object::Manifest(attempt), manifest, patience).await
+}
+
+/// Reads a manifest.
+pub async fn read_manifest(
+    remote: &Remote,
+    attempt: Attempt,
+    patience: &Patience,
+) -> Result<Arc<Manifest>, RemoteError> {
+    let object = Object::Manifest(attempt);
+    let manifest: Manifest = remote.get_small(object, patience).await?;
+    manifest.check().map_err(|why| remote.corrupt(object, why))?;
+    Ok(Arc::new(manifest))
+}
