@@ -19,6 +19,7 @@ use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::mm::{MapFlags, ProtFlags};
 
 use crate::buf::PAGE;
+use crate::prefetch::prefetch_for_write;
 
 /// Mappings of a process at most: a guest has a handful, a ring one.
 const MAPPINGS_MAX: usize = 4096;
@@ -302,6 +303,12 @@ impl SharedMemory {
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to.as_ptr(), from.len()) };
     }
 
+    /// The line at `offset` will be written soon; and until then read, if at all.
+    #[inline]
+    pub fn prefetch_for_write(&self, offset: usize) {
+        prefetch_for_write(self.at(offset, 1).as_ptr());
+    }
+
     /// Fills `len` bytes at `offset` with zeros.
     pub fn zero(&self, offset: usize, len: usize) {
         let to = self.at(offset, len);
@@ -376,6 +383,42 @@ struct Segment {
     area: u16,
 }
 
+/// References to one table, to be given to requests and taken back from them.
+///
+/// A count that every request changes twice costs little by itself; but it waits for all stores before it, those to lines that the
+/// peer's core holds among them.
+#[derive(Debug)]
+pub struct TableRefs {
+    table: Arc<MemoryTable>,
+    spare: Vec<Arc<MemoryTable>>,
+}
+
+impl TableRefs {
+    /// More than so many are not kept: some deep queue's worth.
+    const SPARE_MAX: usize = 1024;
+
+    /// None given out.
+    #[must_use]
+    pub fn new(table: &Arc<MemoryTable>) -> TableRefs {
+        TableRefs { table: Arc::clone(table), spare: Vec::new() }
+    }
+
+    /// One for a request.
+    #[inline]
+    #[must_use]
+    pub fn take(&mut self) -> Arc<MemoryTable> {
+        self.spare.pop().unwrap_or_else(|| Arc::clone(&self.table))
+    }
+
+    /// That of a request which has ended.
+    #[inline]
+    pub fn take_back(&mut self, buf: SharedBuf) {
+        if self.spare.len() < Self::SPARE_MAX && Arc::ptr_eq(&buf.table, &self.table) {
+            self.spare.push(buf.table);
+        }
+    }
+}
+
 /// A range of a peer's memory, in one piece or several. It keeps its memory mapped; it excludes nobody from it.
 pub struct SharedBuf {
     table: Arc<MemoryTable>,
@@ -420,6 +463,16 @@ impl SharedBuf {
             whole.push(Segment { at, len, area });
         }
         Ok(whole)
+    }
+
+    /// `len` bytes at `offset` of area `area`: what nearly every request is. It takes over a reference to the table.
+    pub fn one(table: Arc<MemoryTable>, (area, offset, len): (u16, u64, u32)) -> Result<SharedBuf, SharedError> {
+        let memory = table.areas.get(usize::from(area)).map_or(0, |memory| memory.len);
+        if offset.checked_add(u64::from(len)).is_none_or(|end| end > memory as u64) {
+            return Err(SharedError::OutOfBounds { offset, len: u64::from(len), size: memory });
+        }
+        let at = table.areas[usize::from(area)].at(offset as usize, len as usize);
+        Ok(SharedBuf { table, segments: Segments::One(Segment { at, len, area }), len })
     }
 
     fn push(&mut self, segment: Segment) {

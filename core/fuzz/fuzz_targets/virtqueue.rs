@@ -59,7 +59,7 @@ fuzz_target!(|bytes: &[u8]| {
                 let _ = chain.read(&guest, 0, &mut header);
             }
             let wanted = chain.writable_bytes().min(1 << 20);
-            if let Ok(data) = guest.data(chain.writable_from(0, wanted).map(|range| (range.addr, range.len))) {
+            if let Ok(data) = guest.data(&mut guest.refs(), chain.writable_from(0, wanted).map(|range| (range.addr, range.len))) {
                 assert_eq!(data.len() as u64, wanted);
             }
             heads.push(chain.head());

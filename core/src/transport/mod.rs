@@ -57,9 +57,9 @@ impl Transports {
         out: &mut Vec<TransportEvent>,
     ) {
         match tokens::request_kind(done.id) {
-            tokens::SHM => self.shm.on_done(io, &done, requests),
+            tokens::SHM => self.shm.on_done(io, done, requests),
             tokens::TCP => self.tcp.on_done(io, done, out),
-            tokens::VHOST => self.vhost.on_done(io, &done),
+            tokens::VHOST => self.vhost.on_done(io, done),
             kind => unreachable!("no transport makes requests of kind {kind}"),
         }
     }

@@ -6,7 +6,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use ringway_reactor::shared::{MemoryTable, SharedBuf, SharedMemory};
+use ringway_reactor::shared::{MemoryTable, SharedBuf, SharedMemory, TableRefs};
 
 /// A range of guest-physical addresses and where it is mapped.
 #[derive(Clone, Debug)]
@@ -216,8 +216,18 @@ impl GuestMemory {
         Ok(region.guest + inside)
     }
 
-    /// The memory of several ranges, in order, as one request's data.
-    pub fn data(&self, ranges: impl IntoIterator<Item = (u64, u32)>) -> Result<SharedBuf, Unmapped> {
+    /// References to its mappings, for requests.
+    #[must_use]
+    pub fn refs(&self) -> TableRefs {
+        TableRefs::new(&self.table)
+    }
+
+    /// The memory of several ranges, in order, as one request's data. `refs` are of this memory.
+    pub fn data(
+        &self,
+        refs: &mut TableRefs,
+        ranges: impl IntoIterator<Item = (u64, u32)>,
+    ) -> Result<SharedBuf, Unmapped> {
         let mut ranges = ranges.into_iter();
         let (Some((addr, len)), more) = (ranges.next(), ranges.next()) else {
             return Ok(self.shared(&[]));
@@ -226,7 +236,8 @@ impl GuestMemory {
         if more.is_none()
             && let Ok(place) = self.locate(addr, u64::from(len))
         {
-            return Ok(self.shared(&[(place.area, place.offset, len)]));
+            let one = SharedBuf::one(refs.take(), (place.area, place.offset, len));
+            return Ok(one.expect("places are inside their mappings"));
         }
         let mut parts = Vec::new();
         for (addr, len) in [Some((addr, len)), more].into_iter().flatten().chain(ranges) {
@@ -277,7 +288,7 @@ mod tests {
         let mut seen = vec![0; 200];
         memory.read(PAGE - 100, &mut seen).unwrap();
         assert_eq!(seen, pattern);
-        assert_eq!(memory.data([(PAGE - 100, 200)]).unwrap().pieces(), 2);
+        assert_eq!(memory.data(&mut memory.refs(), [(PAGE - 100, 200)]).unwrap().pieces(), 2);
         for (addr, len) in [(2 * PAGE, 1), (2 * PAGE - 1, 2), (4 * PAGE, 1), (u64::MAX, 2), (3 * PAGE + 1, PAGE)] {
             let error = memory.read(addr, &mut vec![0; len as usize]).unwrap_err();
             assert_eq!(error, Unmapped { addr, len });

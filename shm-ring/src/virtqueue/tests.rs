@@ -227,7 +227,12 @@ fn a_hostile_split_ring_ends_in_an_error_and_never_outside_its_memory() {
     driver.offer(&[piece(u64::MAX - 5, u32::MAX, false)]);
     let chain = pop(&mut driver.queue(), &driver).unwrap();
     assert!(chain.read(driver.memory(), 0, &mut [0; 16]).is_err());
-    assert!(driver.memory().data(chain.readable_from(0, 512).map(|range| (range.addr, range.len))).is_err());
+    assert!(
+        driver
+            .memory()
+            .data(&mut driver.memory().refs(), chain.readable_from(0, 512).map(|range| (range.addr, range.len)))
+            .is_err()
+    );
 }
 
 #[test]

@@ -258,7 +258,7 @@ impl ShmTransport {
 
     /// A request ended.
     #[inline]
-    pub fn on_done<I: Io>(&mut self, io: &mut I, done: &Done, requests: &mut Vec<(RequestId, Request)>) {
+    pub fn on_done<I: Io>(&mut self, io: &mut I, done: Done, requests: &mut Vec<(RequestId, Request)>) {
         let (index, slot) = tokens::request_place(done.id);
         let queue = &mut self.queues[index];
         queue.on_done(index, slot, done, requests);

@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering;
 use ringway_reactor::data::Data;
 use ringway_reactor::event::EventFd;
 use ringway_reactor::io::Io;
-use ringway_reactor::shared::{SharedBuf, SharedMemory};
+use ringway_reactor::shared::{SharedBuf, SharedMemory, TableRefs};
 use ringway_shm_ring::command::CommandWords;
 use ringway_shm_ring::door::bye;
 use ringway_shm_ring::message::Reason;
@@ -90,6 +90,8 @@ pub(super) struct Served {
     data_bytes: u64,
     /// Data has to start on a multiple of this, and be a multiple long, to be moved in place.
     unit: u64,
+    /// To the connection's memory.
+    refs: TableRefs,
     /// On the list of those that have posted.
     listed: bool,
     closing: bool,
@@ -115,6 +117,7 @@ impl Served {
         let entries = layout.entries();
         Served {
             ring: TargetQueue::new(memory, layout.queue(index), connection.generation),
+            refs: TableRefs::new(&connection.table),
             connection,
             slots: (0..entries).map(|_| Slot::default()).collect(),
             free: (0..entries).rev().collect(),
@@ -318,7 +321,7 @@ impl Served {
             (work, moved) = (Work::Fused { second }, Some(Data::Own(both)));
         } else if data_len > 0 {
             let place = self.data_offset + offset;
-            let shared = SharedBuf::new(&self.connection.table, [(0, place, data_len)]);
+            let shared = SharedBuf::one(self.refs.take(), (0, place, data_len));
             let shared = shared.expect("checked against the data area");
             if (offset | u64::from(data_len)).is_multiple_of(self.unit) {
                 moved = Some(Data::Shared(shared));
@@ -385,7 +388,7 @@ impl Served {
 
     /// A request ended.
     #[inline]
-    pub(super) fn on_done(&mut self, index: usize, slot: usize, done: &Done, requests: &mut Vec<(RequestId, Request)>) {
+    pub(super) fn on_done(&mut self, index: usize, slot: usize, done: Done, requests: &mut Vec<(RequestId, Request)>) {
         let status = status::of(done.status);
         let mut second_half = None;
         match &mut self.slots[slot].work {
@@ -408,6 +411,9 @@ impl Served {
         }
         let Slot { cid, work } = std::mem::take(&mut self.slots[slot]);
         drop(work);
+        if let Some(Data::Shared(shared)) = done.data {
+            self.refs.take_back(shared);
+        }
         self.free.push(slot as u16);
         if self.closing {
             return;

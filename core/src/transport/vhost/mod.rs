@@ -102,7 +102,7 @@ pub struct VhostTransport {
     dirty: Vec<usize>,
     /// Further pieces of requests that have begun, for the next turn.
     continued: Vec<(RequestId, Request)>,
-    chain: Chain,
+    chains: Box<[Chain; ring::BATCH]>,
     stats: VhostStats,
     /// Memory to be registered, a piece a turn: it takes the kernel a moment.
     to_pin: Vec<Arc<SharedMemory>>,
@@ -122,7 +122,7 @@ impl VhostTransport {
             by_id: FxHashMap::default(),
             dirty: Vec::new(),
             continued: Vec::new(),
-            chain: Chain::new(),
+            chains: Box::default(),
             stats: VhostStats::default(),
             to_pin: Vec::new(),
             pinned: Vec::new(),
@@ -198,7 +198,7 @@ impl VhostTransport {
     }
 
     /// A request ended.
-    pub fn on_done<I: Io>(&mut self, io: &mut I, done: &Done) {
+    pub fn on_done<I: Io>(&mut self, io: &mut I, done: Done) {
         let (index, slot) = tokens::request_place(done.id);
         let (directory, stats, dirty) = (&*self.directory, &mut self.stats, &mut self.dirty);
         let mut cx = Cx { io, requests: &mut self.continued, directory, stats, dirty };
@@ -209,16 +209,14 @@ impl VhostTransport {
     pub fn pull<I: Io>(&mut self, io: &mut I, requests: &mut Vec<(RequestId, Request)>) -> bool {
         requests.append(&mut self.continued);
         let mut found = false;
-        let mut chain = std::mem::take(&mut self.chain);
         for (_, ring) in &mut self.rings {
             let (directory, stats, dirty) = (&*self.directory, &mut self.stats, &mut self.dirty);
             let mut cx = Cx { io, requests, directory, stats, dirty };
             if ring.is_starved() {
                 ring.retry(&mut cx);
             }
-            found |= ring.pull(&mut cx, &mut chain);
+            found |= ring.pull(&mut cx, &mut self.chains);
         }
-        self.chain = chain;
         self.last_turn = io.now();
         self.pin_one(io);
         found

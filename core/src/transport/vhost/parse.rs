@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ringway_reactor::shared::SharedBuf;
+use ringway_reactor::shared::{SharedBuf, TableRefs};
 use ringway_shm_ring::virtqueue::{Chain, GuestMemory, Place};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
@@ -82,6 +82,17 @@ pub(super) fn status_place(chain: &Chain, memory: &GuestMemory) -> Option<(Place
     Some((memory.locate(addr, 1).ok()?, addr))
 }
 
+/// The lines where its header is, and its status will be, will be wanted.
+pub(super) fn prefetch(chain: &Chain, memory: &GuestMemory) {
+    let place = |addr| memory.locate(addr, 1).ok().map(|place| (memory.memory(place), place.offset as usize));
+    // The header is only read; but drivers have the status next to it, and who writes there wants the line alone.
+    for range in chain.readable().first().into_iter().chain(chain.writable().last()) {
+        if let Some((mapping, offset)) = place(range.addr) {
+            mapping.prefetch_for_write(offset);
+        }
+    }
+}
+
 /// Guest addresses that the request may write to, its status among them.
 pub(super) fn written_ranges(chain: &Chain) -> Vec<(u64, u64)> {
     chain.writable().iter().map(|range| (range.addr, u64::from(range.len))).collect()
@@ -90,10 +101,11 @@ pub(super) fn written_ranges(chain: &Chain) -> Vec<(u64, u64)> {
 /// What a chain asks for. `Err` is the end of a request that needs no volume, well or not.
 pub(super) fn work(
     chain: &Chain,
-    memory: &GuestMemory,
+    memory: (&GuestMemory, &mut TableRefs),
     device: &DeviceState,
     volume: Option<&Arc<VolumeRecord>>,
 ) -> Result<Work, BlkStatus> {
+    let (memory, refs) = memory;
     let record = volume.ok_or(BlkStatus::IoError)?;
     if chain.readable_bytes() < HEADER {
         return Err(BlkStatus::IoError);
@@ -112,13 +124,13 @@ pub(super) fn work(
         kind::READ => {
             let offset = check_data(record, sector, back)?;
             let ranges = chain.writable_from(0, back).map(|range| (range.addr, range.len));
-            let data = memory.data(ranges).map_err(|_| BlkStatus::IoError)?;
+            let data = memory.data(refs, ranges).map_err(|_| BlkStatus::IoError)?;
             Ok(Work::Data { command: Command::Read, offset, data })
         }
         kind::WRITE => {
             let offset = check_data(record, sector, out)?;
             let ranges = chain.readable_from(HEADER, out).map(|range| (range.addr, range.len));
-            let data = memory.data(ranges).map_err(|_| BlkStatus::IoError)?;
+            let data = memory.data(refs, ranges).map_err(|_| BlkStatus::IoError)?;
             Ok(Work::Data { command: Command::Write { fua: through }, offset, data })
         }
         kind::FLUSH => Ok(Work::Flush),

@@ -14,7 +14,7 @@ use std::sync::mpsc::Sender;
 use ringway_reactor::data::Data;
 use ringway_reactor::event::EventFd;
 use ringway_reactor::io::{Instant, Io, Op};
-use ringway_reactor::shared::SharedBuf;
+use ringway_reactor::shared::{SharedBuf, TableRefs};
 use ringway_shm_ring::virtqueue::{Chain, Head, Place, RingError, VirtQueue};
 use slab::Slab;
 use smallvec::SmallVec;
@@ -30,6 +30,8 @@ use crate::tokens;
 
 /// Chains taken from one ring in one turn at most, so that a turn has an end and the other rings have theirs.
 const CHAINS_PER_TURN: usize = 256;
+/// Chains taken before the first of them is looked at: the lines of their headers, which the driver's core has, come meanwhile.
+pub(super) const BATCH: usize = 16;
 /// Pieces of one request in flight at most: enough to keep every shard at work.
 const PIECES_MAX: u32 = 16;
 
@@ -92,6 +94,7 @@ pub(super) struct Ring {
     alignment: u32,
     setup: Box<RingSetup>,
     queue: VirtQueue,
+    refs: TableRefs,
     phase: Phase,
     slots: Slab<Slot>,
     starved: SmallVec<[Starved; 2]>,
@@ -115,6 +118,7 @@ impl Ring {
         }
         Ok(Ring {
             index,
+            refs: setup.memory.refs(),
             alignment: io.files().iter().map(|file| file.logical_block).max().unwrap_or(1),
             setup,
             queue,
@@ -160,7 +164,7 @@ impl Ring {
     }
 
     /// Takes what the driver has made available. Returns whether there was something.
-    pub(super) fn pull<I: Io>(&mut self, cx: &mut Cx<'_, I>, chain: &mut Chain) -> bool {
+    pub(super) fn pull<I: Io>(&mut self, cx: &mut Cx<'_, I>, chains: &mut [Chain; BATCH]) -> bool {
         let takes = match self.phase {
             Phase::Running => self.is_polled(),
             // What a predecessor took has to end before the ring can.
@@ -172,17 +176,19 @@ impl Ring {
         }
         let mut taken = 0;
         while taken < CHAINS_PER_TURN && self.starved.is_empty() {
-            match self.queue.pop(&self.setup.memory, chain) {
-                Ok(true) => self.begin(cx, chain),
-                Ok(false) => break,
-                Err(error) => {
+            let popped = self.pop_some(chains);
+            let count = *popped.as_ref().unwrap_or_else(|(count, _)| count);
+            for chain in &chains[..count] {
+                self.begin(cx, chain);
+            }
+            taken += count;
+            match popped {
+                Ok(BATCH) => {}
+                Ok(_) => break,
+                Err((_, error)) => {
                     self.break_off(cx, error);
                     return true;
                 }
-            }
-            taken += 1;
-            if matches!(self.phase, Phase::Stopping { .. }) && self.queue.left_over() == 0 {
-                break;
             }
         }
         if taken > 0 {
@@ -195,6 +201,21 @@ impl Ring {
             return !self.arm(cx.io);
         }
         false
+    }
+
+    /// Takes chains, how many; and those before the one that the driver has broken it with.
+    fn pop_some(&mut self, chains: &mut [Chain; BATCH]) -> Result<usize, (usize, RingError)> {
+        for (count, chain) in chains.iter_mut().enumerate() {
+            if matches!(self.phase, Phase::Stopping { .. }) && self.queue.left_over() == 0 {
+                return Ok(count);
+            }
+            match self.queue.pop(&self.setup.memory, chain) {
+                Ok(true) => parse::prefetch(chain, &self.setup.memory),
+                Ok(false) => return Ok(count),
+                Err(error) => return Err((count, error)),
+            }
+        }
+        Ok(BATCH)
     }
 
     /// Whether to wait for a kick rather than look again and again.
@@ -253,7 +274,7 @@ impl Ring {
             more: None,
         };
         let volume = cx.directory.volume(self.setup.device.volume);
-        match parse::work(chain, &self.setup.memory, &self.setup.device, volume) {
+        match parse::work(chain, (&self.setup.memory, &mut self.refs), &self.setup.device, volume) {
             Ok(work) => {
                 let mut running = running;
                 if self.setup.log.is_some() {
@@ -352,7 +373,7 @@ impl Ring {
     }
 
     /// A request of this ring has ended.
-    pub(super) fn on_done<I: Io>(&mut self, cx: &mut Cx<'_, I>, slot: usize, done: &Done) {
+    pub(super) fn on_done<I: Io>(&mut self, cx: &mut Cx<'_, I>, slot: usize, done: Done) {
         let (request, bounced) = match &mut self.slots[slot] {
             Slot::Request(running) => (slot, running.more.as_mut().and_then(|more| more.bounced.take())),
             Slot::Piece { request, bounced } => (*request, bounced.take()),
@@ -367,6 +388,9 @@ impl Ring {
         }
         if done.status != Status::Success {
             self.check_memory();
+        }
+        if let Some(Data::Shared(shared)) = done.data {
+            self.refs.take_back(shared);
         }
         let running = self.request(request);
         running.outstanding -= 1;
