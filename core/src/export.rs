@@ -6,6 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
+use ringway_reactor::socket_path::SOCKET_PATH_MAX;
 use serde::{Deserialize, Serialize};
 
 use crate::control::ControlError;
@@ -16,8 +17,6 @@ use crate::volume::check_name;
 pub const EXPORT_QUEUES_MAX: u16 = 128;
 /// Queues of an export that names none. A guest uses as many of them as it has processors; those it does not use cost nothing.
 pub const EXPORT_QUEUES_DEFAULT: u16 = 16;
-/// Bytes of a socket's path: `sun_path` has 108, and its end mark is one of them.
-pub const SOCKET_PATH_MAX: usize = 107;
 
 /// Who an export is for. The order is part of the catalog's format: new kinds go to the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -208,7 +207,7 @@ pub fn file_name(volume: &str) -> String {
     volume.replace('/', "%2F")
 }
 
-/// Checks that a client will be able to name this socket to the kernel.
+/// Checks that any client will be able to name this socket to the kernel: virtual machine monitors know no way around its bound.
 pub fn check_socket_path(path: &Path) -> Result<(), ControlError> {
     let len = path.as_os_str().len();
     if len > SOCKET_PATH_MAX {

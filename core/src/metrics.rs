@@ -370,10 +370,16 @@ pub struct ReactorMetrics {
     pub messages_delayed: Counter,
     /// Bytes that its transports copied between buffers.
     pub bytes_copied: Counter,
-    /// Connections accepted.
+    /// Requests of virtual machines that were none.
+    pub commands_malformed: Counter,
+    /// Commands that had to wait for a buffer to go through.
+    pub waits_for_buffer: Counter,
+    /// Connections accepted, and queues in shared memory taken over.
     pub connections_accepted: Counter,
     /// Connections refused or ended because the peer broke the protocol.
     pub protocol_errors: Counter,
+    /// Bytes of clients' memory that are registered with its ring.
+    pub registered_bytes: Gauge,
     /// Buffers of its pool in use.
     pub buffers_in_use: Gauge,
     /// Device operations in flight.
@@ -387,7 +393,7 @@ pub struct ConnectionMetrics {
     pub label: ConnectionLabel,
     /// Capsules received.
     pub commands: Counter,
-    /// Bytes received.
+    /// Bytes received; in shared memory those of data.
     pub bytes_received: Counter,
     /// Bytes sent.
     pub bytes_sent: Counter,
@@ -398,7 +404,7 @@ pub struct ConnectionMetrics {
 /// Names one connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConnectionLabel {
-    /// The peer's address.
+    /// The peer's address; `shm:PID` for a program, `vhost-user:SOCKET` for a virtual machine.
     pub peer: String,
     /// The reactor that polls it.
     pub reactor: u16,

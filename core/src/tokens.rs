@@ -16,6 +16,12 @@ pub const SHM: u8 = 4;
 /// The transport of virtqueues.
 pub const VHOST: u8 = 5;
 
+/// A number for one connection or queue of a transport of `kind`, which counts them itself.
+#[must_use]
+pub fn connection(kind: u8, number: u64) -> u64 {
+    (u64::from(kind) << 44 | number) & ((1 << 48) - 1)
+}
+
 /// Set in the numbers of requests that came from a connection.
 pub const FROM_TRANSPORT: u64 = 1 << 63;
 

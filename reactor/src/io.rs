@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -235,12 +236,14 @@ pub trait Io {
     /// Cancels the waits for `event`: each completes, [`ErrorKind::Cancelled`] or otherwise.
     fn forget_event(&mut self, event: &Arc<EventFd>);
 
-    /// Registers a peer's memory with the ring, so that operations on it save the kernel looking its pages up. The pages that
-    /// are there now are the ones that will be read and written: not for memory whose owner replaces pages (a guest with a
-    /// balloon, history C12). At most 1 GiB.
-    fn register_memory(&mut self, memory: &Arc<SharedMemory>) -> Result<(), IoError>;
+    /// Registers a part of a peer's memory with the ring, so that operations that lie in it save the kernel looking its pages up.
+    /// The pages that are there now are the ones that will be read and written: not for memory whose owner replaces pages (a
+    /// guest with a balloon, history C12). At most 1 GiB, behind the parts of this memory that were registered before; it takes
+    /// the kernel some milliseconds for each 100 MiB, and far longer where the pages are not there yet.
+    fn register_memory(&mut self, memory: &Arc<SharedMemory>, part: Range<usize>) -> Result<(), IoError>;
 
-    /// Undoes [`Io::register_memory`]; without it the memory stays locked and mapped. Nothing may be in flight on it.
+    /// Undoes [`Io::register_memory`] for all parts of the memory; without it they stay locked and mapped. Nothing may be in
+    /// flight on it.
     fn release_memory(&mut self, memory: &Arc<SharedMemory>);
 
     /// The buffers of this reactor, registered with its ring where the kernel allows.

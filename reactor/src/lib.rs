@@ -16,6 +16,7 @@ pub mod pin;
 pub mod prefetch;
 pub mod shared;
 pub mod sim;
+pub mod socket_path;
 pub mod timer;
 pub mod turn;
 pub mod uring;

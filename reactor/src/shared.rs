@@ -10,6 +10,7 @@
 
 use std::fmt;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -226,6 +227,30 @@ impl SharedMemory {
         // SAFETY: in bounds, aligned, mapped as long as `self`; both sides access it by atomics, and one that does not only harms
         // what it reads itself.
         unsafe { AtomicU16::from_ptr(at.as_ptr().cast()) }
+    }
+
+    /// Its own among all that are mapped in this process, and small.
+    #[must_use]
+    pub fn number(&self) -> usize {
+        self.guard
+    }
+
+    /// Allocates the pages of a part that are not there yet, so that nobody waits for that later.
+    pub fn populate(&self, part: Range<usize>) -> io::Result<()> {
+        let start = self.at(part.start, part.len());
+        let advice = rustix::mm::Advice::LinuxPopulateWrite;
+        // SAFETY: within the mapping, whose contents it does not change.
+        Ok(unsafe { rustix::mm::madvise(start.as_ptr().cast(), part.len(), advice) }?)
+    }
+
+    /// Whether all pages of a part are there at this moment. It starts on a page.
+    #[must_use]
+    pub fn is_populated(&self, part: Range<usize>) -> bool {
+        let start = self.at(part.start, part.len());
+        let mut pages = vec![0u8; part.len().div_ceil(PAGE)];
+        // SAFETY: within the mapping, and there is a byte for each of its pages.
+        let asked = unsafe { libc::mincore(start.as_ptr().cast(), part.len(), pages.as_mut_ptr()) };
+        asked == 0 && pages.iter().all(|page| page & 1 == 1)
     }
 
     fn atomic_u32(&self, offset: usize) -> &AtomicU32 {

@@ -10,11 +10,13 @@
 
 mod error;
 mod in_flight;
+mod registered;
 mod ring;
 mod sockets;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,7 +35,8 @@ use crate::io::{
     Token, Wait, Wake,
 };
 use crate::shared::SharedMemory;
-use in_flight::{Extra, Registered, Table, Target, WAKE, Whereabouts};
+use in_flight::{Extra, Table, Target, WAKE, Whereabouts};
+use registered::Registered;
 use ring::Ring;
 pub use ring::UringError;
 use sockets::Sockets;
@@ -88,8 +91,8 @@ enum Device {
     Null,
 }
 
-/// Memories of peers that can be registered at once.
-const MEMORIES_MAX: u16 = 256;
+/// Parts of peers' memory that can be registered at once. The kernel has room for 16,384 entries.
+const PARTS_MAX: u16 = 8192;
 /// How long a dropped ring waits for its operations before it leaks them.
 const DRAIN: Duration = Duration::from_secs(5);
 /// The longest single sleep; deadlines beyond it sleep again.
@@ -145,7 +148,7 @@ impl UringIo {
         let mut notes = Vec::new();
         let ring = Ring::new(config.entries, &mut notes)?;
         ring.register_file_table(config.files_max)?;
-        let fixed_buffers = match ring.register_buffers(&config.pools, MEMORIES_MAX) {
+        let fixed_buffers = match ring.register_buffers(&config.pools, PARTS_MAX) {
             Ok(()) => config.pools.len() as u16,
             Err(error) => {
                 notes.push(no_fixed_buffers(&config.pools, &error));
@@ -182,7 +185,11 @@ impl UringIo {
             hurried: false,
             pool: config.pools[config.own_pool],
             fixed_buffers,
-            registered: Registered::new(),
+            registered: Registered::new(if fixed_buffers > 0 {
+                fixed_buffers..fixed_buffers + PARTS_MAX
+            } else {
+                0..0
+            }),
             files_max: config.files_max,
             notes,
             enabled: false,
@@ -662,26 +669,19 @@ impl Io for UringIo {
         }
     }
 
-    fn register_memory(&mut self, memory: &Arc<SharedMemory>) -> Result<(), IoError> {
-        let used = |index: u16| self.registered.iter().any(|&(_, other)| other == index);
-        let free = (self.fixed_buffers..self.fixed_buffers + MEMORIES_MAX).find(|&index| !used(index));
-        let (true, Some(index)) = (self.fixed_buffers > 0, free) else {
-            return Err(IoError { kind: ErrorKind::Other, errno: libc::ENOSPC });
-        };
-        match self.ring.register_memory(index, memory) {
-            Ok(()) => {
-                self.registered.push((Arc::clone(memory), index));
-                Ok(())
-            }
-            Err(failure) => {
-                Err(IoError { kind: ErrorKind::Other, errno: failure.raw_os_error().unwrap_or(libc::EINVAL) })
-            }
-        }
+    fn register_memory(&mut self, memory: &Arc<SharedMemory>, part: Range<usize>) -> Result<(), IoError> {
+        assert!(part.start < part.end && part.end <= memory.len(), "{part:?} of {} bytes", memory.len());
+        let refused = |errno| IoError { kind: ErrorKind::Other, errno };
+        let index = self.registered.free_entry().ok_or(refused(libc::ENOSPC))?;
+        self.ring
+            .register_memory(index, memory, &part)
+            .map_err(|failure| refused(failure.raw_os_error().unwrap_or(libc::EINVAL)))?;
+        self.registered.insert(memory, part);
+        Ok(())
     }
 
     fn release_memory(&mut self, memory: &Arc<SharedMemory>) {
-        if let Some(at) = self.registered.iter().position(|(known, _)| Arc::ptr_eq(known, memory)) {
-            let (_, index) = self.registered.swap_remove(at);
+        for index in self.registered.remove(memory) {
             self.ring.release_memory(index);
         }
     }

@@ -5,6 +5,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
+use ringway_reactor::socket_path::SocketPath;
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
@@ -42,8 +43,8 @@ impl Line {
 
     /// Connects to the target.
     pub fn connect(path: &Path) -> io::Result<Line> {
-        let socket = socket()?;
-        rustix::net::connect(&socket, &address(path)?)?;
+        let (socket, path) = (socket()?, SocketPath::of(path)?);
+        rustix::net::connect(&socket, &SocketAddrUnix::new(path.as_path())?)?;
         Ok(Line(socket))
     }
 
@@ -123,14 +124,4 @@ impl AsFd for Line {
 fn socket() -> io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC;
     Ok(rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?)
-}
-
-fn address(path: &Path) -> io::Result<SocketAddrUnix> {
-    SocketAddrUnix::new(path).map_err(|errno| match errno {
-        Errno::NAMETOOLONG => io::Error::new(
-            io::ErrorKind::InvalidInput,
-            format!("{} is too long for a socket's name (107 bytes): choose a shorter runtime folder", path.display()),
-        ),
-        errno => errno.into(),
-    })
 }

@@ -47,7 +47,7 @@ struct HelloFixed {
     host_id: [u8; 16],
     volume_len: U16,
     host_nqn_len: U16,
-    reserved: U32,
+    polling: U32,
 }
 
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -84,6 +84,27 @@ pub struct Hello {
     pub host_nqn: String,
     /// Which volume.
     pub volume: String,
+    /// How the target looks for its commands.
+    pub polling: Polling,
+}
+
+/// How a target looks for a client's commands. The numbers are part of the protocol.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Polling {
+    /// It polls while there is work and for a moment after, then sleeps until the client rings.
+    #[default]
+    Adaptive = 0,
+    /// It sleeps whenever there is nothing to do, and is rung for each batch: the least CPU time, the longest way.
+    Interrupt = 1,
+    /// It polls for as long as the client is attached: the shortest way, for a whole core.
+    Busy = 2,
+}
+
+impl Polling {
+    fn of(word: u32) -> Option<Polling> {
+        [Polling::Adaptive, Polling::Interrupt, Polling::Busy].into_iter().find(|&polling| polling as u32 == word)
+    }
 }
 
 /// A volume, as a client needs to know it.
@@ -184,7 +205,10 @@ pub enum MessageError {
         /// At most.
         max: usize,
     },
-    /// A reserved field.
+    /// A way to poll that does not exist.
+    #[error("polling {0} is not known: 0 is adaptive, 1 interrupt, 2 busy")]
+    Polling(u32),
+    /// A host that is nobody.
     #[error("the host identifier is all zeros: a host says who it is")]
     NoHostId,
 }
@@ -212,7 +236,10 @@ impl Hello {
         }
         let (volume, rest) = text(rest, "volume's name", usize::from(hello.volume_len.get()), VOLUME_NAME_MAX)?;
         let (host_nqn, _) = text(rest, "host's NQN", usize::from(hello.host_nqn_len.get()), HOST_NQN_MAX)?;
+        let polling = hello.polling.get();
+        let polling = Polling::of(polling).ok_or(MessageError::Polling(polling))?;
         Ok(Hello {
+            polling,
             generation: hello.generation.get(),
             layout,
             host_id: hello.host_id,
@@ -298,7 +325,7 @@ impl Message {
                     host_id: hello.host_id,
                     volume_len: (hello.volume.len() as u16).into(),
                     host_nqn_len: (hello.host_nqn.len() as u16).into(),
-                    reserved: U32::ZERO,
+                    polling: (hello.polling as u32).into(),
                 };
                 [head.as_bytes(), hello.volume.as_bytes(), hello.host_nqn.as_bytes()].concat()
             }
@@ -318,6 +345,7 @@ mod tests {
 
     fn hello() -> Hello {
         Hello {
+            polling: Polling::Busy,
             generation: 3,
             layout: Layout::new(4, 128, 64 << 20).unwrap(),
             host_id: [7; 16],
@@ -369,6 +397,9 @@ mod tests {
             let error = Message::parse(&bytes).unwrap_err().to_string();
             assert!(error.contains(text), "{error}");
         }
+        let mut bytes = good.clone();
+        bytes[52] = 3;
+        assert!(Message::parse(&bytes).unwrap_err().to_string().contains("polling 3"));
         let mut bytes = good;
         bytes[32..48].fill(0);
         assert_eq!(Message::parse(&bytes), Err(MessageError::NoHostId));

@@ -15,10 +15,13 @@ const COUNT_NS: u64 = 100_000_000;
 impl<L: RecordLog> Node<L> {
     /// Copies the counters now and then.
     pub(super) fn count<I: Io>(&mut self, io: &I, now: Instant) {
-        if !self.uncounted || now < self.next_count {
+        // A reactor that never sleeps counts its turns all the time.
+        let counts = self.uncounted || self.interests.never_sleeps(self.index);
+        if !counts || now < self.next_count {
             return;
         }
-        self.uncounted = false;
+        // Registering goes on from turn to turn, without a completion.
+        self.uncounted = self.transports.is_registering();
         self.next_count = now.plus_ns(COUNT_NS);
         self.count_shards();
         self.count_reactor(io);
@@ -46,16 +49,20 @@ impl<L: RecordLog> Node<L> {
         catch_up(&metrics.messages_sent, self.messages_sent);
         let (tcp, shm) = (self.transports.tcp.stats(), self.transports.shm.stats());
         let vhost = self.transports.vhost.stats();
-        catch_up(&metrics.connections_accepted, tcp.accepted + shm.accepted);
-        catch_up(&metrics.protocol_errors, tcp.terminated + shm.terminated);
+        catch_up(&metrics.commands_malformed, vhost.malformed);
+        catch_up(&metrics.waits_for_buffer, tcp.waited_for_buffer + shm.waited_for_buffer + vhost.waited_for_buffer);
+        catch_up(&metrics.connections_accepted, tcp.accepted + shm.accepted + vhost.started);
+        catch_up(&metrics.protocol_errors, tcp.terminated + shm.terminated + vhost.broken);
         catch_up(&metrics.bytes_copied, tcp.bytes_copied + shm.bytes_copied + vhost.bytes_copied);
+        let (rings, guests) = (self.transports.shm.registered_bytes(), self.transports.vhost.registered_bytes());
+        metrics.registered_bytes.set(rings + guests);
         metrics.buffers_in_use.set(io.buffers().in_use() as u64);
         metrics.device_in_flight.set(io.in_flight() as u64);
     }
 
     fn count_connections(&mut self) {
         let (before, reactor) = (std::mem::take(&mut self.connections), self.index as u16);
-        for seen in self.transports.tcp.seen() {
+        for seen in self.transports.seen() {
             let number = u64::from(reactor) << 48 | seen.number;
             let known = before.get(&number).filter(|metrics| metrics.label.subsystem == seen.subsystem);
             let metrics = known.map_or_else(
@@ -80,7 +87,7 @@ impl<L: RecordLog> Node<L> {
         for number in before.keys().filter(|number| !self.connections.contains_key(number)) {
             self.metrics.forget_connection(*number);
         }
-        self.interests.set_sockets(self.index, self.connections.len());
+        self.interests.set_sockets(self.index, self.transports.tcp.connections());
     }
 }
 

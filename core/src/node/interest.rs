@@ -80,9 +80,14 @@ impl Interests {
         self.adaptive.load(Ordering::Relaxed) > 0 || self.busy.iter().any(|count| count.load(Ordering::Relaxed) > 0)
     }
 
+    /// Whether `reactor` has a busy client.
+    pub(super) fn never_sleeps(&self, reactor: usize) -> bool {
+        self.busy[reactor].load(Ordering::Relaxed) > 0
+    }
+
     /// How `reactor` goes on, if it last heard of an adaptive client at `heard`.
     pub(super) fn eagerness(&self, reactor: usize, now: Instant, heard: Instant) -> Eagerness {
-        if self.busy[reactor].load(Ordering::Relaxed) > 0 {
+        if self.never_sleeps(reactor) {
             Eagerness::Always
         } else if self.interrupt.load(Ordering::Relaxed) == 0 || now.since_ns(heard) < RECENT_NS {
             Eagerness::Adaptive

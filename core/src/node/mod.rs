@@ -265,7 +265,10 @@ impl<I: Io, L: RecordLog> Application<I, Message> for Node<L> {
                 self.barrier_answered(io, Waiter { shard, ticket }, result);
             }
             Message::Adopt(adopted) => self.transports.tcp.adopt(io, adopted, &mut self.transport_events),
-            Message::Shm(mail) => self.transports.shm.on_mail(io, mail, &mut self.transport_events),
+            Message::Shm(mail) => {
+                self.uncounted = true;
+                self.transports.shm.on_mail(io, mail, &mut self.transport_events);
+            }
             Message::Publish { directory, seq } => self.publish(io, directory, seq),
             Message::Fence { association, origin } => self.fence(io, association, origin),
             Message::FencePassed { association, origin } => self.fence_passed(association, origin),
@@ -294,8 +297,14 @@ impl<I: Io, L: RecordLog> Application<I, Message> for Node<L> {
 
     fn on_control(&mut self, io: &mut I, message: Message) {
         match message {
-            Message::Shm(mail) => self.transports.shm.on_mail(io, mail, &mut self.transport_events),
-            Message::Vhost(mail) => self.transports.vhost.on_mail(io, mail),
+            Message::Shm(mail) => {
+                self.uncounted = true;
+                self.transports.shm.on_mail(io, mail, &mut self.transport_events);
+            }
+            Message::Vhost(mail) => {
+                self.uncounted = true;
+                self.transports.vhost.on_mail(io, mail);
+            }
             message => {
                 let owner = self.owner.as_mut().expect("control threads talk to reactor 0");
                 owner.on_message(message);

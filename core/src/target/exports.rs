@@ -17,7 +17,7 @@ use super::config::TargetConfig;
 use super::running::Port;
 use super::unix::{Bound, Remote, SocketAccess, SocketNumber, SocketType, bind, make_folder};
 use crate::control::{ControlAnswer, ControlCall, ControlError, ControlErrorKind, ControlPort, ControlRequest, Reply};
-use crate::export::{Export, ExportAdd, ExportInfo, ExportKind, ExportRecord};
+use crate::export::{Export, ExportAdd, ExportInfo, ExportKind, ExportRecord, check_socket_path};
 use crate::ids::ExportId;
 
 /// The transport of one kind of export. Its functions are called on the thread that accepts and on reactor 0, and do not wait.
@@ -156,6 +156,7 @@ impl Shared {
     }
 
     fn bind(&self, path: &Path, kind: ExportKind) -> Result<Bound, ControlError> {
+        check_socket_path(path)?;
         let folder = self.runtime.join(kind.folder());
         if path.starts_with(&folder) {
             make_folder(&folder)?;

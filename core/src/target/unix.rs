@@ -18,6 +18,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
 
 use ringway_reactor::event::EventFd;
+use ringway_reactor::socket_path::SocketPath;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
@@ -25,7 +26,6 @@ pub use rustix::net::SocketType;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, accept_with, connect, listen, socket_with};
 
 use crate::control::{ControlError, ControlErrorKind};
-use crate::export::check_socket_path;
 
 /// Connections that wait to be accepted; more are refused by the kernel, and tried again by their clients.
 const BACKLOG: i32 = 128;
@@ -81,21 +81,17 @@ impl Drop for Bound {
 
 /// Makes a listening socket at `path`, which must be free or left behind by a process that is gone.
 pub fn bind(path: &Path, kind: SocketType, access: SocketAccess) -> Result<Bound, ControlError> {
-    check_socket_path(path)?;
     make_room(path, kind)?;
     let failed = |doing: &str, error: io::Error| refused(path, doing, &error);
-    // In the same folder, so that a rename brings it to its place. Short, since the folder's path may leave no room.
+    // In the same folder, so that a rename brings it to its place.
     static NUMBER: AtomicU64 = AtomicU64::new(0);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let folder = path.parent().unwrap_or(Path::new("/"));
-    let folder_fd = rustix::fs::open(folder, folder_flags(), rustix::fs::Mode::empty())
-        .map_err(|errno| failed("open the folder of", errno.into()))?;
-    // By way of the descriptor the length of the folder's own path does not count.
     let fresh = folder.join(format!(".ringway-{}-{number}", std::process::id()));
-    let fresh_by_fd = format!("/proc/self/fd/{}/{}", raw(&folder_fd), file_name_of(&fresh));
+    let short = SocketPath::of(&fresh).map_err(|error| failed("open the folder of", error))?;
     let socket = socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)
         .map_err(|errno| failed("make", errno.into()))?;
-    let address = SocketAddrUnix::new(fresh_by_fd.as_str()).map_err(|errno| failed("name", errno.into()))?;
+    let address = SocketAddrUnix::new(short.as_path()).map_err(|errno| failed("name", errno.into()))?;
     rustix::net::bind(&socket, &address).map_err(|errno| failed("bind", errno.into()))?;
     match finish(&socket, &fresh, path, access) {
         Ok(file) => Ok(Bound { listener: socket, path: path.to_owned(), file }),
@@ -105,18 +101,6 @@ pub fn bind(path: &Path, kind: SocketType, access: SocketAccess) -> Result<Bound
             Err(failed(doing, error))
         }
     }
-}
-
-fn folder_flags() -> rustix::fs::OFlags {
-    rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC
-}
-
-fn raw(fd: &OwnedFd) -> i32 {
-    std::os::fd::AsRawFd::as_raw_fd(fd)
-}
-
-fn file_name_of(path: &Path) -> String {
-    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
 /// Permissions, then ears, then its name: whoever finds it is let in or not as asked, and is heard.
@@ -181,7 +165,7 @@ fn what_it_is(found: &Metadata) -> &'static str {
 
 fn somebody_listens(path: &Path, kind: SocketType) -> io::Result<bool> {
     let socket = socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
-    match connect(&socket, &SocketAddrUnix::new(path)?) {
+    match connect(&socket, &SocketAddrUnix::new(SocketPath::of(path)?.as_path())?) {
         // A full backlog is somebody's; a socket of another type has an owner too.
         Ok(()) | Err(Errno::AGAIN | Errno::PROTOTYPE) => Ok(true),
         Err(Errno::CONNREFUSED | Errno::NOENT) => Ok(false),
@@ -372,7 +356,6 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::export::SOCKET_PATH_MAX;
 
     fn stream(path: &Path) -> Result<Bound, ControlError> {
         bind(path, SocketType::STREAM, SocketAccess::default())
@@ -456,19 +439,18 @@ mod tests {
         assert!(path.exists());
     }
 
+    fn dir_of(len: usize) -> tempfile::TempDir {
+        tempfile::Builder::new().prefix(&"d".repeat(len)).tempdir().unwrap()
+    }
+
     #[test]
-    fn a_path_that_no_client_could_name_or_that_leads_nowhere_is_refused() {
-        let long = PathBuf::from(format!("/tmp/{}", "x".repeat(103)));
-        assert!(stream(&long).unwrap_err().message.contains("at most 107"));
+    fn a_path_that_leads_nowhere_is_refused_and_one_that_is_long_is_not() {
         let error = stream(Path::new("/no/such/folder/s")).unwrap_err();
         assert!(error.kind == ControlErrorKind::NotFound && error.message.contains("/no/such/folder/s"), "{error}");
-        // Up to the longest, in a folder that leaves no room for another name.
-        let dir = tempfile::tempdir().unwrap();
-        let folder = dir.path().join("f".repeat(104 - dir.path().as_os_str().len()));
-        fs::create_dir(&folder).unwrap();
-        let path = folder.join("s");
-        assert_eq!(path.as_os_str().len(), SOCKET_PATH_MAX);
+        let folder = dir_of(150);
+        let path = folder.path().join("s");
         let _bound = stream(&path).unwrap();
-        UnixStream::connect(&path).unwrap();
+        assert!(stream(&path).unwrap_err().message.contains("somebody listens"));
+        UnixStream::connect(SocketPath::of(&path).unwrap().as_path()).unwrap();
     }
 }

@@ -4,22 +4,67 @@
 //! of the node goes to all kinds, or to the one that it concerns. Sockets deliver by completions; rings are polled, in
 //! [`Transports::pull`], which a turn calls before it reads the epoch word.
 
+mod pins;
 pub mod shm;
 pub mod tcp;
 pub mod vhost;
 
+use std::fmt;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use ringway_reactor::io::{Completion, Instant, Io};
 
 pub use shm::{ShmConfig, ShmTransport};
-pub use tcp::{Adopted, ConnectionSeen, TcpTransport, TransportConfig, TransportEvent, TransportStats};
+pub use tcp::{Adopted, TcpTransport, TransportConfig, TransportEvent, TransportStats};
 pub use vhost::{VhostServer, VhostShared, VhostTransport};
 
 use crate::directory::Directory;
 use crate::ids::{AssociationId, RequestId};
 use crate::request::{Done, Request};
 use crate::tokens;
+
+/// Who is at the other end of a connection.
+#[derive(Clone, Copy, Debug)]
+pub enum Peer<'a> {
+    /// A host, by its address.
+    Socket(SocketAddr),
+    /// A process of this machine.
+    Process(Option<i32>),
+    /// A virtual machine, by the socket that its disk is attached to.
+    Disk(&'a str),
+}
+
+impl fmt::Display for Peer<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Peer::Socket(addr) => addr.fmt(f),
+            Peer::Process(Some(pid)) => write!(f, "shm:{pid}"),
+            Peer::Process(None) => f.write_str("shm:"),
+            Peer::Disk(socket) => write!(f, "vhost-user:{socket}"),
+        }
+    }
+}
+
+/// One connection, or one queue in shared memory, as it is shown.
+#[derive(Clone, Copy, Debug)]
+pub struct ConnectionSeen<'a> {
+    /// Never used again on this reactor.
+    pub number: u64,
+    /// The other end.
+    pub peer: Peer<'a>,
+    /// 0 is the admin queue, or a connection without a queue.
+    pub queue: u16,
+    /// Empty before Connect.
+    pub subsystem: &'a str,
+    /// Commands taken.
+    pub commands: u64,
+    /// Bytes in and out: of everything on a socket, of data in shared memory.
+    pub bytes_received: u64,
+    pub bytes_sent: u64,
+    /// Commands that are not yet answered.
+    pub in_flight: u64,
+}
 
 /// The transports of one reactor.
 pub struct Transports {
@@ -101,6 +146,11 @@ impl Transports {
         self.vhost.kill_association(association);
     }
 
+    /// What there is to know of each connection and queue.
+    pub fn seen(&self) -> impl Iterator<Item = ConnectionSeen<'_>> {
+        self.tcp.seen().chain(self.shm.seen()).chain(self.vhost.seen())
+    }
+
     /// What waits for buffers, fences or deadlines.
     pub fn tick<I: Io>(&mut self, io: &mut I, out: &mut Vec<TransportEvent>) {
         self.tcp.tick(io, out);
@@ -118,6 +168,12 @@ impl Transports {
     #[must_use]
     pub fn next_deadline(&self) -> Instant {
         self.tcp.next_deadline().min(self.shm.next_deadline()).min(self.vhost.next_deadline())
+    }
+
+    /// Whether memory of clients is being registered.
+    #[must_use]
+    pub fn is_registering(&self) -> bool {
+        self.shm.is_registering() || self.vhost.is_registering()
     }
 
     /// Whether there is something to do at once.

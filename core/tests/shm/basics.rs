@@ -3,8 +3,9 @@
 use std::time::{Duration, Instant};
 
 use ringway_core::control::ControlRequest;
+use ringway_core::metrics::{ConnectionMetrics, ReactorMetrics};
 use ringway_core::target::PoolSpec;
-use ringway_shm_ring::client::{Client, ConnectError, ConnectOptions, Queue, Reject};
+use ringway_shm_ring::client::{Client, ConnectError, ConnectOptions, Polling, Queue, Reject};
 use ringway_shm_ring::message::Reason;
 
 use crate::rig::{MIB, call, config, connect, create, options, pattern, serve, stop, volume};
@@ -251,5 +252,62 @@ fn a_compare_and_write_writes_where_it_finds_what_was_expected_and_no_two_do_so_
     // Two blocks are more than are compared and written at once (ACWU is 0).
     let both = client.alloc(2048).unwrap();
     assert_eq!(queue.compare_and_write(0, both, false, 0).unwrap_err().why, Reject::TooLong);
+    stop(target);
+}
+
+#[test]
+fn each_queue_is_shown_with_its_client_its_commands_and_its_bytes_while_it_is_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = serve(config(PoolSpec::Memory(256 * MIB), dir.path()));
+    create(&target, volume("vm1", 64 * MIB));
+    let client = Client::connect(ConnectOptions { queues: 2, ..options(dir.path(), "vm1", 1) }).unwrap();
+    let (mut first, mut second) = (client.take_queue().unwrap(), client.take_queue().unwrap());
+    first.write_at(0, &[1; 12288], false).unwrap();
+    first.flush_now().unwrap();
+    second.read_at(0, &mut [0; 8192]).unwrap();
+    let shown = || {
+        let mut shown: Vec<_> = target.metrics().connections();
+        shown.sort_by_key(|one| one.label.queue);
+        let counts = |one: &ConnectionMetrics| (one.commands.get(), one.bytes_received.get(), one.bytes_sent.get());
+        shown.iter().map(|one| (one.label.clone(), counts(one), one.in_flight.get())).collect::<Vec<_>>()
+    };
+    let started = Instant::now();
+    while shown().iter().map(|one| one.1).collect::<Vec<_>>() != [(2, 12288, 0), (1, 0, 8192)] {
+        assert!(started.elapsed() < Duration::from_secs(10), "{:?}", shown());
+    }
+    for (nth, (label, _, in_flight)) in shown().iter().enumerate() {
+        assert_eq!((label.peer.clone(), in_flight), (format!("shm:{}", std::process::id()), &0));
+        assert_eq!((label.subsystem.as_str(), label.queue), ("nqn.2026-11.io.ringway:vm1", nth as u16));
+    }
+    drop((first, second, client));
+    while !shown().is_empty() {
+        assert!(started.elapsed() < Duration::from_secs(20), "{:?}", shown());
+    }
+    stop(target);
+}
+
+#[test]
+fn a_client_that_rests_lets_its_reactors_sleep_unless_it_wants_them_to_poll() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = serve(config(PoolSpec::Null(256 * MIB), dir.path()));
+    create(&target, volume("vm1", 64 * MIB));
+    for polling in [Polling::Interrupt, Polling::Adaptive, Polling::Busy] {
+        let client = Client::connect(ConnectOptions { polling, ..options(dir.path(), "vm1", 1) }).unwrap();
+        let mut queue = client.take_queue().unwrap();
+        // It is heard all the same, after rests that are longer than anybody polls and after shorter ones.
+        for round in 0..50u64 {
+            std::thread::sleep(Duration::from_micros(round % 5 * 100));
+            queue.read_at(round * 4096, &mut [0; 4096]).unwrap();
+        }
+        let turns = || -> u64 {
+            let of = |reactor: &ReactorMetrics| reactor.polls_empty.get() + reactor.polls_busy.get();
+            target.metrics().reactors.iter().map(of).sum()
+        };
+        std::thread::sleep(Duration::from_millis(300));
+        let before = turns();
+        std::thread::sleep(Duration::from_secs(1));
+        let (turned, polls) = (turns() - before, polling == Polling::Busy);
+        assert!(if polls { turned > 10_000 } else { turned < 500 }, "{polling:?}: {turned} turns in a second");
+    }
     stop(target);
 }

@@ -5,5 +5,4 @@ mod basics;
 mod copies;
 mod hostile;
 mod peer;
-mod restart;
 mod rig;

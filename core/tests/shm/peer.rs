@@ -1,4 +1,4 @@
-//! Another process: a client that keeps no rule, or a target that is to be killed. It is this test binary, started again with
+//! Another process: a client that keeps no rule. It is this test binary, started again with
 //! [`PART`] saying what to be.
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -15,10 +15,10 @@ use ringway_reactor::shared::SharedMemory;
 use ringway_shm_ring::client::Command;
 use ringway_shm_ring::layout::Layout;
 use ringway_shm_ring::line::{Line, Received};
-use ringway_shm_ring::message::{Hello, Message, Reason};
+use ringway_shm_ring::message::{Hello, Message, Polling, Reason};
 use ringway_shm_ring::ring::ClientQueue;
 
-use crate::rig::{MIB, config, serve};
+use crate::rig::MIB;
 
 /// What the other process is to be, and the folder of the target.
 const PART: &str = "RINGWAY_TEST_SHM_PART";
@@ -30,11 +30,6 @@ impl Other {
     /// Whether it ended well.
     pub(crate) fn wait(&mut self) -> bool {
         self.0.wait().unwrap().success()
-    }
-
-    pub(crate) fn kill(&mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
     }
 }
 
@@ -63,12 +58,6 @@ fn plays_the_part_that_another_test_gave_it() {
     let (part, folder) = given.split_once(' ').unwrap();
     let folder = PathBuf::from(folder);
     match part {
-        "target" => {
-            let pool = ringway_core::target::PoolSpec::Path(folder.join("pool"));
-            let target = serve(config(pool, &folder));
-            // Until it is killed.
-            target.join().unwrap();
-        }
         "scribbler" => scribble(&folder),
         "dier" => die(&folder),
         other => panic!("no part {other}"),
@@ -86,7 +75,8 @@ pub(crate) struct Peer {
 
 pub(crate) fn hello(layout: Layout, volume: &str) -> Hello {
     let host_nqn = "nqn.2014-08.org.nvmexpress:uuid:evil".to_owned();
-    Hello { generation: 5, layout, host_id: [66; 16], host_nqn, volume: volume.to_owned() }
+    let (volume, polling) = (volume.to_owned(), Polling::Adaptive);
+    Hello { generation: 5, layout, host_id: [66; 16], host_nqn, volume, polling }
 }
 
 /// Sends Hello with whatever descriptors, and waits for the answer.

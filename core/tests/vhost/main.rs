@@ -412,6 +412,50 @@ fn every_polling_policy_hears_every_kick() {
 }
 
 #[test]
+fn a_disk_that_rests_lets_its_reactors_sleep_unless_its_export_wants_them_to_poll() {
+    let rig = Rig::of(PoolSpec::Null(1 << 30));
+    rig.volume("v", 32 * MIB);
+    for (nth, polling) in [Polling::Interrupt, Polling::Adaptive, Polling::Busy].into_iter().enumerate() {
+        let export = rig.export("v", |add| {
+            add.polling = polling;
+            add.socket = Some(rig.dir.path().join(format!("{nth}.sock")).display().to_string());
+        });
+        let mut vm = Vm::new(&export.socket, Wish::default());
+        assert_eq!(vm.request(0, READ, 0, &[back(DATA, 4096)]), OK);
+        let turns = || -> u64 {
+            let metrics = rig.metrics();
+            metrics.reactors.iter().map(|reactor| reactor.polls_empty.get() + reactor.polls_busy.get()).sum()
+        };
+        std::thread::sleep(Duration::from_millis(300));
+        let before = turns();
+        std::thread::sleep(Duration::from_secs(1));
+        let (turned, polls) = (turns() - before, polling == Polling::Busy);
+        assert!(if polls { turned > 10_000 } else { turned < 500 }, "{polling:?}: {turned} turns in a second");
+        assert_eq!(vm.request(0, READ, 0, &[back(DATA, 4096)]), OK);
+    }
+}
+
+#[test]
+fn each_ring_is_shown_with_its_disk_its_requests_and_its_bytes() {
+    let rig = Rig::new();
+    rig.volume("v", 32 * MIB);
+    let export = rig.export("v", |_| {});
+    let mut vm = Vm::new(&export.socket, Wish::default());
+    assert_eq!(vm.write(0, 0, &[1; 8192]), OK);
+    assert_eq!(vm.read(0, 0, 4096), [1; 4096]);
+    let started = std::time::Instant::now();
+    loop {
+        assert!(started.elapsed() < Duration::from_secs(10), "{:?}", rig.metrics().connections());
+        let shown = rig.metrics().connections();
+        let Some(ring) = shown.iter().find(|ring| ring.commands.get() == 2) else { continue };
+        assert_eq!(ring.label.peer, format!("vhost-user:{}", export.socket.display()));
+        assert_eq!((ring.label.subsystem.as_str(), ring.label.queue), ("nqn.2026-11.io.ringway:v", 0));
+        assert_eq!((ring.bytes_received.get(), ring.bytes_sent.get(), ring.in_flight.get()), (8192, 4096, 0));
+        break;
+    }
+}
+
+#[test]
 fn pinned_memory_serves_as_well() {
     let rig = Rig::new();
     rig.volume("v", 32 * MIB);

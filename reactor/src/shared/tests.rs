@@ -103,3 +103,13 @@ fn a_request_keeps_its_memory_mapped_after_the_peer_took_the_table_back() {
     drop(tail);
     assert!(weak.upgrade().is_none());
 }
+
+#[test]
+fn pages_are_there_once_they_were_asked_for_or_written() {
+    let (_fd, memory) = SharedMemory::create("peer", 64 * PAGE).unwrap();
+    assert!(!memory.is_populated(0..PAGE) && !memory.is_populated(0..64 * PAGE));
+    memory.populate(PAGE..9 * PAGE).unwrap();
+    assert!(memory.is_populated(PAGE..9 * PAGE) && !memory.is_populated(PAGE..10 * PAGE));
+    memory.write(9 * PAGE, &[1]);
+    assert!(memory.is_populated(PAGE..10 * PAGE) && !memory.is_populated(0..PAGE));
+}

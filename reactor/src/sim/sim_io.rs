@@ -216,7 +216,7 @@ impl Io for SimIo {
         });
     }
 
-    fn register_memory(&mut self, _: &Arc<SharedMemory>) -> Result<(), IoError> {
+    fn register_memory(&mut self, _: &Arc<SharedMemory>, _: std::ops::Range<usize>) -> Result<(), IoError> {
         Ok(())
     }
 

@@ -12,10 +12,10 @@ use io_uring::types::{Fd, Fixed, FsyncFlags};
 use io_uring::{opcode, squeue};
 use slab::Slab;
 
+use super::registered::Registered;
 use crate::data::{Data, Piece};
 use crate::event::EventFd;
 use crate::io::{Op, Token};
-use crate::shared::SharedMemory;
 
 /// Where an operation is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,9 +92,6 @@ pub(super) struct Target {
     /// Pools below this index are registered buffers.
     pub(super) fixed_buffers: u16,
 }
-
-/// Memory of peers that is registered with the ring: each with its place in the table of buffers.
-pub(super) type Registered = Vec<(Arc<SharedMemory>, u16)>;
 
 impl Table {
     pub(super) fn with_capacity(entries: usize) -> Self {
@@ -281,8 +278,9 @@ fn rest(data: &mut Data, done: usize, target: Target, registered: &Registered, e
         Data::Shared(shared) => match shared.single(done) {
             Some((area, start, len)) => {
                 let memory = &shared.table().areas()[usize::from(area)];
-                match registered.iter().find(|(known, _)| Arc::ptr_eq(known, memory)) {
-                    Some(&(_, index)) => Rest::Fixed(start, len, index),
+                let at = start.addr() - memory.as_ptr().addr();
+                match registered.find(memory, at, len as usize) {
+                    Some(index) => Rest::Fixed(start, len, index),
                     None => Rest::Plain(start, len),
                 }
             }

@@ -5,8 +5,8 @@
 //! completion was reaped. Dropping the table waits for that, or leaks it.
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::RawFd;
-use std::sync::Arc;
 use std::thread::ThreadId;
 
 use io_uring::types::{SubmitArgs, Timespec};
@@ -192,11 +192,12 @@ impl Ring {
         }
     }
 
-    /// A peer's memory as buffer `index`.
-    pub(super) fn register_memory(&self, index: u16, memory: &Arc<SharedMemory>) -> io::Result<()> {
-        let whole = libc::iovec { iov_base: memory.as_ptr().cast(), iov_len: memory.len() };
+    /// A part of a peer's memory as buffer `index`.
+    pub(super) fn register_memory(&self, index: u16, memory: &SharedMemory, part: &Range<usize>) -> io::Result<()> {
+        let start = memory.as_ptr().wrapping_add(part.start).cast();
+        let part = libc::iovec { iov_base: start, iov_len: part.len() };
         // SAFETY: the caller keeps the mapping until `release_memory`.
-        unsafe { self.ring.submitter().register_buffers_update(u32::from(index), &[whole], None) }
+        unsafe { self.ring.submitter().register_buffers_update(u32::from(index), &[part], None) }
     }
 
     /// Buffer `index` is empty again; the kernel lets go of its pages when the last operation on them has ended.

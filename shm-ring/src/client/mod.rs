@@ -37,7 +37,7 @@ pub use session::ConnectError;
 pub use status::Status;
 
 pub use crate::command::Command;
-pub use crate::message::VolumeInfo;
+pub use crate::message::{Polling, VolumeInfo};
 use session::Shared;
 
 /// What a client is connected with.
@@ -55,8 +55,14 @@ pub struct ConnectOptions {
     pub depth: u16,
     /// Bytes of the data area, from which [`Client::alloc`] takes.
     pub data_bytes: u64,
-    /// How long to wait to be let in, and each time that the target is gone, for it to come back.
+    /// How long to wait, each time that the target is gone, for it to come back; and to be let in at first, where that is longer
+    /// than the ten seconds that a target may take.
     pub patience: Duration,
+    /// How the target looks for this client's commands.
+    pub polling: Polling,
+    /// Allocate the whole data area at once, some 0.1 s a 100 MiB, and not as it is used. The target registers with its rings what
+    /// is there when the client attaches.
+    pub populate: bool,
 }
 
 impl ConnectOptions {
@@ -71,6 +77,8 @@ impl ConnectOptions {
             depth: 128,
             data_bytes: 64 << 20,
             patience: Duration::from_secs(60),
+            polling: Polling::default(),
+            populate: true,
         }
     }
 }

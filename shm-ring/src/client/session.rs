@@ -138,8 +138,15 @@ impl Shared {
             }
         }
         let (memfd, memory) = SharedMemory::create("ringway-shm", layout.total_bytes() as usize)?;
+        if options.populate {
+            let area = layout.data_offset() as usize..layout.total_bytes() as usize;
+            if let Err(error) = memory.populate(area) {
+                // Before Linux 5.14, or short of memory: then page by page, as it is used.
+                tracing::debug!(%error, "the data area is not allocated at once");
+            }
+        }
         let arena = Mutex::new(Arena::new(layout.data_bytes()));
-        let (session, info) = attach(&options, layout, &memfd, &memory, 1, options.patience)?;
+        let (session, info) = attach(&options, layout, &memfd, &memory, 1, options.patience.max(ANSWER_WITHIN))?;
         let inner = Inner { state: State::Up, session, info, last_generation: 1 };
         Ok(Arc::new(Shared {
             options,
@@ -266,6 +273,7 @@ fn attach(
         host_id: options.host.id,
         host_nqn: options.host.nqn.clone(),
         volume: options.volume.clone(),
+        polling: options.polling,
     };
     line.send(&Message::Hello(hello), &[memfd.as_fd()]).map_err(unreachable)?;
     let answer = |what: String| ConnectError::Answer { path: path(), what };

@@ -12,6 +12,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use ringway_core::control::{ControlErrorKind, PoolGrow, PoolGrown, PoolInfo, TargetInfo, VolumeCreate, VolumeInfo};
 use ringway_core::export::{ExportAdd, ExportInfo};
 use ringway_core::ids::ExportId;
+use ringway_reactor::socket_path::SocketPath;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
@@ -118,7 +119,9 @@ impl Client {
             .build()
             .map_err(|error| Failure::internal(format!("cannot start the client: {error}")))?;
         runtime.block_on(async {
-            let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.unreachable(&error))?;
+            let unreachable = |error| self.unreachable(&error);
+            let path = SocketPath::of(&self.socket).map_err(unreachable)?;
+            let stream = UnixStream::connect(path.as_path()).await.map_err(unreachable)?;
             let lost = |error| {
                 Failure::new(
                     ControlErrorKind::Unavailable,

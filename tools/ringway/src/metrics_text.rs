@@ -209,6 +209,24 @@ impl Snapshot {
             "Connections ended because the peer broke the protocol",
             &of(|r| r.protocol_errors.get()),
         )?;
+        counters(
+            encoder,
+            "reactor_malformed_commands",
+            "Requests of virtual machines that were none",
+            &of(|r| r.commands_malformed.get()),
+        )?;
+        counters(
+            encoder,
+            "reactor_waits_for_buffer",
+            "Commands that had to wait for a buffer",
+            &of(|r| r.waits_for_buffer.get()),
+        )?;
+        gauges(
+            encoder,
+            "reactor_registered_bytes",
+            "Bytes of clients' memory registered with its ring",
+            &of(|r| r.registered_bytes.get()),
+        )?;
         gauges(encoder, "reactor_buffers_in_use", "Buffers of its pool in use", &of(|r| r.buffers_in_use.get()))?;
         gauges(encoder, "reactor_device_in_flight", "Device operations in flight", &of(|r| r.device_in_flight.get()))
     }

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use ringway_core::control::ControlErrorKind;
 use ringway_core::target::unix::SocketAccess;
+use ringway_reactor::socket_path::SocketPath;
 use rustix::fs::{FlockOperation, flock};
 
 use crate::failure::Failure;
@@ -91,7 +92,6 @@ pub(crate) struct ControlSocket {
 impl ControlSocket {
     /// Takes the place and listens there; what an earlier daemon left behind is replaced, a running one is not.
     pub(crate) fn bind(path: &Path, access: SocketAccess) -> Result<ControlSocket, Failure> {
-        check_length(path)?;
         let lock_path = with_suffix(path, ".lock");
         let lock = File::options()
             .create(true)
@@ -139,7 +139,7 @@ fn bind_with_access(path: &Path, mode: u32, group: Option<u32>) -> io::Result<Un
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let listener = UnixListener::bind(&fresh)?;
+    let listener = UnixListener::bind(SocketPath::of(&fresh)?.as_path())?;
     fs::set_permissions(&fresh, Permissions::from_mode(mode))?;
     if let Some(group) = group {
         chown(&fresh, None, Some(group))?;
@@ -152,20 +152,6 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     name.into()
-}
-
-/// `sun_path` holds 108 bytes with its end mark; `.new` is bound for a moment.
-fn check_length(path: &Path) -> Result<(), Failure> {
-    const LONGEST: usize = 107 - ".new".len();
-    let len = path.as_os_str().len();
-    if len > LONGEST {
-        return Err(Failure::usage(format!(
-            "the control socket's path {} has {len} bytes, and a socket's has at most {LONGEST}; give a shorter one by \
-             --control or --runtime",
-            path.display()
-        )));
-    }
-    Ok(())
 }
 
 /// A group by name or number.
@@ -236,13 +222,12 @@ mod tests {
     }
 
     #[test]
-    fn modes_and_groups_and_lengths_are_checked() {
+    fn modes_and_groups_are_checked() {
         assert_eq!(parse_mode("0660"), Ok(0o660));
         for bad in ["", "9", "rw", "01777", "0060"] {
             assert!(parse_mode(bad).unwrap_err().contains("0660"), "{bad}");
         }
         assert_eq!(group_id("0").unwrap(), 0);
         assert!(group_id("no such group").unwrap_err().message.contains("/etc/group"));
-        assert!(check_length(Path::new(&format!("/{}", "x".repeat(120)))).unwrap_err().message.contains("shorter"));
     }
 }

@@ -8,6 +8,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 
 use common::{Daemon, Ended, Place, run};
+use ringway_shm_ring::client::{Client, ConnectOptions};
 use serde_json::Value;
 
 const POOL_ARGS: &[&str] = &["--pool-size", "256MiB"];
@@ -132,6 +133,18 @@ fn a_socket_below_the_runtime_folder_that_would_be_too_long_says_how_to_shorten_
     home.export(&format!("add vhost-user {name}")).fails(2, "--socket");
     let short = home.socket("s");
     home.export(&format!("add vhost-user {name} --socket {} --json", short.display())).json();
+}
+
+#[test]
+fn a_runtime_folder_with_a_long_path_serves_rings_and_says_why_it_has_no_disks() {
+    let home = Home::new();
+    let long = home.socket(&"r".repeat(120));
+    let runtime = long.to_str().unwrap();
+    let _daemon = home.place.serve(&["--pool", "mem:256MiB", "--runtime", runtime]);
+    home.place.run(&["volume", "create", "v", "1MiB", "--json"]).json();
+    home.export("add vhost-user v").fails(2, "shorter --runtime");
+    let client = Client::connect(ConnectOptions::new(long.join("shm.sock"), "v")).unwrap();
+    client.take_queue().unwrap().write_at(0, &[7; 512], false).unwrap();
 }
 
 #[test]

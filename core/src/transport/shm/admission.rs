@@ -13,11 +13,12 @@ use std::sync::atomic::AtomicUsize;
 use ringway_reactor::io::Instant;
 use ringway_reactor::shared::MemoryTable;
 use ringway_shm_ring::door::{Offer, bye};
-use ringway_shm_ring::message::{Hello, Message as Word, Reason, VolumeInfo};
+use ringway_shm_ring::message::{Hello, Message as Word, Polling as Wanted, Reason, VolumeInfo};
 
-use super::{Connection, Mail, Seat, ShmTransport, TransportEvent};
+use super::{ClientMemory, Connection, Mail, Seat, ShmTransport, TransportEvent};
 use crate::controller::association::{Association, HostIdentity};
 use crate::directory::{Directory, volume_nqn};
+use crate::export::Polling;
 use crate::ids::{AssociationId, VolumeId};
 use crate::limits::{REQUEST_BYTES_MAX, WRITE_ZEROES_BYTES_MAX};
 use crate::node::message::Message;
@@ -55,6 +56,14 @@ fn info(directory: &Directory, record: &VolumeRecord) -> VolumeInfo {
     }
 }
 
+fn polling(wanted: Wanted) -> Polling {
+    match wanted {
+        Wanted::Adaptive => Polling::Adaptive,
+        Wanted::Interrupt => Polling::Interrupt,
+        Wanted::Busy => Polling::Busy,
+    }
+}
+
 impl ShmTransport {
     /// A client asks to be let in.
     pub(super) fn admit(&mut self, offer: Offer, now: Instant, out: &mut Vec<TransportEvent>) {
@@ -68,6 +77,8 @@ impl ShmTransport {
                     table: MemoryTable::new(vec![Arc::clone(&offer.memory)]),
                     layout: hello.layout,
                     generation: hello.generation,
+                    polling: polling(hello.polling),
+                    pid: offer.line.peer_pid(),
                     queues: AtomicUsize::new(usize::from(hello.layout.queues())),
                 });
                 let admitted = Admitted { offer, connection, volume, told, stage: Stage::Fencing };
@@ -121,6 +132,10 @@ impl ShmTransport {
                 continue;
             }
             admitted.stage = Stage::Dealing { left: admitted.offer.hello.layout.queues() };
+            for to in 0..self.config.reactors {
+                let mail = Mail::Register(ClientMemory(Arc::clone(&admitted.connection)));
+                out.push(TransportEvent::Mail { to, message: Message::Shm(mail) });
+            }
             for (index, bells) in (0..).zip(&admitted.offer.bells) {
                 let seat = Seat { connection: Arc::clone(&admitted.connection), index, bells: bells.clone() };
                 let to = self.next_reactor;

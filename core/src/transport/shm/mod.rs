@@ -22,7 +22,8 @@ use ringway_shm_ring::line::Line;
 use ringway_shm_ring::message::Reason;
 use slab::Slab;
 
-use super::{TransportEvent, TransportStats};
+use super::pins::Pins;
+use super::{ConnectionSeen, TransportEvent, TransportStats};
 use crate::controller::association::Association;
 use crate::controller::registry::Registry;
 use crate::directory::Directory;
@@ -43,7 +44,7 @@ const RETRY_NS: u64 = 1_000_000;
 pub struct ShmConfig {
     pub reactor: usize,
     pub reactors: usize,
-    /// Its clients are polled for adaptively.
+    /// How its clients are polled for.
     pub interests: Arc<Interests>,
 }
 
@@ -58,7 +59,15 @@ pub enum Mail {
     Serve(Box<Seat>),
     /// To reactor 0: a queue of this client is served.
     Serving(u64),
+    /// From reactor 0 to all: this client's requests may come here.
+    Register(ClientMemory),
+    /// To all: they come no more, and none is in flight.
+    Release(ClientMemory),
 }
+
+/// The memory of a client that is or was attached.
+#[derive(Clone, Debug)]
+pub struct ClientMemory(Arc<Connection>);
 
 /// A queue on its way to the reactor that will serve it.
 #[derive(Debug)]
@@ -79,6 +88,9 @@ struct Connection {
     table: Arc<MemoryTable>,
     layout: Layout,
     generation: u32,
+    polling: Polling,
+    /// The client's process, for people.
+    pid: Option<i32>,
     /// Queues that may still have something in flight.
     queues: AtomicUsize,
 }
@@ -123,6 +135,10 @@ pub struct ShmTransport {
     armed: bool,
     /// A command waits for a buffer.
     stalled: bool,
+    /// The clients' data areas.
+    pins: Pins,
+    /// Clients whose last queue has gone here, to be told to all reactors.
+    left: Vec<Arc<Connection>>,
     draining: bool,
     last_turn: Instant,
     stats: TransportStats,
@@ -143,6 +159,8 @@ impl ShmTransport {
             next_reactor: 0,
             armed: false,
             stalled: false,
+            pins: Pins::default(),
+            left: Vec::new(),
             draining: false,
             last_turn: Instant(0),
             stats: TransportStats::default(),
@@ -156,18 +174,26 @@ impl ShmTransport {
             Mail::Gone(number) => self.gone(number, out),
             Mail::Serve(seat) => self.serve(io, *seat, out),
             Mail::Serving(number) => self.serving(number, out),
+            Mail::Register(ClientMemory(connection)) => {
+                // Gone already: what is registered now would be released by nobody. Acquire pairs with `leave`.
+                if connection.queues.load(Ordering::Acquire) > 0 {
+                    let area = connection.layout.data_offset() as usize..connection.layout.total_bytes() as usize;
+                    self.pins.want(&connection.table.areas()[0], area, true);
+                }
+            }
+            Mail::Release(ClientMemory(connection)) => self.pins.release(io, &connection.table.areas()[0]),
         }
     }
 
     fn serve<I: Io>(&mut self, io: &mut I, seat: Seat, out: &mut Vec<TransportEvent>) {
         let number = seat.connection.number;
         if self.draining || seat.connection.association.is_dead() {
-            queue::leave(&seat.connection);
+            self.leave(&seat.connection);
             return;
         }
         let unit = io.files().iter().map(|file| file.logical_block).max().unwrap_or(512);
         let index = self.queues.vacant_key();
-        let interest = self.config.interests.attach(self.config.reactor, Polling::Adaptive);
+        let interest = self.config.interests.attach(self.config.reactor, seat.connection.polling);
         let served = Served::new(seat, unit, interest);
         io.submit(token::wait(index), Op::WaitEvent { event: served.bell() });
         self.queues.insert(served);
@@ -223,7 +249,7 @@ impl ShmTransport {
                     self.stats.terminated += 1;
                     let connection = queue.connection();
                     tracing::warn!(
-                        pid = connection.line.peer_pid(),
+                        pid = connection.pid,
                         host = connection.association.host.nqn,
                         "a client of shared memory broke the rules of its ring and is sent away: {violation}"
                     );
@@ -290,6 +316,13 @@ impl ShmTransport {
         if !self.admitted.is_empty() {
             self.await_fences(out);
         }
+        self.pins.step(io);
+        for connection in self.left.drain(..) {
+            for to in 0..self.config.reactors {
+                let mail = Mail::Release(ClientMemory(Arc::clone(&connection)));
+                out.push(TransportEvent::Mail { to, message: Message::Shm(mail) });
+            }
+        }
         if self.draining {
             for index in self.polled.clone() {
                 if self.queues[index].is_settled() {
@@ -324,7 +357,13 @@ impl ShmTransport {
         if self.queues[index].is_gone() {
             let queue = self.queues.remove(index);
             self.stats.closed += 1;
-            queue::leave(queue.connection());
+            self.leave(queue.connection());
+        }
+    }
+
+    fn leave(&mut self, connection: &Arc<Connection>) {
+        if queue::leave(connection) {
+            self.left.push(Arc::clone(connection));
         }
     }
 
@@ -344,7 +383,7 @@ impl ShmTransport {
     /// Whether [`ShmTransport::flush`] has something to do at once.
     #[must_use]
     pub fn busy(&self) -> bool {
-        !self.posted.is_empty()
+        !self.posted.is_empty() || !self.left.is_empty() || self.pins.busy()
     }
 
     /// Takes no further command; queues go once their commands are answered.
@@ -357,6 +396,23 @@ impl ShmTransport {
     #[must_use]
     pub fn is_quiet(&self) -> bool {
         self.draining && self.queues.is_empty()
+    }
+
+    /// Bytes of clients' memory that are registered.
+    #[must_use]
+    pub fn registered_bytes(&self) -> u64 {
+        self.pins.bytes()
+    }
+
+    /// Whether there is more to be registered.
+    #[must_use]
+    pub fn is_registering(&self) -> bool {
+        self.pins.busy()
+    }
+
+    /// What there is to know of each queue.
+    pub fn seen(&self) -> impl Iterator<Item = ConnectionSeen<'_>> {
+        self.queues.iter().map(|(_, queue)| queue.seen())
     }
 
     /// Counters as of now.

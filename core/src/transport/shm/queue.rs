@@ -29,6 +29,7 @@ use crate::ids::{RequestId, VolumeId};
 use crate::node::interest::Interest;
 use crate::request::{Command, Done, Request};
 use crate::tokens;
+use crate::transport::{ConnectionSeen, Peer};
 use crate::wire::command::{Fuse, Sqe};
 use crate::wire::completion::NvmeStatus;
 use crate::wire::dsm::DsmRange;
@@ -71,11 +72,26 @@ struct Taken {
     second: Option<(u16, u64)>,
 }
 
+/// Plain counters of a queue.
+#[derive(Debug, Default)]
+struct Counts {
+    commands: u64,
+    /// Of data, from the client and to it.
+    bytes_in: u64,
+    bytes_out: u64,
+}
+
+/// A queue's number fits: see [`ringway_shm_ring::QUEUES_MAX`].
+const QUEUE_BITS: u32 = 6;
+const _: () = assert!(ringway_shm_ring::QUEUES_MAX <= 1 << QUEUE_BITS);
+
 /// A queue that is served.
 #[derive(Debug)]
 pub(super) struct Served {
     ring: TargetQueue<Arc<SharedMemory>>,
     connection: Arc<Connection>,
+    index: u16,
+    counts: Counts,
     /// As many as the ring has entries.
     slots: Vec<Slot>,
     free: Vec<u16>,
@@ -99,14 +115,16 @@ pub(super) struct Served {
     _interest: Interest,
 }
 
-/// The connection has one queue less; the last one says good-bye.
-pub(super) fn leave(connection: &Connection) {
+/// The connection has one queue less; the last one says good-bye. Returns whether this was the last.
+pub(super) fn leave(connection: &Connection) -> bool {
     // AcqRel: the last sees what the others have done before.
-    if connection.queues.fetch_sub(1, Ordering::AcqRel) == 1 {
+    let last = connection.queues.fetch_sub(1, Ordering::AcqRel) == 1;
+    if last {
         let dead = connection.association.is_dead();
         let reason = if dead { Reason::Ended } else { Reason::Stopping };
         bye(&connection.line, reason, "the target serves this client no more");
     }
+    last
 }
 
 impl Served {
@@ -119,6 +137,8 @@ impl Served {
             ring: TargetQueue::new(memory, layout.queue(index), connection.generation),
             refs: TableRefs::new(&connection.table),
             connection,
+            index,
+            counts: Counts::default(),
             slots: (0..entries).map(|_| Slot::default()).collect(),
             free: (0..entries).rev().collect(),
             commands: Some(bells.commands),
@@ -132,6 +152,21 @@ impl Served {
             listed: false,
             closing: false,
             _interest: interest,
+        }
+    }
+
+    /// What there is to know of it.
+    pub(super) fn seen(&self) -> ConnectionSeen<'_> {
+        let association = &self.connection.association;
+        ConnectionSeen {
+            number: tokens::connection(tokens::SHM, self.connection.number << QUEUE_BITS | u64::from(self.index)),
+            peer: Peer::Process(self.connection.pid),
+            queue: self.index,
+            subsystem: association.subsystem().map_or("", |subsystem| &subsystem.nqn),
+            commands: self.counts.commands,
+            bytes_received: self.counts.bytes_in,
+            bytes_sent: self.counts.bytes_out,
+            in_flight: u64::from(self.ring.outstanding()),
         }
     }
 
@@ -213,6 +248,7 @@ impl Served {
             let Some(words) = self.ring.take()? else { break };
             budget -= 1;
             pulled = true;
+            self.counts.commands += 1;
             sight.stats.commands += 1;
             self.command(io, &mut sight, words, requests);
         }
@@ -307,6 +343,8 @@ impl Served {
             }
         };
         let data_len = data.len();
+        let counted = if command == Command::Read { &mut self.counts.bytes_out } else { &mut self.counts.bytes_in };
+        *counted += u64::from(data_len);
         let (mut work, mut moved) = (Work::Plain, None);
         if let Some((second, second_offset)) = second {
             let half = data_len as usize;

@@ -21,8 +21,9 @@ use super::command::Slot;
 use super::patience::Owing;
 use super::receive::{Inflow, Input};
 use super::send::Output;
-use super::{ConnectionSeen, Cx, token};
+use super::{Cx, token};
 use crate::limits::REQUEST_BYTES_MAX;
+use crate::transport::{ConnectionSeen, Peer};
 use crate::wire::pdu::{
     self, Agreed, COMMON, CapsuleCmd, Common, FatalStatus, Frame, HEADER_MAX, InitConnection, PduType, Reader, TermReq,
     Termination, Transfer,
@@ -131,7 +132,7 @@ impl Connection {
     pub(super) fn seen(&self) -> ConnectionSeen<'_> {
         ConnectionSeen {
             number: self.number,
-            peer: self.peer,
+            peer: Peer::Socket(self.peer),
             queue: self.queue.number(),
             subsystem: self.queue.subsystem(),
             commands: self.commands_taken,

@@ -25,6 +25,7 @@ use crate::directory::Directory;
 use crate::ids::{AssociationId, RequestId, VolumeId};
 use crate::node::message::Message;
 use crate::request::{Done, Request};
+use crate::transport::ConnectionSeen;
 use connection::{Connection, Phase};
 use patience::Patience;
 
@@ -93,26 +94,6 @@ pub enum TransportEvent {
     Handover { to: usize, adopted: Adopted },
     /// For a transport of the same kind on another reactor.
     Mail { to: usize, message: Message },
-}
-
-/// One connection, as it is shown.
-#[derive(Clone, Copy, Debug)]
-pub struct ConnectionSeen<'a> {
-    /// Never used again on this reactor.
-    pub number: u64,
-    /// The host's end.
-    pub peer: SocketAddr,
-    /// 0 is the admin queue, or a connection without a queue.
-    pub queue: u16,
-    /// Empty before Connect.
-    pub subsystem: &'a str,
-    /// Commands taken.
-    pub commands: u64,
-    /// Bytes in and out.
-    pub bytes_received: u64,
-    pub bytes_sent: u64,
-    /// Commands that are not yet answered.
-    pub in_flight: u64,
 }
 
 /// Plain counters.

@@ -17,6 +17,7 @@ use vhost::vhost_user::{BackendReqHandler, Error};
 use super::device::Device;
 use super::mail::DeviceState;
 use super::server::{ConfigChannel, Link};
+use crate::directory::volume_nqn;
 use crate::export::Export;
 
 const HEADER: usize = 12;
@@ -79,6 +80,7 @@ pub(super) fn serve(link: &Arc<Link>, export: &Export, socket: UnixStream) {
                 write_back: AtomicBool::new(true),
                 socket: clone,
                 name: name.clone(),
+                subsystem: volume_nqn(&record),
             });
             let first = link.next_reactor();
             let device = Device::new(Arc::clone(link), state, export.queues, export.pin_guest, first);

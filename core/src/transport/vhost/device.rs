@@ -165,6 +165,7 @@ impl Device {
         let id = self.link.next_ring();
         let setup = RingSetup {
             id,
+            number: index as u16,
             config,
             memory,
             inflight: self.inflight_of(index)?,
@@ -341,7 +342,7 @@ impl VhostUserBackendReqHandlerMut for Device {
     ) -> Result<Option<Vec<vhost::VhostUserMemoryRegionBase>>> {
         let mut mapped = Vec::new();
         for (region, file) in regions.iter().zip(&files) {
-            mapped.push(map_region(region, file, self.pin_guest).map_err(refused)?);
+            mapped.push(map_region(region, file).map_err(refused)?);
         }
         self.change_all(|device| device.set_memory(mapped))?;
         Ok(None)
@@ -496,7 +497,7 @@ impl VhostUserBackendReqHandlerMut for Device {
         if self.mapped.len() as u64 >= SLOTS_MAX {
             return Err(refused(format!("more than {SLOTS_MAX} memory regions")));
         }
-        let added = map_region(region, &fd, self.pin_guest).map_err(refused)?;
+        let added = map_region(region, &fd).map_err(refused)?;
         self.change_all(|device| {
             let mapped = device.mapped.iter().cloned().chain([added]).collect();
             device.set_memory(mapped)

@@ -23,6 +23,8 @@ pub struct RingId(pub u64);
 /// What a reactor needs to serve a ring.
 pub struct RingSetup {
     pub(super) id: RingId,
+    /// Its queue.
+    pub(super) number: u16,
     pub(super) config: RingConfig,
     pub(super) memory: Arc<GuestMemory>,
     pub(super) inflight: Option<InflightRegion>,
@@ -47,6 +49,8 @@ pub(super) struct DeviceState {
     pub(super) socket: UnixStream,
     /// For messages.
     pub(super) name: String,
+    /// The volume's NQN, for metrics.
+    pub(super) subsystem: String,
 }
 
 impl DeviceState {

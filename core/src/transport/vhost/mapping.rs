@@ -11,8 +11,6 @@ use vhost::vhost_user::message::VhostUserMemoryRegion;
 const PAGE: u64 = 4096;
 /// `statfs` of huge pages, whose mappings start and end on one of theirs.
 const HUGETLBFS: u64 = 0x9584_58F6;
-/// Bytes of one registration with a reactor's ring at most.
-const PIN_SLICE: u64 = 1 << 30;
 
 /// A region as its front end knows it, with its mappings.
 #[derive(Clone)]
@@ -23,23 +21,13 @@ pub(super) struct Mapped {
     pub(super) regions: Vec<GuestRegion>,
 }
 
-/// Maps a region: whole, or in slices that can be registered.
-pub(super) fn map_region(region: &VhostUserMemoryRegion, file: &File, sliced: bool) -> Result<Mapped, SharedError> {
+/// Maps a region.
+pub(super) fn map_region(region: &VhostUserMemoryRegion, file: &File) -> Result<Mapped, SharedError> {
     let (guest, len, user, offset) = (region.guest_phys_addr, region.memory_size, region.user_addr, region.mmap_offset);
-    let step = if sliced { PIN_SLICE } else { len.max(1) };
     let mut regions = Vec::new();
-    let mut done = 0;
-    while done < len {
-        let here = step.min(len - done);
-        let (memory, start) = map_file(file, offset.saturating_add(done), here)?;
-        regions.push(GuestRegion {
-            guest: guest + done,
-            len: here,
-            user: user.saturating_add(done),
-            memory,
-            offset: start as u64,
-        });
-        done += here;
+    if len > 0 {
+        let (memory, start) = map_file(file, offset, len)?;
+        regions.push(GuestRegion { guest, len, user, memory, offset: start as u64 });
     }
     Ok(Mapped { guest, len, user, regions })
 }

@@ -20,11 +20,12 @@ mod server;
 use std::sync::Arc;
 
 use ringway_reactor::io::{Completion, Instant, Io};
-use ringway_reactor::shared::SharedMemory;
 use ringway_shm_ring::virtqueue::Chain;
 use rustc_hash::FxHashMap;
 use slab::Slab;
 
+use super::ConnectionSeen;
+use super::pins::Pins;
 use crate::directory::Directory;
 use crate::ids::{AssociationId, RequestId};
 use crate::request::{Done, Request};
@@ -41,6 +42,8 @@ const RETRY_NS: u64 = 1_000_000;
 /// Plain counters of one reactor.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct VhostStats {
+    /// Rings started.
+    pub started: u64,
     /// Chains taken.
     pub chains: u64,
     /// Chains given back.
@@ -104,9 +107,8 @@ pub struct VhostTransport {
     continued: Vec<(RequestId, Request)>,
     chains: Box<[Chain; ring::BATCH]>,
     stats: VhostStats,
-    /// Memory to be registered, a piece a turn: it takes the kernel a moment.
-    to_pin: Vec<Arc<SharedMemory>>,
-    pinned: Vec<Arc<SharedMemory>>,
+    /// Guests' memory, where their exports want that.
+    pins: Pins,
     last_turn: Instant,
     draining: bool,
 }
@@ -124,8 +126,7 @@ impl VhostTransport {
             continued: Vec::new(),
             chains: Box::default(),
             stats: VhostStats::default(),
-            to_pin: Vec::new(),
-            pinned: Vec::new(),
+            pins: Pins::default(),
             last_turn: Instant(0),
             draining: false,
         }
@@ -151,12 +152,10 @@ impl VhostTransport {
                 }
                 let _ = reply.send(());
             }
-            Mail::Pin(areas) => self.to_pin.extend(areas),
+            Mail::Pin(areas) => areas.iter().for_each(|area| self.pins.want(area, 0..area.len(), false)),
             Mail::Unpin(areas, reply) => {
-                let named = |area: &Arc<SharedMemory>| areas.iter().any(|named| Arc::ptr_eq(named, area));
-                self.to_pin.retain(|area| !named(area));
-                for area in self.pinned.extract_if(.., |area| named(area)) {
-                    io.release_memory(&area);
+                for area in &areas {
+                    self.pins.release(io, area);
                 }
                 let _ = reply.send(());
             }
@@ -171,6 +170,7 @@ impl VhostTransport {
         let entry = self.rings.vacant_entry();
         let index = entry.key();
         entry.insert(Ring::new(index, setup, io)?).greet(io);
+        self.stats.started += 1;
         self.by_id.insert(id, index);
         Ok(())
     }
@@ -218,17 +218,8 @@ impl VhostTransport {
             found |= ring.pull(&mut cx, &mut self.chains);
         }
         self.last_turn = io.now();
-        self.pin_one(io);
+        self.pins.step(io);
         found
-    }
-
-    fn pin_one<I: Io>(&mut self, io: &mut I) {
-        let Some(area) = self.to_pin.pop() else { return };
-        match io.register_memory(&area) {
-            Ok(()) => self.pinned.push(area),
-            // It works as well without, only not as fast.
-            Err(error) => tracing::warn!(bytes = area.len(), %error, "a guest's memory cannot be registered"),
-        }
     }
 
     /// The volumes changed.
@@ -275,7 +266,7 @@ impl VhostTransport {
     /// Whether there is something to do at once.
     #[must_use]
     pub fn busy(&self) -> bool {
-        !self.dirty.is_empty() || !self.to_pin.is_empty() || !self.continued.is_empty()
+        !self.dirty.is_empty() || self.pins.busy() || !self.continued.is_empty()
     }
 
     /// Takes no new ring and no new chain; what is in flight ends.
@@ -294,10 +285,27 @@ impl VhostTransport {
         self.draining && self.rings.iter().all(|(_, ring)| ring.is_quiet())
     }
 
+    /// What there is to know of each ring.
+    pub fn seen(&self) -> impl Iterator<Item = ConnectionSeen<'_>> {
+        self.rings.iter().filter(|(_, ring)| !ring.is_gone()).map(|(_, ring)| ring.seen())
+    }
+
     /// Counters as of now.
     #[must_use]
     pub fn stats(&self) -> VhostStats {
         self.stats
+    }
+
+    /// Bytes of guests' memory that are registered.
+    #[must_use]
+    pub fn registered_bytes(&self) -> u64 {
+        self.pins.bytes()
+    }
+
+    /// Whether there is more to be registered.
+    #[must_use]
+    pub fn is_registering(&self) -> bool {
+        self.pins.busy()
     }
 
     /// Rings now.

@@ -27,6 +27,7 @@ use crate::export::Polling;
 use crate::limits::REQUEST_BYTES_MAX;
 use crate::request::{Command, Done, Request, Status};
 use crate::tokens;
+use crate::transport::{ConnectionSeen, Peer};
 
 /// Chains taken from one ring in one turn at most, so that a turn has an end and the other rings have theirs.
 const CHAINS_PER_TURN: usize = 256;
@@ -87,6 +88,15 @@ struct Starved {
     piece: Piece,
 }
 
+/// Plain counters of a ring.
+#[derive(Clone, Copy, Default)]
+struct Counts {
+    chains: u64,
+    /// Of data, from the guest and to it.
+    bytes_in: u64,
+    bytes_out: u64,
+}
+
 /// One ring.
 pub(super) struct Ring {
     index: usize,
@@ -107,6 +117,7 @@ pub(super) struct Ring {
     signal_again: bool,
     is_listed: bool,
     last_work: Instant,
+    counts: Counts,
 }
 
 impl Ring {
@@ -131,7 +142,23 @@ impl Ring {
             signal_again: false,
             is_listed: false,
             last_work: io.now(),
+            counts: Counts::default(),
         })
+    }
+
+    /// What there is to know of it.
+    pub(super) fn seen(&self) -> ConnectionSeen<'_> {
+        let Counts { chains, bytes_in, bytes_out } = self.counts;
+        ConnectionSeen {
+            number: tokens::connection(tokens::VHOST, self.setup.id.0),
+            peer: Peer::Disk(&self.setup.device.name),
+            queue: self.setup.number,
+            subsystem: &self.setup.device.subsystem,
+            commands: chains,
+            bytes_received: bytes_in,
+            bytes_sent: bytes_out,
+            in_flight: self.slots.iter().filter(|(_, slot)| matches!(slot, Slot::Request(_))).count() as u64,
+        }
     }
 
     pub(super) fn setup(&self) -> &RingSetup {
@@ -195,6 +222,7 @@ impl Ring {
             self.last_work = cx.io.now();
             self.check_memory();
             cx.stats.chains += taken as u64;
+            self.counts.chains += taken as u64;
             return true;
         }
         if self.rests(cx.io.now()) {
@@ -349,6 +377,9 @@ impl Ring {
                 Some(Data::Own(buf))
             }
         };
+        let counted =
+            if piece.command == Command::Read { &mut self.counts.bytes_out } else { &mut self.counts.bytes_in };
+        *counted += data.as_ref().map_or(0, Data::len) as u64;
         let device = &self.setup.device;
         let request = Request {
             association: device.association,
