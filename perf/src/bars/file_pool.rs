@@ -13,7 +13,7 @@ use tempfile::TempDir;
 
 use super::engine::{BLOCK_BYTES, Engine};
 use super::target::TargetProcess;
-use super::{Bar, Failed, Goal, Options, Side, interleave, polled_load, shm, vhost};
+use super::{Bar, Failed, Goal, Options, Side, Waits, interleave, polled_load, shm, vhost};
 use crate::cpu;
 use crate::load::Mix;
 
@@ -135,7 +135,10 @@ fn served(options: &Options, files: &Files) -> Result<Vec<Bar>, Failed> {
             format!("file pool over the native ring, 4 KiB read, depth {depth}, against fio"),
             Some(Goal::AtLeast(goal)),
             options.pairs,
-            || shm::reads(options, &ring, (depth as usize, options.file_bytes), pid).map(|(side, _)| side),
+            || {
+                shm::reads(options, &ring, (depth as usize, options.file_bytes), pid, Waits::Asleep)
+                    .map(|(side, _)| side)
+            },
             || fio(options, &files.file, "randread", depth, false),
         )?);
     }
@@ -144,7 +147,7 @@ fn served(options: &Options, files: &Files) -> Result<Vec<Bar>, Failed> {
             format!("file pool as a vhost-user disk, 4 KiB read, depth {depth}, against fio"),
             Some(Goal::AtLeast(goal)),
             options.pairs,
-            || vhost::reads(options, &disk, (depth as usize, options.file_bytes), pid),
+            || vhost::reads(options, &disk, (depth as usize, options.file_bytes), pid, Waits::Asleep),
             || fio(options, &files.file, "randread", depth, false),
         )?);
     }

@@ -133,6 +133,15 @@ impl Bar {
     }
 }
 
+/// What a client does while nothing has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Waits {
+    /// It looks again.
+    Polling,
+    /// It sleeps until it is woken, as fio does: on two cores a client that spins takes the time of the kernel's own work.
+    Asleep,
+}
+
 /// One side's figure: how many a second, and CPU time of client and target an operation.
 #[derive(Clone, Copy, Debug, Default)]
 struct Side {

@@ -9,7 +9,7 @@ use rand::{Rng, SeedableRng};
 use ringway_shm_ring::client::{Buffer, Client, Completion, ConnectOptions};
 
 use super::target::TargetProcess;
-use super::{Bar, Failed, Goal, Options, Side, median};
+use super::{Bar, Failed, Goal, Options, Side, Waits, median};
 use crate::cpu;
 
 /// Requests in flight, and operations a second that are asked for.
@@ -34,7 +34,7 @@ pub(super) fn run(options: &Options) -> Result<Vec<Bar>, Failed> {
         let (mut samples, mut medians, mut sides) = (Vec::new(), Vec::new(), Vec::new());
         let steal = cpu::steal();
         for _ in 0..options.pairs {
-            let (side, median_us) = reads(options, &socket, (depth, VOLUME_BYTES), target.pid())?;
+            let (side, median_us) = reads(options, &socket, (depth, VOLUME_BYTES), target.pid(), Waits::Polling)?;
             samples.push(side.figure);
             medians.push(median_us);
             sides.push(side);
@@ -57,16 +57,22 @@ pub(super) fn run(options: &Options) -> Result<Vec<Bar>, Failed> {
 
 /// Random reads of a disk of so many bytes, `depth` at a time, on a connection of their own; `pid` is who serves it. Returns also
 /// the median request in microseconds.
-pub(super) fn reads(options: &Options, socket: &Path, disk: (usize, u64), pid: u32) -> Result<(Side, f64), Failed> {
+pub(super) fn reads(
+    options: &Options,
+    socket: &Path,
+    disk: (usize, u64),
+    pid: u32,
+    waits: Waits,
+) -> Result<(Side, f64), Failed> {
     let (socket, time, core) = (socket.to_owned(), options.time, options.client_core);
     // A thread of its own: it is pinned, and what is started later is not to inherit that.
-    thread::spawn(move || load(&socket, disk, time, core, pid)).join().map_err(|_| "the client panicked")?
+    thread::spawn(move || load(&socket, disk, (time, waits), core, pid)).join().map_err(|_| "the client panicked")?
 }
 
 fn load(
     socket: &Path,
     (depth, bytes): (usize, u64),
-    time: Duration,
+    (time, waits): (Duration, Waits),
     core: usize,
     pid: u32,
 ) -> Result<(Side, f64), Failed> {
@@ -93,7 +99,10 @@ fn load(
                 queue.read(offset, buffer, number)?;
             }
             queue.ring();
-            requests += queue.poll(&mut ended) as u64;
+            requests += match waits {
+                Waits::Polling => queue.poll(&mut ended),
+                Waits::Asleep => queue.wait(STUCK, &mut ended),
+            } as u64;
             for completion in ended.drain(..) {
                 if let Some((number, since)) = timed
                     && number == completion.tag

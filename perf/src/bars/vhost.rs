@@ -9,12 +9,15 @@ use std::time::{Duration, Instant};
 use memmap2::MmapMut;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::os::fd::AsRawFd;
 use tempfile::TempDir;
-use virtio_driver::{VhostUser, VirtioBlkFeatureFlags, VirtioBlkQueue, VirtioBlkTransport, VirtioFeatureFlags};
+use virtio_driver::{
+    EventFd, VhostUser, VirtioBlkFeatureFlags, VirtioBlkQueue, VirtioBlkTransport, VirtioFeatureFlags,
+};
 
 use super::target::TargetProcess;
-use super::{Bar, Failed, Goal, Options, Side, interleave};
+use super::{Bar, Failed, Goal, Options, Side, Waits, interleave};
 use crate::cpu;
 
 /// Requests in flight, and how many times the peer's figure is asked for.
@@ -40,8 +43,8 @@ pub(super) fn run(options: &Options) -> Result<Vec<Bar>, Failed> {
             name,
             Some(Goal::AtLeast(goal)),
             options.pairs,
-            || reads(options, &ours, (depth, VOLUME_BYTES), target.pid()),
-            || reads(options, &peer.socket, (depth, VOLUME_BYTES), peer.child.id()),
+            || reads(options, &ours, (depth, VOLUME_BYTES), target.pid(), Waits::Polling),
+            || reads(options, &peer.socket, (depth, VOLUME_BYTES), peer.child.id(), Waits::Polling),
         )?);
     }
     drop(peer);
@@ -91,13 +94,45 @@ impl Drop for Peer {
 }
 
 /// Random reads of a disk of so many bytes, `depth` at a time, on a connection of their own; `pid` is who serves it.
-pub(super) fn reads(options: &Options, socket: &Path, disk: (usize, u64), pid: u32) -> Result<Side, Failed> {
+pub(super) fn reads(
+    options: &Options,
+    socket: &Path,
+    disk: (usize, u64),
+    pid: u32,
+    waits: Waits,
+) -> Result<Side, Failed> {
     let (socket, time, core) = (socket.to_owned(), options.time, options.client_core);
     // A thread of its own: it is pinned, and what is started later is not to inherit that.
-    thread::spawn(move || load(&socket, disk, time, core, pid)).join().map_err(|_| "the client panicked")?
+    thread::spawn(move || load(&socket, disk, (time, waits), core, pid)).join().map_err(|_| "the client panicked")?
 }
 
-fn load(socket: &Path, (depth, bytes): (usize, u64), time: Duration, core: usize, pid: u32) -> Result<Side, Failed> {
+/// Takes what has ended from the ring.
+fn take_ended(queue: &mut VirtioBlkQueue<'_, usize>, ended: &mut Vec<usize>) -> Result<(), Failed> {
+    for completion in queue.completions() {
+        if completion.ret != 0 {
+            return Err(format!("a read ended with {}", completion.ret).into());
+        }
+        ended.push(completion.context);
+    }
+    Ok(())
+}
+
+/// Sleeps until the device interrupts, which it was asked for before the last look.
+fn sleep(bell: &EventFd) -> Result<(), Failed> {
+    let stuck = Timespec { tv_sec: STUCK.as_secs() as i64, tv_nsec: 0 };
+    if poll(&mut [PollFd::new(bell, PollFlags::IN)], Some(&stuck))? > 0 {
+        bell.read()?;
+    }
+    Ok(())
+}
+
+fn load(
+    socket: &Path,
+    (depth, bytes): (usize, u64),
+    (time, waits): (Duration, Waits),
+    core: usize,
+    pid: u32,
+) -> Result<Side, Failed> {
     cpu::pin(core)?;
     let features = (VirtioFeatureFlags::VERSION_1 | VirtioFeatureFlags::RING_EVENT_IDX).bits()
         | VirtioBlkFeatureFlags::FLUSH.bits();
@@ -111,6 +146,7 @@ fn load(socket: &Path, (depth, bytes): (usize, u64), time: Duration, core: usize
     transport.map_mem_region(memory.as_mut_ptr() as usize, memory.len(), file.as_raw_fd(), 0)?;
     queue.set_used_notif_enabled(false);
     let notifier = transport.get_submission_notifier(0);
+    let bell = transport.get_completion_fd(0);
     let mut random = SmallRng::from_os_rng();
     let mut ended: Vec<usize> = (0..depth).collect();
     let (client, target) = (cpu::of_thread(), cpu::of_process(pid));
@@ -124,11 +160,14 @@ fn load(socket: &Path, (depth, bytes): (usize, u64), time: Duration, core: usize
             if queue.avail_notif_needed() {
                 notifier.notify()?;
             }
-            for completion in queue.completions() {
-                if completion.ret != 0 {
-                    return Err(format!("a read ended with {}", completion.ret).into());
+            take_ended(&mut queue, &mut ended)?;
+            if ended.is_empty() && waits == Waits::Asleep {
+                queue.set_used_notif_enabled(true);
+                take_ended(&mut queue, &mut ended)?;
+                if ended.is_empty() {
+                    sleep(&bell)?;
                 }
-                ended.push(completion.context);
+                queue.set_used_notif_enabled(false);
             }
             requests += ended.len() as u64;
         }
