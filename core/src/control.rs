@@ -14,6 +14,7 @@ use uuid::Uuid;
 use crate::export::{ExportAdd, ExportInfo};
 use crate::ids::{ExportId, ShardId, VolumeId};
 use crate::limits::VOLUME_BYTES_MAX;
+use crate::snapshot::asked::{SnapshotCreate, SnapshotInfo, VolumeClone};
 use crate::volume::{VolumeRecord, check_name};
 
 /// Anything that takes control calls: the running node, or a stand-in in a test. Called from any thread; never blocks.
@@ -104,6 +105,23 @@ pub enum ControlRequest {
     ExportList,
     /// Takes an export away, from those too who are connected. Answered with [`ControlAnswer::Done`].
     ExportRemove { id: ExportId },
+    /// Cuts volumes, all at once; answered with [`ControlAnswer::Snapshots`] when they are synced, or with
+    /// [`ControlErrorKind::TimedOut`] at the deadline, and then nothing is left of them.
+    SnapshotCreate(SnapshotCreate),
+    /// The snapshots of a volume, or of all, those that are being made included, by volume and cut; answered with
+    /// [`ControlAnswer::Snapshots`].
+    SnapshotList { volume: Option<String> },
+    /// One snapshot, `VOLUME@NAME`; answered with [`ControlAnswer::Snapshots`].
+    SnapshotShow { name: String },
+    /// Removes a snapshot, or gives up one that is being made. [`ControlErrorKind::Busy`] while a host is attached to it, unless
+    /// `force`; [`ControlErrorKind::Needed`] while a clone lies over it. Answered with [`ControlAnswer::Done`].
+    SnapshotRemove { name: String, force: bool },
+    /// Takes a volume back to a snapshot and drops the later ones. [`ControlErrorKind::Busy`] while a host is attached, unless
+    /// `force`, which ends what hosts have open; [`ControlErrorKind::Needed`] while a clone lies over a later one. Answered with
+    /// [`ControlAnswer::Volume`].
+    SnapshotRollback { name: String, force: bool },
+    /// Makes a volume over a snapshot; answered with [`ControlAnswer::Volume`].
+    VolumeClone(VolumeClone),
     /// The running target: listeners, cores, connections; answered with [`ControlAnswer::Target`].
     TargetShow,
     /// Makes everything acknowledged so far durable (a checkpoint of every shard); answered with [`ControlAnswer::Done`].
@@ -284,6 +302,8 @@ pub enum ControlAnswer {
     Grown(PoolGrown),
     /// The running target.
     Target(TargetInfo),
+    /// Snapshots as they are now.
+    Snapshots(Vec<SnapshotInfo>),
     /// One export as it is now.
     Export(ExportInfo),
     /// All exports, by volume and socket.
@@ -317,6 +337,9 @@ pub struct VolumeInfo {
     pub allocated: u64,
     /// Hosts attached now.
     pub attached_hosts: Vec<String>,
+    /// The snapshot that it lies over, if it is a clone.
+    #[serde(default)]
+    pub parent: Option<String>,
     /// Why it answers no I/O, if it is faulted.
     pub fault: Option<String>,
 }
@@ -338,6 +361,7 @@ impl VolumeInfo {
             allowed_hosts: record.allowed_hosts.clone(),
             allocated: 0,
             attached_hosts: Vec::new(),
+            parent: None,
             fault: None,
         }
     }
@@ -437,11 +461,15 @@ pub enum ControlErrorKind {
     Busy,
     /// Not allowed: cores, sockets, a host that is not on the list.
     Denied,
+    /// The deadline has passed, and nothing was done.
+    TimedOut,
+    /// Something else depends on it: a clone on a snapshot, a snapshot on its volume.
+    Needed,
 }
 
 impl ControlErrorKind {
     /// Every kind.
-    pub const ALL: [ControlErrorKind; 9] = [
+    pub const ALL: [ControlErrorKind; 11] = [
         ControlErrorKind::Internal,
         ControlErrorKind::Invalid,
         ControlErrorKind::NotFound,
@@ -451,6 +479,8 @@ impl ControlErrorKind {
         ControlErrorKind::Corrupt,
         ControlErrorKind::Busy,
         ControlErrorKind::Denied,
+        ControlErrorKind::TimedOut,
+        ControlErrorKind::Needed,
     ];
 
     /// The HTTP status that carries it.
@@ -460,7 +490,8 @@ impl ControlErrorKind {
             ControlErrorKind::Internal | ControlErrorKind::Corrupt => 500,
             ControlErrorKind::Invalid => 400,
             ControlErrorKind::NotFound => 404,
-            ControlErrorKind::Exists => 409,
+            ControlErrorKind::Exists | ControlErrorKind::Needed => 409,
+            ControlErrorKind::TimedOut => 504,
             ControlErrorKind::NoSpace => 507,
             ControlErrorKind::Unavailable => 503,
             ControlErrorKind::Busy => 423,
@@ -481,6 +512,8 @@ impl ControlErrorKind {
             ControlErrorKind::Corrupt => 7,
             ControlErrorKind::Busy => 8,
             ControlErrorKind::Denied => 9,
+            ControlErrorKind::TimedOut => 11,
+            ControlErrorKind::Needed => 12,
         }
     }
 }
@@ -520,6 +553,16 @@ impl ControlError {
         ControlError::new(
             ControlErrorKind::NotFound,
             format!("no volume named {name:?}; `ringway volume list` shows what there is"),
+        )
+    }
+
+    /// No snapshot of this name.
+    #[must_use]
+    pub fn no_such_snapshot(name: &str) -> ControlError {
+        let (volume, _) = crate::snapshot::name::split_name(name);
+        ControlError::new(
+            ControlErrorKind::NotFound,
+            format!("no snapshot named {name:?}; `ringway snapshot list {volume}` shows what there is"),
         )
     }
 

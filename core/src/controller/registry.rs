@@ -43,6 +43,8 @@ struct Inner {
     by_controller: BTreeMap<u16, Entry>,
     /// Those on this machine that have no controller.
     locals: Vec<Local>,
+    /// Volumes that nobody may attach for the time being.
+    held: BTreeSet<VolumeId>,
 }
 
 /// Somebody on this machine who has a volume by another way than a controller: a virtual machine.
@@ -139,6 +141,7 @@ impl Registry {
         let mut exclusive = false;
         if let ControllerKind::Io(subsystem) = &kind {
             admit(subsystem, &wish, path, directory)?;
+            inner.check_not_held(subsystem)?;
             exclusive = inner.check_exclusive(subsystem, &wish, directory)?;
         }
         if inner.by_controller.len() >= CONTROLLERS_MAX {
@@ -177,6 +180,7 @@ impl Registry {
         };
         let mut inner = self.inner();
         admit(&subsystem, &wish, path, directory)?;
+        inner.check_not_held(&subsystem)?;
         let exclusive = inner.check_exclusive(&subsystem, &wish, directory)?;
         let living = inner.entries().filter(|entry| !entry.association.is_dead()).count();
         if inner.by_controller.len() >= CONTROLLERS_MAX || living >= self.associations_max {
@@ -230,6 +234,9 @@ impl Registry {
     /// any other; [`Registry::detach_local`] follows when it has gone and nothing of it is left.
     pub fn attach_local(&self, record: &VolumeRecord, who: &str) -> Result<AssociationId, String> {
         let mut inner = self.inner();
+        if inner.held.contains(&record.id) {
+            return Err(format!("volume {:?} is being rolled back", record.name));
+        }
         if record.exclusive
             && let Some(other) = inner.hosts(record.id).next()
         {
@@ -294,6 +301,27 @@ impl Registry {
         concerned.for_each(|association| association.set_on_record(known));
     }
 
+    /// Nobody attaches `volume` until [`Registry::unhold`]; whoever tries is told to try again.
+    pub fn hold(&self, volume: VolumeId) {
+        self.inner().held.insert(volume);
+    }
+
+    /// The volume may be attached again.
+    pub fn unhold(&self, volume: VolumeId) {
+        self.inner().held.remove(&volume);
+    }
+
+    /// Whether nothing of any association with `volume` is left anywhere: none lives, and each that died is fenced.
+    #[must_use]
+    pub fn is_settled(&self, volume: VolumeId) -> bool {
+        let inner = self.inner();
+        let of = |association: &Association| {
+            association.subsystem().is_some_and(|s| s.namespaces.iter().any(|n| n.volume == volume))
+        };
+        let left = inner.entries().any(|entry| of(&entry.association));
+        !left && inner.locals.iter().all(|local| local.volume != volume || local.dead)
+    }
+
     /// Ends all associations with `volume`; the caller fences those returned.
     #[must_use]
     pub fn end_all(&self, volume: VolumeId) -> Vec<AssociationId> {
@@ -356,6 +384,11 @@ impl Inner {
         let locals = self.locals.iter().filter(move |local| local.volume == volume && !local.dead);
         let hosts = self.living(volume).map(|association| association.host.nqn.as_str());
         hosts.chain(locals.map(|local| local.who.as_str()))
+    }
+
+    fn check_not_held(&self, subsystem: &Subsystem) -> Result<(), Refusal> {
+        let held = subsystem.namespaces.iter().any(|namespace| self.held.contains(&namespace.volume));
+        if held { Err(NvmeStatus::CONNECT_CONTROLLER_BUSY.into()) } else { Ok(()) }
     }
 
     /// An exclusive volume has one host at a time; the host itself may come by several paths. Returns whether one is.

@@ -45,7 +45,7 @@ impl NodeKey {
                 Some(Self::of(volume, cluster).0)
             }
             Record::DropRange { volume, range, .. } => Some(NodeKey { volume, range }),
-            Record::Free { .. } | Record::Release { .. } => None,
+            Record::Free { .. } | Record::Seal { .. } | Record::Release { .. } => None,
         }
     }
 
@@ -260,7 +260,7 @@ impl MapNode {
                 self.newest.fill(NONE);
                 self.older.clear();
             }
-            Record::Free { .. } | Record::Release { .. } => unreachable!("it has no node"),
+            Record::Free { .. } | Record::Seal { .. } | Record::Release { .. } => unreachable!("it has no node"),
         }
         self.last_lsn = lsn;
         if self.first_dirty.0 == 0 {

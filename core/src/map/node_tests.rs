@@ -22,7 +22,7 @@ fn apply_to_model(model: &mut Model, record: &Record) {
             model.remove(&(cluster, birth));
         }
         Record::DropRange { .. } => model.clear(),
-        Record::Free { .. } | Record::Release { .. } => {}
+        Record::Free { .. } | Record::Seal { .. } | Record::Release { .. } => {}
     }
 }
 

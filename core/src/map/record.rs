@@ -9,9 +9,9 @@
 //! Drop      8 cluster u32 | 12 zero u32   | 16 birth u64 | 24 freed place u64                           32 bytes
 //! DropRange 8 range u32   | 12 count u32  | 16 freed places u64 * count                            16 + 8n bytes
 //! Free      8 count u32   | 12 zero u32   | 16 places u64 * count                                  16 + 8n bytes
+//! Seal      8 cut u64                                                                               16 bytes
 //! Release   8 slab u32    | 12 zero u32                                                            16 bytes
 //! ```
-//! Kind 5 is reserved for seals.
 
 use thiserror::Error;
 
@@ -32,6 +32,7 @@ const SET: u8 = 1;
 const DROP: u8 = 2;
 const DROP_RANGE: u8 = 3;
 const FREE: u8 = 4;
+const SEAL: u8 = 5;
 const RELEASE: u8 = 6;
 
 /// One change of one shard's map.
@@ -72,6 +73,13 @@ pub enum Record {
     Free {
         /// At most [`FREED_MAX`].
         places: Vec<Place>,
+    },
+    /// What the volume was at this cut will not change any more on this shard: a snapshot may come to be.
+    Seal {
+        /// Whose.
+        volume: VolumeId,
+        /// The cut.
+        cut: Epoch,
     },
     /// Nothing of this shard is in this slab any more: the pool may have it back. What earlier records say of it stays true.
     Release {
@@ -123,7 +131,10 @@ impl Record {
     #[must_use]
     pub fn volume(&self) -> Option<VolumeId> {
         match *self {
-            Record::Set { volume, .. } | Record::Drop { volume, .. } | Record::DropRange { volume, .. } => Some(volume),
+            Record::Set { volume, .. }
+            | Record::Drop { volume, .. }
+            | Record::DropRange { volume, .. }
+            | Record::Seal { volume, .. } => Some(volume),
             Record::Free { .. } | Record::Release { .. } => None,
         }
     }
@@ -142,7 +153,7 @@ impl Record {
     pub fn freed(&self) -> &[Place] {
         match self {
             Record::Set { freed, .. } | Record::Drop { freed, .. } if freed.is_some() => std::slice::from_ref(freed),
-            Record::Set { .. } | Record::Drop { .. } | Record::Release { .. } => &[],
+            Record::Set { .. } | Record::Drop { .. } | Record::Seal { .. } | Record::Release { .. } => &[],
             Record::DropRange { freed, .. } => freed,
             Record::Free { places } => places,
         }
@@ -153,7 +164,7 @@ impl Record {
         match self {
             Record::Set { freed, .. } | Record::Drop { freed, .. } => *freed = Place::NONE,
             Record::DropRange { freed, .. } | Record::Free { places: freed } => freed.clear(),
-            Record::Release { .. } => {}
+            Record::Seal { .. } | Record::Release { .. } => {}
         }
     }
 
@@ -164,7 +175,7 @@ impl Record {
             Record::Set { .. } => 40,
             Record::Drop { .. } => 32,
             Record::DropRange { freed: places, .. } | Record::Free { places } => 16 + 8 * places.len(),
-            Record::Release { .. } => 16,
+            Record::Seal { .. } | Record::Release { .. } => 16,
         }
     }
 
@@ -206,6 +217,10 @@ impl Record {
                 start(FREE);
                 encode_places_first(places, out);
             }
+            Record::Seal { cut, .. } => {
+                start(SEAL);
+                out.extend(cut.0.to_le_bytes());
+            }
             Record::Release { slab } => {
                 start(RELEASE);
                 out.extend(slab.0.to_le_bytes());
@@ -241,8 +256,9 @@ impl Record {
                 Record::DropRange { volume: body.some(volume)?, range: body.u32(8), freed: body.places(12)? }
             }
             FREE if length >= 16 => Record::Free { places: body.places(8)? },
+            SEAL if length == 16 => Record::Seal { volume: body.some(volume)?, cut: Epoch(body.u64(8)) },
             RELEASE if length == 16 => Record::Release { slab: body.slab(8)? },
-            SET | DROP | DROP_RANGE | FREE | RELEASE => return Err(bad_length),
+            SET | DROP | DROP_RANGE | FREE | SEAL | RELEASE => return Err(bad_length),
             _ if flags & MUST_UNDERSTAND == 0 => return Ok((Decoded::Skipped, length)),
             _ => return Err(BadRecord::Unknown { kind }),
         };
@@ -398,6 +414,7 @@ pub(crate) mod tests {
                 Record::DropRange { volume, range: cluster / 128, freed }
             }),
             1 => proptest::collection::vec(place(), 0..5).prop_map(|places| Record::Free { places }),
+            1 => (1u32..3, 1u64..20).prop_map(|(volume, cut)| Record::Seal { volume: VolumeId(volume), cut: Epoch(cut) }),
         ]
     }
 

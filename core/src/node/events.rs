@@ -38,6 +38,8 @@ impl<L: RecordLog> Node<L> {
                 Event::Erased(volume) => self.send(OWNER, Message::Erased { shard, volume }),
                 Event::Fault { volume, why } => self.send(OWNER, Message::Fault { shard, volume, why }),
                 Event::Fenced { association, .. } => self.shard_fenced(association),
+                Event::Armed(attempt) => self.send(OWNER, Message::Armed { shard, attempt }),
+                Event::Sealed { attempt, failed } => self.send(OWNER, Message::Sealed { shard, attempt, failed }),
                 Event::Drained => self.shard_drained(),
             }
         }

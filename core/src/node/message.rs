@@ -7,8 +7,11 @@ use ringway_reactor::io::{FileId, IoError, NewFile};
 use super::owner::Prepared;
 use crate::control::{ControlCall, ControlError};
 use crate::directory::Directory;
-use crate::ids::{AssociationId, ShardId, VolumeId};
+use crate::ids::{AssociationId, AttemptId, Epoch, ShardId, VolumeId};
 use crate::shard::{Part, PartDone};
+use crate::snapshot::asked::SnapshotCreate;
+use crate::snapshot::promise::Promise;
+use crate::snapshot::sync::SyncReport;
 use crate::space::{Geometry, SlabId};
 use crate::transport::{Adopted, shm, vhost};
 
@@ -56,6 +59,22 @@ pub enum Message {
     Fault { shard: ShardId, volume: Option<VolumeId>, why: String },
     /// To the catalog's reactor: a host attached a volume for writing for the first time since it was clean.
     Attached { volume: VolumeId },
+    /// A snapshot of the volume is to be made: from its next tick on the shard counts steps of the epoch word as cuts of it.
+    Arm { shard: ShardId, attempt: AttemptId, volume: VolumeId },
+    /// To the catalog's reactor: the shard does.
+    Armed { shard: ShardId, attempt: AttemptId },
+    /// The volume was cut: make what it was then final and durable.
+    Seal { shard: ShardId, attempt: AttemptId, cut: Epoch },
+    /// To the catalog's reactor: it is, or cannot be made so.
+    Sealed { shard: ShardId, attempt: AttemptId, failed: Option<String> },
+    /// The attempt is over. Where it has succeeded, the directory with its cut came before.
+    Release { shard: ShardId, attempt: AttemptId },
+    /// From a control thread to the catalog's reactor: snapshots to be made, whose deadline is watched already.
+    Cut { create: SnapshotCreate, promise: Arc<Promise> },
+    /// From the thread of deadlines: a promise is over.
+    Expired,
+    /// From who stores snapshots elsewhere.
+    Sync(SyncReport),
     /// From the control thread of a vhost-user connection.
     Vhost(vhost::Mail),
     /// To the catalog's reactor: a host was told that the machine failed under it.

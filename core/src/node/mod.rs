@@ -275,6 +275,9 @@ impl<I: Io, L: RecordLog> Application<I, Message> for Node<L> {
             Message::Fenced { association } => {
                 if self.fences.answered(association) {
                     self.registry.fenced(association);
+                    if let Some(owner) = &mut self.owner {
+                        owner.fenced(association);
+                    }
                 }
             }
             Message::AddFile { id, file } => {
@@ -285,6 +288,9 @@ impl<I: Io, L: RecordLog> Application<I, Message> for Node<L> {
             Message::SlabGranted { shard, slab } => self.local.touch(shard).on_slab(slab),
             Message::NoSlab { shard } => self.local.touch(shard).on_no_slab(),
             Message::WantSlab { shard } => self.local.touch(shard).on_slab_wanted(),
+            Message::Arm { shard, attempt, volume } => self.local.touch(shard).arm(attempt, volume),
+            Message::Seal { shard, attempt, cut } => self.local.touch(shard).seal(attempt, cut),
+            Message::Release { shard, attempt } => self.local.touch(shard).release(attempt),
             Message::Quiet => self.quiet(io),
             Message::Drain => self.drain(),
             Message::Stop => self.stopping = Stopping::Stopped,

@@ -23,6 +23,7 @@ impl<L: RecordLog> Shard<L> {
         self.punch(io);
         self.resume_loads(io);
         self.advance_erasure(io, out);
+        self.advance_sealing(out);
         self.advance_commit(io, out);
         self.advance_checkpoint(io, out);
         // A checkpoint may want its round at once.
@@ -140,6 +141,7 @@ impl<L: RecordLog> Shard<L> {
             || self.checkpoint.is_between_steps()
             || matches!(self.slab_request, SlabRequest::Refused { .. })
             || self.giving.is_active()
+            || self.sealing.wants_turn()
             || (self.draining && !self.drained)
     }
 
@@ -150,6 +152,7 @@ impl<L: RecordLog> Shard<L> {
             && !self.wants_every_turn()
             && self.slab_request == SlabRequest::None
             && self.released.is_empty()
+            && !self.sealing.is_sealing()
             && self.space.is_calm()
             && self.commit.is_calm()
             && !self.checkpoint.is_running()

@@ -6,7 +6,7 @@
 use ringway_reactor::data::Data;
 use ringway_reactor::io::{Instant, Token};
 
-use crate::ids::{AssociationId, Epoch, Lsn, ShardId, VolumeId};
+use crate::ids::{AssociationId, AttemptId, Epoch, Lsn, ShardId, VolumeId};
 use crate::request::{Command, Status};
 use crate::space::SlabId;
 
@@ -103,6 +103,10 @@ pub enum Event {
     Erased(VolumeId),
     /// A fault that outlives the part that met it. `None`: the whole shard takes no more writes.
     Fault { volume: Option<VolumeId>, why: String },
+    /// The volume is armed for this attempt at a snapshot: every step of the epoch word counts as a cut of it.
+    Armed(AttemptId),
+    /// What the volume was at the cut is final here, and durable; or it cannot be made so, and why.
+    Sealed { attempt: AttemptId, failed: Option<String> },
     /// The final commit and checkpoint are durable, nothing is in flight and nothing is held.
     Drained,
 }

@@ -31,6 +31,7 @@ mod read;
 mod reclaim;
 mod recover;
 mod scratch;
+mod sealing;
 mod sector;
 mod submit;
 mod targets;
@@ -55,6 +56,7 @@ use self::ops::OpTable;
 use self::overlap::{Claim, OverlapTable, StripeKey};
 use self::parts::{PartKey, PartTable, Stage};
 use self::scratch::Scratch;
+use self::sealing::Sealing;
 use self::targets::Openings;
 use crate::checksum::Seed;
 use crate::ids::{AssociationId, Epoch, ShardId, VolumeId};
@@ -75,7 +77,10 @@ struct Parked {
 
 #[derive(Debug)]
 struct Volume {
+    /// With the cuts of snapshots that are being made.
     record: Arc<VolumeRecord>,
+    /// As the catalog has it.
+    given: Arc<VolumeRecord>,
     /// Why it answers nothing but faults.
     fault: Option<String>,
 }
@@ -134,6 +139,7 @@ pub struct Shard<L> {
     space_changed: bool,
     slab_request: SlabRequest,
     giving: Giving,
+    sealing: Sealing,
     /// Clusters let go that still need a hole.
     released: Vec<Place>,
     holes: slab::Slab<reclaim::Hole>,
@@ -167,7 +173,10 @@ impl<L: RecordLog> Shard<L> {
     fn new(spec: RecoverySpec<L>, seed: Seed, files: &[FileInfo], parts: Parts) -> Shard<L> {
         let Parts { space, mapped, nodes, commit, checkpoint, scratch } = parts;
         let (logical_block, atomic_unit) = units(files);
-        let volumes = spec.volumes.into_iter().map(|record| (record.id, Volume { record, fault: None }));
+        let volumes = spec
+            .volumes
+            .into_iter()
+            .map(|record| (record.id, Volume { given: Arc::clone(&record), record, fault: None }));
         let mut shard = Shard {
             id: spec.id,
             seed,
@@ -199,6 +208,7 @@ impl<L: RecordLog> Shard<L> {
             space_changed: false,
             slab_request: SlabRequest::None,
             giving: Giving::default(),
+            sealing: Sealing::default(),
             scratch,
             commit,
             checkpoint,
@@ -235,6 +245,9 @@ impl<L: RecordLog> Shard<L> {
         assert!(word >= self.word, "the epoch word went back from {} to {word}", self.word);
         self.word = word;
         self.now = io.now();
+        if self.sealing.is_fresh() {
+            self.finish_arming(out);
+        }
         self.unpark_scratch(io, out);
         loop {
             while let Some(key) = self.ready.pop_front() {
@@ -257,7 +270,7 @@ impl<L: RecordLog> Shard<L> {
     /// Whether [`Shard::execute`] has something to do at once.
     #[must_use]
     pub fn busy(&self) -> bool {
-        !self.ready.is_empty()
+        !self.ready.is_empty() || self.sealing.is_fresh()
     }
 
     /// A part's way from the queue to its command.
@@ -415,10 +428,12 @@ impl<L: RecordLog> Shard<L> {
     /// A volume of the catalog, new or changed.
     pub fn on_volume(&mut self, record: Arc<VolumeRecord>) {
         self.calm = false;
+        let given = record;
+        let record = self.sealing.with_cuts(&given);
         match self.volumes.get_mut(&record.id) {
-            Some(volume) => volume.record = record,
+            Some(volume) => (volume.record, volume.given) = (record, given),
             None => {
-                self.volumes.insert(record.id, Volume { record, fault: None });
+                self.volumes.insert(record.id, Volume { record, given, fault: None });
             }
         }
     }

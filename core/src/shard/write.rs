@@ -118,7 +118,7 @@ impl<L: RecordLog> Shard<L> {
         assert!(birth <= stamp, "stamps of a shard ascend: {birth} is born after {stamp}");
         let record = &self.volumes[&volume].record;
         // A version that a rollback made void shows nothing of what is written to it (H10).
-        if record.redirects(birth, stamp) || !View::live(&record.dead).sees(birth) {
+        if self.redirects(volume, birth, stamp) || !View::live(&record.dead).sees(birth) {
             return Resolved { birth: stamp, place: Place::NONE, data: 0 };
         }
         let data = mapped

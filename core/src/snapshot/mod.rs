@@ -4,5 +4,8 @@
 //! (`crate::node::owner::snapshots`); what a shard does for it is in `crate::shard` (`sealing.rs`). Here is what both, and those
 //! who store snapshots elsewhere, talk about.
 
+pub mod asked;
+pub mod deadline;
 pub mod name;
+pub mod promise;
 pub mod sync;

@@ -26,6 +26,7 @@ use crate::node::owner::{
 use crate::node::{Node, NodeParts};
 use crate::pool::{Layout, OpenPool};
 use crate::shard::{OpenError, Opened, Progress, RecordLog, Recovery, RecoverySpec, Region, ShardConfig, TokenBase};
+use crate::snapshot::sync::SyncPort;
 use crate::tokens;
 use crate::transport::{
     ShmConfig, ShmTransport, TcpTransport, TransportConfig, Transports, VhostShared, VhostTransport,
@@ -60,6 +61,8 @@ pub struct Sources {
     pub new_uuid: Box<dyn FnMut() -> Uuid + Send>,
     /// Gets devices ready to join.
     pub new_devices: Box<dyn NewDevices>,
+    /// Who stores snapshots elsewhere; none: what is durable in the pool is synced.
+    pub sync_port: Option<Box<dyn SyncPort>>,
 }
 
 /// What all reactors of a target share. Sent to each of their threads.
@@ -137,7 +140,7 @@ impl Plan {
         let untold: Untold = pool.catalog.volumes().map(|entry| (entry.record.id, entry.untold.clone())).collect();
         let first_flush = FirstFlush::new(if fail_first_flush { untold } else { Untold::new() });
         let metrics = Metrics::new(reactors, shards);
-        let directory = Arc::new(directory_of(&pool.catalog, &BTreeMap::new(), version, now, None));
+        let directory = Arc::new(directory_of(&pool.catalog, &BTreeMap::new(), version, now, None, &[]));
         Plan {
             reactors,
             placement: (0..shards).map(|shard| (shard % reactors) as u16).collect(),
@@ -317,6 +320,8 @@ impl Plan {
             metrics: Arc::clone(&self.metrics),
             damaged: damaged.volumes,
             dead: damaged.dead,
+            epoch: Arc::clone(&self.epoch),
+            sync_port: sources.sync_port,
             drain_timeout_ns: self.drain_timeout_ns,
             unix_s: sources.unix_s,
             new_uuid: sources.new_uuid,

@@ -67,7 +67,7 @@ impl InProcess {
         let first = (sources(Box::new(NeverGrows(config.pool.clone()))), damaged);
         let node = plan.node(0, recovered, config.buffer_bytes, Some(first));
         let mail = Mesh::new(1, MAILBOX).pop().expect("a mesh of one");
-        let control = Arc::new(Port(mail.injector()));
+        let control = Arc::new(Port::new(mail.injector()));
         Ok(InProcess { reactor: Reactor::new(io, mail, node), control, buffers })
     }
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use ringway_reactor::clock::monotonic;
 use ringway_reactor::files::OpenFile;
 use ringway_reactor::mailbox::Injector;
 use ringway_shm_ring::door::Door;
@@ -12,9 +13,11 @@ use thiserror::Error;
 
 use super::log_place::forget;
 use super::unix::UnixSockets;
-use crate::control::{ControlCall, ControlPort};
+use crate::control::{ControlCall, ControlPort, ControlRequest};
 use crate::metrics::Metrics;
 use crate::node::message::Message;
+use crate::snapshot::deadline::Deadlines;
+use crate::snapshot::promise::Promise;
 
 /// A target that did not end in good order. Nothing that was promised is lost: the next start recovers it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -42,11 +45,43 @@ pub(super) struct Ways {
 }
 
 /// The way of control calls to reactor 0.
-pub(super) struct Port(pub(super) Injector<Message>);
+pub(super) struct Port {
+    injector: Injector<Message>,
+    /// Where somebody else watches over deadlines than the reactor itself.
+    deadlines: Option<Deadlines>,
+}
+
+impl Port {
+    /// Deadlines are looked at by the reactor's own turns.
+    pub(super) fn new(injector: Injector<Message>) -> Port {
+        Port { injector, deadlines: None }
+    }
+
+    /// Deadlines have a thread of their own, on `cores` where there are any.
+    pub(super) fn watched(injector: Injector<Message>, cores: Vec<usize>) -> std::io::Result<Port> {
+        let expired = injector.clone();
+        let deadlines = Deadlines::start(cores, move || expired.send(Message::Expired))?;
+        Ok(Port { injector, deadlines: Some(deadlines) })
+    }
+}
 
 impl ControlPort for Port {
     fn control(&self, call: ControlCall) {
-        self.0.send(Message::Control(call));
+        match (&call.request, &self.deadlines) {
+            (ControlRequest::SnapshotCreate(_), Some(deadlines)) => {
+                let (ControlRequest::SnapshotCreate(create), reply) = call.into_parts() else {
+                    unreachable!("just seen");
+                };
+                // The time runs from here on, whenever the reactor comes to it.
+                let timeout = create.patience.timeout();
+                let promise = Arc::new(Promise::new(create.full_names(), monotonic(), timeout, reply));
+                if timeout.is_some() {
+                    deadlines.watch(&promise);
+                }
+                self.injector.send(Message::Cut { create, promise });
+            }
+            _ => self.injector.send(Message::Control(call)),
+        }
     }
 }
 

@@ -124,7 +124,8 @@ pub fn start(config: TargetConfig, progress: &mut dyn FnMut(&Progress)) -> Resul
     let metrics = plan.metrics();
     match begin(&reported, &gos, reactors) {
         Ok(listeners) => {
-            let port = Port(injector.clone());
+            let port = Port::watched(injector.clone(), free_cores)
+                .map_err(|source| StartError::System { what: "cannot start a thread".to_owned(), source })?;
             let vhost: Arc<dyn ServeExport> =
                 Arc::new(VhostServer::new(plan.vhost(), injectors, plan.registry(), plan.interests()));
             let servers = Servers::from([(ExportKind::VhostUser, vhost)]);
@@ -299,7 +300,7 @@ impl Seat {
 }
 
 pub(super) fn sources(new_devices: Box<dyn NewDevices>) -> Sources {
-    Sources { unix_s: Box::new(super::unix_s), new_uuid: Box::new(Uuid::new_v4), new_devices }
+    Sources { unix_s: Box::new(super::unix_s), new_uuid: Box::new(Uuid::new_v4), new_devices, sync_port: None }
 }
 
 fn listen(io: &mut UringIo, addresses: &[SocketAddr]) -> Result<Vec<(ListenerId, SocketAddr)>, StartError> {

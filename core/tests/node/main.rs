@@ -12,4 +12,5 @@ mod growing;
 mod hosts;
 mod load;
 mod requests;
+mod snapshots;
 mod space;

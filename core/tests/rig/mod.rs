@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use ringway_core::checkpoint::{CheckpointHeader, HEADER_BYTES, RING_BYTES, read_ring};
 use ringway_core::checksum::Seed;
-use ringway_core::ids::{AssociationId, Epoch, Lsn, ShardId, VolumeId};
+use ringway_core::ids::{AssociationId, AttemptId, Epoch, Lsn, ShardId, VolumeId};
 use ringway_core::request::{Command, Status};
 use ringway_core::shard::verify::Verification;
 use ringway_core::shard::{
@@ -192,6 +192,8 @@ pub struct Rig {
     pub replayed: (usize, usize),
     pub fenced: Vec<u64>,
     pub erased: Vec<VolumeId>,
+    pub armed: Vec<AttemptId>,
+    pub sealed: Vec<(AttemptId, Option<String>)>,
     pub drained: bool,
     /// Slabs that the shard gave back, and how often it was asked for one and had none.
     pub given_back: u64,
@@ -264,6 +266,8 @@ impl Rig {
             replayed,
             fenced: Vec::new(),
             erased: Vec::new(),
+            armed: Vec::new(),
+            sealed: Vec::new(),
             drained: false,
             given_back: 0,
             kept_slabs: 0,
@@ -309,6 +313,8 @@ impl Rig {
                 self.faulted.extend(volume);
                 self.faults.push(why);
             }
+            Event::Armed(attempt) => self.armed.push(attempt),
+            Event::Sealed { attempt, failed } => self.sealed.push((attempt, failed)),
             Event::Drained => self.drained = true,
         }
         let _ = events;

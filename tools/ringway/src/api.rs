@@ -12,6 +12,7 @@
 //! PUT    /v1/volumes/{name}/name        {"name": new}
 //! PUT    /v1/volumes/{name}/hosts       {"hosts": [nqn, ...]}
 //! DELETE /v1/volumes/{name}?force=true  remove it
+//! …      /v1/snapshots, /v1/clones      see `snapshots.rs`
 //! GET    /v1/exports                    all exports
 //! POST   /v1/exports                    ExportAdd
 //! DELETE /v1/exports/{id}               take an export away
@@ -19,6 +20,8 @@
 //! ```
 //!
 //! A failure is `{"error": {"kind": ..., "message": ...}}` with the status of its kind.
+
+pub(crate) mod snapshots;
 
 use std::sync::Arc;
 
@@ -97,6 +100,7 @@ pub(crate) fn routes(node: Node) -> Router {
         .route("/v1/exports", get(|State(node): State<Node>| ask(node, ControlRequest::ExportList)).post(export_add))
         .route("/v1/exports/{id}", delete(export_remove))
         .route("/metrics", get(metrics))
+        .merge(snapshots::routes())
         .fallback(|| async {
             Refused(ControlError::new(ControlErrorKind::NotFound, "no such path; see docs/operating/control.md"))
         })
@@ -121,6 +125,7 @@ async fn ask(node: Node, request: ControlRequest) -> Result<Response, Refused> {
         ControlAnswer::Pool(pool) => Json(pool).into_response(),
         ControlAnswer::Grown(grown) => Json(grown).into_response(),
         ControlAnswer::Target(target) => Json(target).into_response(),
+        ControlAnswer::Snapshots(snapshots) => Json(snapshots).into_response(),
         ControlAnswer::Export(export) => Json(export).into_response(),
         ControlAnswer::Exports(exports) => Json(exports).into_response(),
     })

@@ -10,6 +10,7 @@ use crate::endpoint::PoolPlace;
 use crate::export::ExportCommand;
 use crate::failure::EXIT_CODES;
 use crate::size::Size;
+use crate::snapshot::{CloneArgs, SnapshotCommand};
 
 /// Block storage over NVMe/TCP from files, devices or memory: one reactor a core, durable by default.
 #[derive(Parser, Debug)]
@@ -45,6 +46,12 @@ pub(crate) enum Command {
         after_help = "Examples:\n  ringway volume create vm1 20GiB\n  ringway volume import vm2 disk.img\n  ringway volume list"
     )]
     Volume(VolumeCommand),
+    /// Make, look at, roll back to and remove snapshots of the running target's volumes
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  ringway snapshot create vm1 before-upgrade --timeout 120s\n  ringway snapshot list vm1\n  ringway snapshot rollback vm1@before-upgrade"
+    )]
+    Snapshot(SnapshotCommand),
     /// Give volumes to virtual machines of this host, each through a socket of its own
     #[command(subcommand, after_help = "Example:\n  ringway export list")]
     Export(ExportCommand),
@@ -225,6 +232,9 @@ pub(crate) enum VolumeCommand {
         after_help = "Examples:\n  ringway volume remove vm1\n  ringway volume remove vm1 --force      # although a host is attached"
     )]
     Remove(RemoveArgs),
+    /// Make a volume over a snapshot: writable at once, and it takes space as it is written
+    #[command(after_help = "Example:\n  ringway volume clone vm1@before-upgrade vm1-test")]
+    Clone(CloneArgs),
     /// Make a volume from a raw image
     #[command(after_help = "Example:\n  ringway volume import vm1 disk.img")]
     Import(ImportArgs),

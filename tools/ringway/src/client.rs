@@ -12,11 +12,13 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use ringway_core::control::{ControlErrorKind, PoolGrow, PoolGrown, PoolInfo, TargetInfo, VolumeCreate, VolumeInfo};
 use ringway_core::export::{ExportAdd, ExportInfo};
 use ringway_core::ids::ExportId;
+use ringway_core::snapshot::asked::{SnapshotCreate, SnapshotInfo, VolumeClone};
 use ringway_reactor::socket_path::SocketPath;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
+use crate::api::snapshots::NewSnapshot;
 use crate::api::{ErrorBody, NewHosts, NewName, NewSize};
 use crate::failure::Failure;
 
@@ -74,6 +76,36 @@ impl Client {
         let query = if force { "?force=true" } else { "" };
         let _: serde_json::Value = self.call(Method::DELETE, &path(name, query), None::<&()>)?;
         Ok(())
+    }
+
+    /// Snapshots of a volume, or of all.
+    pub(crate) fn snapshots(&self, volume: Option<&str>) -> Result<Vec<SnapshotInfo>, Failure> {
+        let query = volume.map_or(String::new(), |name| format!("?volume={}", utf8_percent_encode(name, SEGMENT)));
+        self.call(Method::GET, &format!("/v1/snapshots{query}"), None::<&()>)
+    }
+
+    pub(crate) fn snapshot(&self, name: &str) -> Result<SnapshotInfo, Failure> {
+        let found: Vec<SnapshotInfo> = self.call(Method::GET, &snapshot_path(name, ""), None::<&()>)?;
+        found.into_iter().next().ok_or_else(|| Failure::internal("the daemon's answer has no snapshot"))
+    }
+
+    pub(crate) fn snapshot_create(&self, create: &SnapshotCreate) -> Result<Vec<SnapshotInfo>, Failure> {
+        self.call(Method::POST, "/v1/snapshots", Some(&NewSnapshot::from(create)))
+    }
+
+    pub(crate) fn snapshot_remove(&self, name: &str, force: bool) -> Result<(), Failure> {
+        let query = if force { "?force=true" } else { "" };
+        let _: serde_json::Value = self.call(Method::DELETE, &snapshot_path(name, query), None::<&()>)?;
+        Ok(())
+    }
+
+    pub(crate) fn snapshot_rollback(&self, name: &str, force: bool) -> Result<VolumeInfo, Failure> {
+        let query = if force { "/rollback?force=true" } else { "/rollback" };
+        self.call(Method::POST, &snapshot_path(name, query), None::<&()>)
+    }
+
+    pub(crate) fn volume_clone(&self, clone: &VolumeClone) -> Result<VolumeInfo, Failure> {
+        self.call(Method::POST, "/v1/clones", Some(clone))
     }
 
     pub(crate) fn exports(&self) -> Result<Vec<ExportInfo>, Failure> {
@@ -152,6 +184,10 @@ impl Client {
         };
         Failure::new(kind, format!("no daemon answers on {socket} ({error}); {advice}"))
     }
+}
+
+fn snapshot_path(name: &str, rest: &str) -> String {
+    format!("/v1/snapshots/{}{rest}", utf8_percent_encode(name, SEGMENT))
 }
 
 fn path(name: &str, rest: &str) -> String {

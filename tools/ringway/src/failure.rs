@@ -22,7 +22,9 @@ Exit codes:
   7   corrupt pool, or not a pool of this program or version
   8   busy: pool open elsewhere, port in use, volume attached
   9   not allowed: cores, sockets, hosts
-  10  verification failed: data was lost, torn or misdirected";
+  10  verification failed: data was lost, torn or misdirected
+  11  timed out: nothing was done
+  12  needed: a clone or a snapshot depends on it";
 
 /// A failed command.
 #[derive(Clone, Debug, Serialize)]

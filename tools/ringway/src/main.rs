@@ -22,6 +22,7 @@ mod pool_show;
 mod runtime;
 mod serve;
 mod size;
+mod snapshot;
 mod volume;
 mod volume_image;
 
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
         Command::Serve(args) => serve::run(*args, engine::start),
         Command::Pool(command) => pool::run(command, format),
         Command::Volume(command) => volume::run(command, format),
+        Command::Snapshot(command) => snapshot::run(command, format),
         Command::Export(command) => export::run(command, format),
         Command::Inspect(args) => inspect::run(&args, format),
         Command::Bench(args) => bench::run(*args, format),

@@ -9,7 +9,7 @@ use crate::failure::Failure;
 use crate::output::{Format, columns, facts};
 use crate::runtime::control_socket;
 use crate::size::Size;
-use crate::volume_image;
+use crate::{snapshot, volume_image};
 
 pub(crate) fn run(command: VolumeCommand, format: Format) -> Result<(), Failure> {
     match command {
@@ -30,6 +30,7 @@ pub(crate) fn run(command: VolumeCommand, format: Format) -> Result<(), Failure>
             client(&args.daemon).volume_remove(&args.name, args.force)?;
             format.print(&serde_json::json!({ "removed": args.name }), |_| format!("removed {}", args.name));
         }
+        VolumeCommand::Clone(args) => snapshot::clone(&args, format)?,
         VolumeCommand::Import(args) => volume_image::import(&client(&args.daemon), &args, format)?,
         VolumeCommand::Export(args) => volume_image::export(&client(&args.daemon), &args, format)?,
     }
@@ -78,6 +79,7 @@ fn show(volume: &VolumeInfo) -> String {
         ("exclusive", if volume.exclusive { "yes" } else { "no" }.to_owned()),
         ("allowed hosts", joined(&volume.allowed_hosts, "any where the listener allows that")),
         ("attached", joined(&volume.attached_hosts, "no host")),
+        ("parent", volume.parent.clone().unwrap_or_else(|| "none".to_owned())),
         ("state", volume.fault.as_ref().map_or("online".to_owned(), |why| format!("faulted: {why}"))),
     ])
 }

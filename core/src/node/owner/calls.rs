@@ -1,5 +1,6 @@
 //! Control calls: what each of them changes, and what speaks against it.
 
+use super::snapshots::{Caller, Work};
 use super::{FROM_OWNER, Owner, Syncing, Task};
 use crate::catalog::{CatalogRecord, VolumeEntry};
 use crate::control::{
@@ -34,6 +35,12 @@ impl Owner {
                 Ok(()) => self.begin_growth(grow, reply),
                 Err(error) => reply(Err(error)),
             },
+            ControlRequest::SnapshotList { volume } => reply(self.list_snapshots(volume.as_deref())),
+            ControlRequest::SnapshotShow { name } => reply(self.show_snapshot(&name)),
+            ControlRequest::SnapshotCreate(create) => self.on_create(create, Caller::unpromised(reply)),
+            ControlRequest::SnapshotRollback { name, force } => {
+                self.tasks.push_back(Task::Snapshot(Work::Rollback(name, force, reply)));
+            }
             ControlRequest::Sync => self.sync(reply),
             ControlRequest::ExportAdd(_) | ControlRequest::ExportRemove { .. } => {
                 self.tasks.push_back(Task::Export(request, reply));
@@ -64,6 +71,8 @@ impl Owner {
             ControlRequest::VolumeResize { name, size } => self.plan_resize(name, *size),
             ControlRequest::VolumeRename { name, to } => self.plan_rename(name, to),
             ControlRequest::VolumeRemove { name, force } => self.plan_remove(name, *force),
+            ControlRequest::SnapshotRemove { name, force } => Ok((self.plan_remove_snapshot(name, *force)?, None)),
+            ControlRequest::VolumeClone(clone) => self.plan_clone(clone),
             ControlRequest::VolumeSetHosts { name, hosts } => {
                 hosts.iter().try_for_each(|nqn| check_host_nqn(nqn))?;
                 let record = &self.named_volume(name)?.record;
@@ -99,7 +108,7 @@ impl Owner {
         }
         check_lba(create.lba_bytes, self.pool.atomic_unit, false)
             .map_err(|error| ControlError::invalid(error.to_string()))?;
-        let id = VolumeId(state.next_volume());
+        let id = self.new_volume_id();
         let record = VolumeRecord {
             id,
             name: create.name.clone(),
@@ -164,27 +173,12 @@ impl Owner {
         Ok((vec![CatalogRecord::VolumeRemoved(id)], None))
     }
 
-    fn check_no_snapshots(&self, name: &str, id: VolumeId) -> Result<(), ControlError> {
-        let snapshots: Vec<_> =
-            self.store.state().snapshots_of(id).map(|(_, entry)| entry.record.name.clone()).collect();
-        match snapshots.first() {
-            None => Ok(()),
-            Some(first) => Err(ControlError::new(
-                ControlErrorKind::Busy,
-                format!(
-                    "volume {name:?} has {} snapshots ({first} and later ones); remove them first: \
-                     `ringway snapshot remove {first}`",
-                    snapshots.len()
-                ),
-            )),
-        }
-    }
-
     /// Flushes every volume, by requests like any other.
     fn sync(&mut self, reply: Reply) {
         let number = self.next_sync;
         self.next_sync += 1;
-        let volumes: Vec<_> = self.store.state().volumes().map(|entry| entry.record.id).collect();
+        let live = self.store.state().volumes().filter(|entry| !entry.record.is_snapshot());
+        let volumes: Vec<_> = live.map(|entry| entry.record.id).collect();
         if volumes.is_empty() {
             return reply(Ok(ControlAnswer::Done));
         }

@@ -15,12 +15,14 @@ mod growing;
 mod publish;
 mod show;
 mod slabs;
+mod snapshots;
 mod stopping;
 mod store;
 mod thresholds;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use ringway_reactor::io::{Completion, FileInfo, Instant, Io};
 use uuid::Uuid;
@@ -39,10 +41,13 @@ use crate::ids::{AssociationId, ExportId, RequestId, ShardId, VolumeId};
 use crate::metrics::Metrics;
 use crate::pool::Superblock;
 use crate::request::{Request, Status};
+use crate::snapshot::asked::SnapshotTimes;
+use crate::snapshot::sync::SyncPort;
 use crate::space::{Geometry, SlabId};
 use growing::Growth;
 use publish::Publishing;
 use slabs::Slabs;
+use snapshots::{Caller, Outcome, Snapshots, Work};
 use stopping::Stage;
 use thresholds::Thresholds;
 
@@ -86,6 +91,10 @@ pub struct OwnerParts {
     pub damaged: Vec<(ShardId, VolumeId, String)>,
     /// Shards that could not be opened, and why.
     pub dead: Vec<(ShardId, String)>,
+    /// The word that stamps are read from.
+    pub epoch: Arc<AtomicU64>,
+    /// Who stores snapshots elsewhere.
+    pub sync_port: Option<Box<dyn SyncPort>>,
     /// How long stopping waits for what is in flight.
     pub drain_timeout_ns: u64,
     /// Seconds since 1970.
@@ -116,6 +125,8 @@ enum Task {
     Told(VolumeId, String),
     /// A volume has lost something.
     Faulted { volume: VolumeId, shard: Option<ShardId>, why: String },
+    /// Something about snapshots.
+    Snapshot(Work),
     /// The pool is closed in good order.
     Close,
 }
@@ -134,6 +145,8 @@ enum Then {
     Grant { shard: ShardId, slab: SlabId },
     /// Somebody else may have the slab.
     TakenBack { shard: ShardId, slab: SlabId },
+    /// Something about snapshots.
+    Snapshot(Outcome),
     /// Leave the loops.
     Stop,
     /// Nothing.
@@ -144,6 +157,8 @@ enum Then {
 enum Answer {
     /// This volume as it is by then; that it is done if there is none.
     About(Option<VolumeId>),
+    /// These snapshots, which it has made.
+    Snapshots(Vec<VolumeId>, SnapshotTimes),
     /// This.
     Now(Box<ControlAnswer>),
 }
@@ -177,6 +192,9 @@ pub struct Owner {
     then: Option<Then>,
     publishing: Publishing,
     slabs: Slabs,
+    snapshots: Snapshots,
+    /// Ids below were given to volumes and snapshots, those included that the catalog does not know yet.
+    next_volume: u32,
     growth: Option<Growth>,
     new_devices: Box<dyn NewDevices>,
     /// Shards that still hold something of a removed volume.
@@ -224,6 +242,7 @@ impl Owner {
             let held = state.slabs_of(shard).count() as u64 * parts.pool.geometry.slab_bytes();
             parts.metrics.shard(shard).allocated_bytes.set(held);
         }
+        let generation = parts.pool.generation;
         let mut owner = Self {
             reactors: parts.reactors,
             placement: parts.placement,
@@ -236,6 +255,8 @@ impl Owner {
             tasks,
             then: None,
             slabs,
+            snapshots: Snapshots::new(parts.epoch, generation, parts.sync_port),
+            next_volume: 0,
             growth: None,
             new_devices: parts.new_devices,
             erasing,
@@ -256,7 +277,7 @@ impl Owner {
         if owner.dead.is_empty() {
             owner.count_faults();
         } else {
-            owner.publish(None);
+            let _ = owner.publish(None);
         }
         owner
     }
@@ -280,6 +301,11 @@ impl Owner {
             Message::Fault { shard, volume, why } => self.shard_fault(shard, volume, why),
             Message::Prepared(outcome) => self.prepared(outcome),
             Message::FileAdded(result) => self.file_added(result),
+            Message::Cut { create, promise } => self.on_create(create, Caller::Promised(promise)),
+            Message::Armed { shard, attempt } => self.armed(shard, attempt),
+            Message::Sealed { shard, attempt, failed } => self.sealed(shard, attempt, failed),
+            Message::Expired => {}
+            Message::Sync(report) => self.sync_report(report),
             Message::Quiet => self.begin_stop(),
             Message::IsQuiet => self.reactor_quiet(),
             Message::Drained => self.reactor_drained(),
@@ -294,8 +320,9 @@ impl Owner {
 
     /// Goes on with whatever can go on.
     pub(super) fn execute<I: Io>(&mut self, io: &mut I, outbox: &mut Vec<(usize, Message)>) {
+        self.advance_snapshots(io.now());
         loop {
-            if let Some(result) = self.store.take_result() {
+            if let Some(result) = self.store.take_result(io.now()) {
                 let then = self.then.take().expect("a write has its consequence");
                 match result {
                     Ok(()) => self.act(then),
@@ -351,13 +378,15 @@ impl Owner {
             Task::Attached(volume) => self.plan_attached(volume),
             Task::Told(volume, host) => self.plan_told(volume, host),
             Task::Faulted { volume, shard, why } => self.plan_fault(volume, shard, why),
+            Task::Snapshot(work) => self.plan_snapshot(work),
             Task::Close => Plan::Change(vec![CatalogRecord::Closed(self.pool.generation)], Then::Stop),
         }
     }
 
     fn act(&mut self, then: Then) {
         match then {
-            Then::Publish(answer) => self.publish(answer),
+            Then::Publish(answer) => drop(self.publish(answer)),
+            Then::Snapshot(outcome) => self.act_snapshot(outcome),
             Then::Exported(reply, shown) => reply(Ok(self.answer_export(shown))),
             Then::Grow(prepared, reply) => self.grown(prepared, reply),
             Then::Grant { shard, slab } => self.grant(shard, slab),
@@ -373,8 +402,12 @@ impl Owner {
 
     /// The change could not be written.
     fn refuse(&mut self, then: Then, why: &str) {
-        tracing::error!(why, "the catalog takes no more changes until the pool is opened again");
-        self.metrics.pool.read_only.set(1);
+        if self.store.fault().is_some() {
+            tracing::error!(why, "the catalog takes no more changes until the pool is opened again");
+            self.metrics.pool.read_only.set(1);
+        } else {
+            tracing::error!(why, "a change of the catalog could not be written and was made void");
+        }
         match then {
             Then::Publish(Some((reply, _))) | Then::Exported(reply, _) => reply(Err(catalog_failed(why))),
             Then::Grow(_, reply) => {
@@ -384,6 +417,7 @@ impl Owner {
             Then::Grant { shard, .. } => self.send_to_shard(shard, Message::NoSlab { shard }),
             // Nobody knows whose it is: nobody uses it before the pool is opened again.
             Then::TakenBack { shard, .. } => self.slab_kept(shard),
+            Then::Snapshot(outcome) => self.refuse_snapshot(outcome, why),
             Then::Stop => self.stop_all(),
             Then::Attached(volume) => self.not_attached(volume),
             Then::Publish(None) | Then::Rest => {}
@@ -399,6 +433,7 @@ impl Owner {
             }
             Task::Grant { shard } => self.send_to_shard(shard, Message::NoSlab { shard }),
             Task::TakeBack { shard, .. } => self.slab_kept(shard),
+            Task::Snapshot(work) => self.refuse_snapshot_work(work, why),
             Task::Close => self.stop_all(),
             Task::Attached(volume) => self.not_attached(volume),
             Task::Erased(_) | Task::Faulted { .. } | Task::Told(..) => {}
@@ -413,6 +448,13 @@ impl Owner {
         for to in 0..self.reactors {
             self.outbox.push((to, message()));
         }
+    }
+
+    /// An id that nothing has ever had.
+    fn new_volume_id(&mut self) -> VolumeId {
+        let id = self.next_volume.max(self.store.state().next_volume());
+        self.next_volume = id + 1;
+        VolumeId(id)
     }
 
     /// Requests for the node to start.
@@ -436,7 +478,7 @@ impl Owner {
 
     /// When it has to run although nothing arrives.
     pub(super) fn next_deadline(&self) -> Instant {
-        self.store.next_deadline().min(self.thresholds.next_look()).min(self.give_up)
+        self.store.next_deadline().min(self.thresholds.next_look()).min(self.give_up).min(self.next_expiry())
     }
 }
 

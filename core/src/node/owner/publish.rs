@@ -33,6 +33,7 @@ pub fn directory_of(
     version: u64,
     surroundings: Surroundings,
     before: Option<&Directory>,
+    pending: &[Arc<VolumeRecord>],
 ) -> Directory {
     let shared = |record: &VolumeRecord| {
         let same = before.and_then(|before| before.volume(record.id)).filter(|known| ***known == *record);
@@ -45,7 +46,7 @@ pub fn directory_of(
     Directory::new(DirectoryParts {
         version,
         volumes: volumes.collect(),
-        pending: Vec::new(),
+        pending: pending.iter().map(|record| VolumeEntry { record: Arc::clone(record), fault: None }).collect(),
         erasing: erasing.collect(),
         insecure: surroundings.insecure,
         space: surroundings.space,
@@ -106,9 +107,10 @@ impl Publishing {
 }
 
 impl Owner {
-    /// Sends what the catalog now says to every reactor.
-    pub(super) fn publish(&mut self, answer: Option<(Reply, Answer)>) {
+    /// Sends what the catalog now says to every reactor; the number of that directory.
+    pub(super) fn publish(&mut self, answer: Option<(Reply, Answer)>) -> u64 {
         self.follow_removals();
+        self.follow_manifests();
         self.publishing.seq += 1;
         let seq = self.publishing.seq;
         let surroundings = Surroundings {
@@ -118,7 +120,9 @@ impl Owner {
         };
         let version = u64::from(self.publishing.generation) << 32 | seq;
         let before = &self.publishing.current;
-        let directory = Arc::new(directory_of(self.store.state(), &self.dead, version, surroundings, Some(before)));
+        let pending = self.pending_snapshots();
+        let directory =
+            Arc::new(directory_of(self.store.state(), &self.dead, version, surroundings, Some(before), &pending));
         self.publishing.current = Arc::clone(&directory);
         self.publishing.waiting.push_back(Waiting { seq, reactors_left: self.reactors, answer });
         self.send_all(|| Message::Publish { directory: Arc::clone(&directory), seq });
@@ -126,6 +130,7 @@ impl Owner {
         for entry in self.store.state().volumes() {
             self.metrics.name_volume(entry.record.id, &entry.record.name);
         }
+        seq
     }
 
     /// For the metrics: volumes that are not served, and shards that are not open.
@@ -141,9 +146,11 @@ impl Owner {
         waiting.expect("reactors answer what they were sent").reactors_left -= 1;
         while self.publishing.waiting.front().is_some_and(|first| first.reactors_left == 0) {
             let done = self.publishing.waiting.pop_front().expect("just seen");
+            self.directory_in_use(done.seq);
             if let Some((reply, answer)) = done.answer {
                 reply(Ok(match answer {
                     Answer::About(volume) => self.answer_about(volume),
+                    Answer::Snapshots(made, times) => self.answer_snapshots(&made, times),
                     Answer::Now(answer) => *answer,
                 }));
             }

@@ -20,6 +20,7 @@ impl Owner {
         VolumeInfo {
             attached_hosts: self.attached_hosts(id),
             fault: fault_of(self.store.state(), &self.dead, &entry.record),
+            parent: self.parent_name(entry),
             allocated: self.metrics.shards.iter().map(|shard| shard.allocated_bytes(id)).sum(),
             ..VolumeInfo::of_record(&entry.record, volume_nqn(&entry.record))
         }

@@ -30,6 +30,7 @@ impl Owner {
     pub(super) fn begin_stop(&mut self) {
         if self.stage == Stage::Running {
             self.stage = Stage::Quieting(self.reactors);
+            self.give_up_all();
             self.send_all(|| Message::Quiet);
         }
     }

@@ -1,4 +1,7 @@
-//! The catalog on its device: one change at a time, durable in both copies, or never again.
+//! The catalog on its device: one change at a time, durable in both copies.
+//!
+//! A change whose writing failed may be durable in one copy. Before anything else is written it is made void: the state without
+//! it goes into the other half, in both copies (history C14). Where that fails too, nothing is written any more.
 
 use std::collections::VecDeque;
 
@@ -28,6 +31,12 @@ struct Writing {
     appended: bool,
     /// Copies of the first frame at the device.
     outstanding: usize,
+    /// When its first frame was submitted.
+    began: Option<Instant>,
+    /// Why a copy of the frame could not be written.
+    failed: Option<String>,
+    /// It is there to make a change void whose writing failed for this reason.
+    voids: Option<String>,
 }
 
 /// The catalog's state, and its log.
@@ -39,13 +48,54 @@ pub struct Store {
     result: Option<Result<(), String>>,
     retry_at: Instant,
     fault: Option<String>,
+    /// When the change that has ended began.
+    began: Option<Instant>,
+    /// How long the last changes took.
+    durations: Durations,
+}
+
+/// What writes of the catalog took lately.
+#[derive(Debug, Default)]
+struct Durations {
+    last: VecDeque<u64>,
+    p99: u64,
+}
+
+impl Durations {
+    const KEPT: usize = 128;
+    /// Before anything is known: a slow disk's.
+    const UNKNOWN_NS: u64 = 5_000_000;
+
+    fn add(&mut self, ns: u64) {
+        if self.last.len() == Self::KEPT {
+            self.last.pop_front();
+        }
+        self.last.push_back(ns);
+        let mut sorted: Vec<_> = self.last.iter().copied().collect();
+        sorted.sort_unstable();
+        self.p99 = sorted[(sorted.len() - 1) * 99 / 100];
+    }
+
+    fn p99(&self) -> u64 {
+        if self.last.is_empty() { Self::UNKNOWN_NS } else { self.p99 }
+    }
 }
 
 impl Store {
     /// A catalog that was recovered, its repairs durable.
     #[must_use]
     pub fn new(state: CatalogState, log: CatalogLog, place: CatalogPlace) -> Self {
-        Self { state, log, place, writing: None, result: None, retry_at: Instant::NEVER, fault: None }
+        Self {
+            state,
+            log,
+            place,
+            writing: None,
+            result: None,
+            retry_at: Instant::NEVER,
+            fault: None,
+            began: None,
+            durations: Durations::default(),
+        }
     }
 
     /// What exists, durably.
@@ -74,12 +124,28 @@ impl Store {
     /// Begins a change. All of its records take effect, or none.
     pub(super) fn write(&mut self, records: Vec<CatalogRecord>) {
         assert!(self.is_idle() && self.fault.is_none(), "one change at a time, and none after a failure");
-        self.writing = Some(Writing { records, frames: VecDeque::new(), appended: false, outstanding: 0 });
+        self.writing = Some(Writing {
+            records,
+            frames: VecDeque::new(),
+            appended: false,
+            outstanding: 0,
+            began: None,
+            failed: None,
+            voids: None,
+        });
     }
 
     /// The outcome of the change, once.
-    pub(super) fn take_result(&mut self) -> Option<Result<(), String>> {
+    pub(super) fn take_result(&mut self, now: Instant) -> Option<Result<(), String>> {
+        if let Some(began) = self.began.take() {
+            self.durations.add(now.since_ns(began));
+        }
         self.result.take()
+    }
+
+    /// What a change takes, with one exception in a hundred.
+    pub(super) fn write_p99_ns(&self) -> u64 {
+        self.durations.p99()
     }
 
     /// Submits what is to be written next.
@@ -115,6 +181,7 @@ impl Store {
             io.submit(token, Op::Write { file: self.place.file, offset, data: buf.into(), durable: true });
         }
         writing.outstanding = 2;
+        writing.began.get_or_insert(io.now());
     }
 
     /// A write ended.
@@ -123,21 +190,41 @@ impl Store {
         writing.outstanding -= 1;
         if let Err(error) = completion.result {
             let copy = if completion.token.0 & 1 == 0 { "first" } else { "second" };
-            self.fault.get_or_insert(write_error(copy, error));
+            writing.failed.get_or_insert(write_error(copy, error));
         }
         if writing.outstanding > 0 {
             return;
         }
-        if let Some(why) = self.fault.clone() {
-            return self.fail(why);
+        if let Some(why) = writing.failed.take() {
+            return self.make_void(why);
         }
         writing.frames.pop_front();
         if writing.frames.is_empty() && writing.appended {
             let writing = self.writing.take().expect("just seen");
+            if let Some(why) = writing.voids {
+                self.result = Some(Err(why));
+                return;
+            }
+            self.began = writing.began;
             for record in &writing.records {
                 self.state.apply(record).expect("a change is checked before it is written");
             }
             self.result = Some(Ok(()));
+        }
+    }
+
+    /// A frame is not durable in both copies, and may be in one. Nothing else is written before it is void.
+    fn make_void(&mut self, why: String) {
+        let writing = self.writing.take().expect("a write failed");
+        if writing.voids.is_some() {
+            return self.fail(why);
+        }
+        match self.log.compact(&self.state) {
+            Ok(frames) => {
+                let (frames, voids) = (frames.into(), Some(why));
+                self.writing = Some(Writing { frames, appended: true, voids, failed: None, ..writing });
+            }
+            Err(error) => self.fail(format!("{why}; making it void: {error}")),
         }
     }
 

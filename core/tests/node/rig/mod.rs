@@ -172,6 +172,7 @@ impl Target {
                     Uuid::from_u128(uuids)
                 }),
                 new_devices: Box::new(SimDevices(Arc::clone(&wanted))),
+                sync_port: None,
             };
             let first = (n == 0).then(|| (sources, damaged.clone()));
             let buffers = io.buffers().bytes();

@@ -1,0 +1,114 @@
+//! The routes of snapshots and clones.
+//!
+//! ```text
+//! GET    /v1/snapshots?volume=NAME           snapshots of a volume, or of all
+//! POST   /v1/snapshots                       {"volumes": [...], "name": ..., "timeout_ms": n}
+//! GET    /v1/snapshots/{name}                one, `VOLUME@SNAPSHOT`; `/` in a name is written %2F
+//! DELETE /v1/snapshots/{name}?force=true     remove it, or give up one that is being made
+//! POST   /v1/snapshots/{name}/rollback?force=true  take its volume back to it
+//! POST   /v1/clones                          VolumeClone
+//! ```
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::rejection::{JsonRejection, QueryRejection};
+use axum::extract::{Query, State};
+use axum::http::StatusCode;
+use axum::response::Response;
+use axum::routing::{get, post};
+use ringway_core::control::ControlRequest;
+use ringway_core::snapshot::asked::{Patience, SnapshotCreate, VolumeClone};
+use serde::{Deserialize, Serialize};
+
+use super::{Node, Refused, RemoveQuery, VolumeName, ask};
+
+/// Body of `POST /v1/snapshots`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NewSnapshot {
+    pub(crate) volumes: Vec<String>,
+    pub(crate) name: String,
+    /// Milliseconds; 0, or none: for ever; negative: not at all.
+    #[serde(default)]
+    pub(crate) timeout_ms: f64,
+}
+
+impl From<&SnapshotCreate> for NewSnapshot {
+    fn from(create: &SnapshotCreate) -> NewSnapshot {
+        let timeout_ms = match create.patience {
+            Patience::Within(timeout) => timeout.as_secs_f64() * 1000.0,
+            Patience::Forever => 0.0,
+            Patience::NoWait => -1.0,
+        };
+        NewSnapshot { volumes: create.volumes.clone(), name: create.name.clone(), timeout_ms }
+    }
+}
+
+impl NewSnapshot {
+    fn into_create(self) -> SnapshotCreate {
+        let patience = if self.timeout_ms < 0.0 {
+            Patience::NoWait
+        } else if self.timeout_ms == 0.0 {
+            Patience::Forever
+        } else {
+            // What is out of range is refused by the check, with the range.
+            Patience::Within(Duration::try_from_secs_f64(self.timeout_ms / 1000.0).unwrap_or(Duration::MAX))
+        };
+        SnapshotCreate { volumes: self.volumes, name: self.name, patience }
+    }
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ListQuery {
+    volume: Option<String>,
+}
+
+pub(super) fn routes() -> axum::Router<Node> {
+    axum::Router::new()
+        .route("/v1/snapshots", get(list).post(create))
+        .route("/v1/snapshots/{name}", get(show).delete(remove))
+        .route("/v1/snapshots/{name}/rollback", post(rollback))
+        .route("/v1/clones", post(clone))
+}
+
+async fn list(State(node): State<Node>, query: Result<Query<ListQuery>, QueryRejection>) -> Result<Response, Refused> {
+    ask(node, ControlRequest::SnapshotList { volume: query?.0.volume }).await
+}
+
+async fn create(State(node): State<Node>, body: Result<Json<NewSnapshot>, JsonRejection>) -> Result<Response, Refused> {
+    let create = body?.0.into_create();
+    create.check().map_err(Refused)?;
+    let mut response = ask(node, ControlRequest::SnapshotCreate(create)).await?;
+    *response.status_mut() = StatusCode::CREATED;
+    Ok(response)
+}
+
+async fn show(State(node): State<Node>, name: VolumeName) -> Result<Response, Refused> {
+    ask(node, ControlRequest::SnapshotShow { name: name?.0 }).await
+}
+
+async fn remove(
+    State(node): State<Node>,
+    name: VolumeName,
+    query: Result<Query<RemoveQuery>, QueryRejection>,
+) -> Result<Response, Refused> {
+    ask(node, ControlRequest::SnapshotRemove { name: name?.0, force: query?.0.force }).await
+}
+
+async fn rollback(
+    State(node): State<Node>,
+    name: VolumeName,
+    query: Result<Query<RemoveQuery>, QueryRejection>,
+) -> Result<Response, Refused> {
+    ask(node, ControlRequest::SnapshotRollback { name: name?.0, force: query?.0.force }).await
+}
+
+async fn clone(State(node): State<Node>, body: Result<Json<VolumeClone>, JsonRejection>) -> Result<Response, Refused> {
+    let clone = body?.0;
+    clone.check().map_err(Refused)?;
+    let mut response = ask(node, ControlRequest::VolumeClone(clone)).await?;
+    *response.status_mut() = StatusCode::CREATED;
+    Ok(response)
+}
