@@ -12,8 +12,9 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::export::{ExportAdd, ExportInfo};
-use crate::ids::{ExportId, ShardId, VolumeId};
+use crate::ids::{Epoch, ExportId, ShardId, VolumeId};
 use crate::limits::VOLUME_BYTES_MAX;
+pub use crate::shard::ChangedRange;
 use crate::snapshot::asked::{SnapshotCreate, SnapshotInfo, VolumeClone};
 use crate::volume::{VolumeRecord, check_name};
 
@@ -124,6 +125,14 @@ pub enum ControlRequest {
     VolumeClone(VolumeClone),
     /// The running target: listeners, cores, connections; answered with [`ControlAnswer::Target`].
     TargetShow,
+    /// Which blocks of a volume or a snapshot may differ from what it held at a cut, stretch by stretch; answered with
+    /// [`ControlAnswer::Changed`].
+    Changed(ChangedQuery),
+    /// Copies the next stretch of what a clone has from its parent; answered with [`ControlAnswer::Filled`].
+    Fill(FillStep),
+    /// What each snapshot of a volume alone keeps from being free, stretch by stretch; answered with
+    /// [`ControlAnswer::SnapshotSpace`].
+    SnapshotSpace(HeldQuery),
     /// Makes everything acknowledged so far durable (a checkpoint of every shard); answered with [`ControlAnswer::Done`].
     Sync,
 }
@@ -278,6 +287,66 @@ pub struct PoolGrown {
     pub slab_bytes: u64,
 }
 
+/// Asks for changed blocks. With a snapshot's id what it shows, with a volume's what that holds by the time of the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChangedQuery {
+    /// Whose.
+    pub volume: VolumeId,
+    /// Since this cut of the same volume, which must still be kept; none: everything that is there as data.
+    pub after: Option<Epoch>,
+    /// Where to go on: 0, then [`ChangedBlocks::next`].
+    pub cursor: u64,
+}
+
+/// Ranges of one stretch of a volume, from the cursor up to `next`. What is not listed has not changed, or, asked without a cut,
+/// reads as zeros. A block may be listed that has not changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangedBlocks {
+    /// Ascending.
+    pub ranges: Vec<ChangedRange>,
+    /// Where to go on; none: this was the end.
+    pub next: Option<u64>,
+}
+
+/// Asks for the next step of filling a clone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FillStep {
+    /// The clone.
+    pub volume: VolumeId,
+    /// Where to go on: 0, then [`Filled::next`].
+    pub cursor: u64,
+}
+
+/// A stretch is filled.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Filled {
+    /// Where to go on; none: no view of the clone has anything from the parent any more. After a flush of the clone the link can go.
+    pub next: Option<u64>,
+    /// Bytes copied by this step.
+    pub copied: u64,
+}
+
+/// Asks for the space that snapshots keep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HeldQuery {
+    /// The volume that was cut.
+    pub volume: VolumeId,
+    /// Where to go on: 0, then [`SnapshotSpace::next`].
+    pub cursor: u64,
+}
+
+/// Space of one stretch of a volume; to be added up over all of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotSpace {
+    /// By cut, bytes of clusters that would be free if it alone went.
+    pub unique: Vec<(Epoch, u64)>,
+    /// Where to go on; none: this was the end.
+    pub next: Option<u64>,
+}
+
 /// A growth that is under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GrowthInfo {
@@ -308,6 +377,12 @@ pub enum ControlAnswer {
     Export(ExportInfo),
     /// All exports, by volume and socket.
     Exports(Vec<ExportInfo>),
+    /// What may have changed.
+    Changed(ChangedBlocks),
+    /// How far a clone is filled.
+    Filled(Filled),
+    /// What snapshots keep.
+    SnapshotSpace(SnapshotSpace),
 }
 
 /// A volume as seen from outside.

@@ -37,8 +37,12 @@ fn image(nodes: u32, slabs: u32) -> Image {
 /// Header and every chunk by level and number, as if on disk.
 fn written(image: &Image, generation: u64) -> (CheckpointHeader, Vec<Vec<Vec<u8>>>) {
     let start = Position { block: 5, sequence: 9, lsn: Lsn(77) };
-    let mut chunks =
-        Chunks::image(encode_image(&image.table, &image.bitmaps, &image.mapped), SHARD, generation, seed());
+    let mut chunks = Chunks::image(
+        encode_image(&image.table, &image.bitmaps, &image.mapped, &image.tidied),
+        SHARD,
+        generation,
+        seed(),
+    );
     let image_bytes = chunks.stream_bytes();
     let mut levels = Vec::new();
     let mut next_cluster = 0;
@@ -146,7 +150,7 @@ proptest! {
     #[test]
     fn a_hostile_stream_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..400), kind in 1u32..3) {
         let mut stream = Vec::new();
-        section(&mut stream, kind, |out| out.extend(&bytes[..bytes.len() / 8 * 8]));
+        section(&mut stream, kind, MUST_UNDERSTAND, |out| out.extend(&bytes[..bytes.len() / 8 * 8]));
         let _ = decode_image(&stream, &geometry());
         let _ = decode_image(&bytes, &geometry());
     }
@@ -154,7 +158,7 @@ proptest! {
     #[test]
     fn a_truncated_or_changed_stream_is_an_error_or_an_image(at: prop::sample::Index, with: u8, cut: prop::sample::Index) {
         let image = image(50, 3);
-        let stream = encode_image(&image.table, &image.bitmaps, &image.mapped);
+        let stream = encode_image(&image.table, &image.bitmaps, &image.mapped, &image.tidied);
         let mut changed = stream.clone();
         changed[at.index(stream.len())] = with;
         let _ = decode_image(&changed, &geometry());
@@ -167,7 +171,7 @@ proptest! {
 
 #[test]
 fn a_section_of_a_later_version_is_skipped_only_where_it_may_be() {
-    let mut stream = encode_image(&PageTable::default(), &[], &MappedCounts::default());
+    let mut stream = encode_image(&PageTable::default(), &[], &MappedCounts::default(), &[]);
     stream.extend(9u32.to_le_bytes());
     stream.extend(0u32.to_le_bytes());
     stream.extend(8u64.to_le_bytes());

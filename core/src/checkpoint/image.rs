@@ -6,20 +6,23 @@
 //! 2 bitmaps: per slab slab u32 | words u32 | words u64 each
 //! 3 reserved for accounting of snapshots
 //! 4 mapped clusters: as of lsn u64, then per volume id u32 | zero u32 | clusters u64
+//! 5 views that a volume's map is tidy for, may be skipped: id u32 | has a parent u32 | cuts u32 | dead u32, the cuts u64 each, the
+//!   dead intervals u64 | u64 each
 //! ```
 
 use std::collections::BTreeSet;
 
 use thiserror::Error;
 
-use crate::ids::{Lsn, VolumeId};
-use crate::map::{NodeKey, NodePages, PageRef, PageTable};
+use crate::ids::{Epoch, Lsn, VolumeId};
+use crate::map::{NodeKey, NodePages, PageRef, PageTable, Views};
 use crate::space::{Geometry, Place, SlabBitmap, SlabId};
 
 const MUST_UNDERSTAND: u32 = 1;
 const TABLE: u32 = 1;
 const BITMAPS: u32 = 2;
 const MAPPED: u32 = 4;
+const TIDIED: u32 = 5;
 
 /// Clusters that each volume maps, as of a position in the journal.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,6 +31,16 @@ pub struct MappedCounts {
     pub lsn: Lsn,
     /// Ascending by volume.
     pub clusters: Vec<(VolumeId, u64)>,
+}
+
+/// A volume's map has no version that none of these views needs, and no two that they see alike. Without an entry: for the live
+/// volume alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TidiedViews {
+    /// Whose map.
+    pub volume: VolumeId,
+    /// For whom.
+    pub views: Views,
 }
 
 /// What a checkpoint holds.
@@ -39,6 +52,8 @@ pub struct Image {
     pub bitmaps: Vec<SlabBitmap>,
     /// How many clusters each volume maps.
     pub mapped: MappedCounts,
+    /// What each volume's map is tidy for, by volume.
+    pub tidied: Vec<TidiedViews>,
 }
 
 /// Why a stream is no image.
@@ -57,10 +72,15 @@ pub enum BadImage {
 
 /// The stream of an image.
 #[must_use]
-pub fn encode_image(table: &PageTable, bitmaps: &[SlabBitmap], mapped: &MappedCounts) -> Vec<u8> {
+pub fn encode_image(
+    table: &PageTable,
+    bitmaps: &[SlabBitmap],
+    mapped: &MappedCounts,
+    tidied: &[TidiedViews],
+) -> Vec<u8> {
     let mut out =
         Vec::with_capacity(64 + table.len() * 40 + bitmaps.iter().map(|b| 8 + b.words.len() * 8).sum::<usize>());
-    section(&mut out, TABLE, |out| {
+    section(&mut out, TABLE, MUST_UNDERSTAND, |out| {
         for (key, entry) in table.iter() {
             out.extend(key.volume.0.to_le_bytes());
             out.extend(key.range.to_le_bytes());
@@ -74,14 +94,14 @@ pub fn encode_image(table: &PageTable, bitmaps: &[SlabBitmap], mapped: &MappedCo
             }
         }
     });
-    section(&mut out, BITMAPS, |out| {
+    section(&mut out, BITMAPS, MUST_UNDERSTAND, |out| {
         for bitmap in bitmaps {
             out.extend(bitmap.slab.0.to_le_bytes());
             out.extend((bitmap.words.len() as u32).to_le_bytes());
             out.extend(bitmap.words.iter().flat_map(|word| word.to_le_bytes()));
         }
     });
-    section(&mut out, MAPPED, |out| {
+    section(&mut out, MAPPED, MUST_UNDERSTAND, |out| {
         out.extend(mapped.lsn.0.to_le_bytes());
         for (volume, clusters) in &mapped.clusters {
             out.extend(volume.0.to_le_bytes());
@@ -89,12 +109,25 @@ pub fn encode_image(table: &PageTable, bitmaps: &[SlabBitmap], mapped: &MappedCo
             out.extend(clusters.to_le_bytes());
         }
     });
+    if !tidied.is_empty() {
+        section(&mut out, TIDIED, 0, |out| tidied.iter().for_each(|entry| encode_tidied(entry, out)));
+    }
     out
 }
 
-fn section(out: &mut Vec<u8>, kind: u32, content: impl FnOnce(&mut Vec<u8>)) {
+fn encode_tidied(entry: &TidiedViews, out: &mut Vec<u8>) {
+    let (cuts, dead) = (entry.views.points(), entry.views.dead());
+    let parent = u32::from(entry.views.has_parent());
+    for field in [entry.volume.0, parent, cuts.len() as u32, dead.len() as u32] {
+        out.extend(field.to_le_bytes());
+    }
+    out.extend(cuts.iter().flat_map(|cut| cut.0.to_le_bytes()));
+    out.extend(dead.iter().flat_map(|(after, up_to)| [after.0.to_le_bytes(), up_to.0.to_le_bytes()]).flatten());
+}
+
+fn section(out: &mut Vec<u8>, kind: u32, flags: u32, content: impl FnOnce(&mut Vec<u8>)) {
     out.extend(kind.to_le_bytes());
-    out.extend(MUST_UNDERSTAND.to_le_bytes());
+    out.extend(flags.to_le_bytes());
     let length_at = out.len();
     out.extend([0; 8]);
     content(out);
@@ -116,6 +149,7 @@ pub fn decode_image(stream: &[u8], geometry: &Geometry) -> Result<Image, BadImag
             TABLE => decode_table(bytes, geometry, &mut image.table)?,
             BITMAPS => decode_bitmaps(bytes, geometry, &mut image.bitmaps)?,
             MAPPED => image.mapped = decode_mapped(bytes)?,
+            TIDIED => image.tidied = decode_tidied(bytes)?,
             _ if flags & MUST_UNDERSTAND == 0 => {}
             _ => return Err(BadImage::Unknown(kind)),
         }
@@ -179,6 +213,27 @@ fn decode_mapped(bytes: &[u8]) -> Result<MappedCounts, BadImage> {
         mapped.clusters.push((volume, clusters));
     }
     Ok(mapped)
+}
+
+fn decode_tidied(bytes: &[u8]) -> Result<Vec<TidiedViews>, BadImage> {
+    let mut rest = Cursor { bytes, part: "views" };
+    let mut all: Vec<TidiedViews> = Vec::new();
+    while !rest.bytes.is_empty() {
+        let (volume, parent, cuts, dead) = (VolumeId(rest.u32()?), rest.u32()?, rest.u32()?, rest.u32()?);
+        if all.last().is_some_and(|before| before.volume >= volume) || parent > 1 {
+            return Err(BadImage::Field("order of views"));
+        }
+        // The counts are hostile: grow as they are found.
+        let (mut points, mut intervals) = (Vec::new(), Vec::new());
+        for _ in 0..cuts {
+            points.push(Epoch(rest.u64()?));
+        }
+        for _ in 0..dead {
+            intervals.push((Epoch(rest.u64()?), Epoch(rest.u64()?)));
+        }
+        all.push(TidiedViews { volume, views: Views::new(points, &intervals, parent == 1) });
+    }
+    Ok(all)
 }
 
 struct Cursor<'a> {

@@ -18,4 +18,4 @@ pub use chunk::{BadChunk, CHUNK_BYTES_MAX, ChunkRef, Chunks, decode_index, join_
 pub use header::{
     BadHeader, CHUNKS_MAX, CheckpointHeader, HEADER_BYTES, HeaderRing, RING_BYTES, RING_SLOTS, read_ring,
 };
-pub use image::{BadImage, Image, MappedCounts, decode_image, encode_image};
+pub use image::{BadImage, Image, MappedCounts, TidiedViews, decode_image, encode_image};

@@ -14,8 +14,8 @@ use crate::checkpoint::{CheckpointHeader, Image, RING_BYTES, decode_image, decod
 use crate::checksum::Seed;
 use crate::ids::{Lsn, ShardId, VolumeId};
 use crate::journal::{VolumeList, recover};
-use crate::limits::CLUSTER;
-use crate::map::{MapNode, NodeKey, NodePages, PAGE_BYTES, Record, decode_node};
+use crate::limits::{CLUSTER, CLUSTERS_PER_RANGE};
+use crate::map::{MapNode, NodeKey, NodePages, PAGE_BYTES, Record, Version, Views, decode_node};
 use crate::space::{Geometry, Place, SlabId};
 use crate::volume::VolumeRecord;
 
@@ -75,6 +75,10 @@ pub struct ShardReport {
     pub clusters_metadata: u64,
     /// Of those with data, clusters that no map node names: lost space, harmless otherwise.
     pub clusters_leaked: u64,
+    /// Clusters of versions that neither a volume nor a snapshot nor a clone needs any more: the shard frees them in the background
+    /// when it is served.
+    #[serde(default)]
+    pub clusters_unneeded: u64,
     /// Slabs of its own.
     pub slabs: u64,
     /// By volume.
@@ -100,6 +104,7 @@ pub fn inspect_shard(spec: &ShardSpec, read: ReadAt<'_>) -> ShardReport {
             image.table.len()
         )
     });
+    look.relations();
     let records = look.journal(&header);
     for (lsn, record) in &records {
         look.dump(|| format!("journal {lsn}: {record:?}"));
@@ -325,6 +330,9 @@ impl Look<'_> {
         if record.is_none() && !self.spec.removed.contains(&key.volume) {
             self.say(Severity::Fault, volume, format!("map range {} belongs to no volume of the catalog", key.range));
         }
+        if let Some(record) = record {
+            self.count_unneeded(node, record);
+        }
         let mut clusters = 0;
         for (index, version) in node.versions() {
             let place = version.place;
@@ -360,6 +368,42 @@ impl Look<'_> {
         let entry = self.report.volumes.entry(key.volume).or_default();
         entry.nodes += 1;
         entry.clusters += clusters;
+    }
+}
+
+impl Look<'_> {
+    /// Versions that are there only because nobody has cleared them away yet.
+    fn count_unneeded(&mut self, node: &MapNode, record: &VolumeRecord) {
+        let views = Views::of(record, self.spec.volumes.values());
+        for index in (0..CLUSTERS_PER_RANGE).filter(|&index| node.newest(index).is_some()) {
+            let chain: Vec<Version> = node.chain(index).copied().collect();
+            let needs = views.needs(&chain).versions;
+            let unneeded =
+                chain.iter().zip(needs).filter(|(version, need)| version.place.is_some() && need.blocks == 0);
+            self.report.clusters_unneeded += unneeded.count() as u64;
+        }
+    }
+
+    /// Whether everything that a volume looks through is there.
+    fn relations(&mut self) {
+        let spec = self.spec;
+        for record in spec.volumes.values() {
+            let needed =
+                record.view.map(|view| view.origin).into_iter().chain(record.parent.map(|parent| parent.volume));
+            for other in needed.filter(|other| !spec.volumes.contains_key(other)) {
+                let what = format!("{:?} shows blocks of volume {other}, which is not in the catalog", record.name);
+                self.say(Severity::Fault, Some(record.id), what);
+            }
+            let Some(parent) = record.parent else { continue };
+            let kept = spec.volumes.get(&parent.volume).is_some_and(|of| of.cuts.contains(&parent.epoch));
+            if !kept {
+                let what = format!(
+                    "{:?} is a clone of volume {} at {}, and no such cut is kept",
+                    record.name, parent.volume, parent.epoch
+                );
+                self.say(Severity::Fault, Some(record.id), what);
+            }
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use crate::map::{
     BlockState, BlockStates, MapNode, NodeKey, NodePages, PAGE_BYTES, PageRef, PageTable, Record, Version, encode_node,
 };
 use crate::space::{Geometry, Place, SlabArea, SlabBitmap, SlabId};
-use crate::volume::VolumeRecord;
+use crate::volume::{Parent, VolumeRecord};
 
 const SHARD: ShardId = ShardId(1);
 const JOURNAL: u64 = 64 << 10;
@@ -63,7 +63,7 @@ fn shard(pages: &[Record], bits: u64, journal: &[Record]) -> Shard {
     table.insert(key, NodePages::new(GENERATION, vec![PageRef { place: page, crc }]));
     let image =
         Image { table, bitmaps: vec![SlabBitmap { slab: SlabId::new(0, 0), words: vec![bits] }], ..Image::default() };
-    let stream = encode_image(&image.table, &image.bitmaps, &image.mapped);
+    let stream = encode_image(&image.table, &image.bitmaps, &image.mapped, &image.tidied);
     let image_bytes = stream.len() as u64;
     let chunks = Chunks::image(stream, SHARD, GENERATION, seed().shard(SHARD));
     let at = cluster(11).offset() as usize;
@@ -267,4 +267,37 @@ fn a_device_that_does_not_read_is_a_fault_and_no_panic() {
             .all(|finding| finding.what.contains("beyond the end") || finding.what.contains("no checkpoint"))
     );
     assert_eq!(shard.inspect().findings.len(), 2);
+}
+
+/// A version of cluster 0 that was born at `birth`, in place number `n`.
+fn born(birth: u64, n: u64) -> Record {
+    let version = Version { birth: Epoch(birth), ..version(n) };
+    Record::Set { volume: VOLUME, cluster: 0, version, freed: Place::NONE }
+}
+
+#[test]
+fn versions_that_snapshots_need_are_told_from_those_that_nobody_does() {
+    let mut shard = shard(&[born(5, 0), born(15, 1)], 0b11, &[]);
+    let report = shard.inspect();
+    assert_eq!((report.clusters_used, report.clusters_leaked, report.clusters_unneeded), (2, 0, 1));
+    shard.spec.volumes.get_mut(&VOLUME).unwrap().cuts = vec![Epoch(10)];
+    let report = shard.inspect();
+    assert_eq!((report.clusters_leaked, report.clusters_unneeded, report.findings.len()), (0, 0, 0));
+}
+
+#[test]
+fn a_clone_of_a_cut_that_is_not_kept_is_a_fault() {
+    let mut shard = sound();
+    let parent = Parent { volume: VOLUME, epoch: Epoch(10), size: 1 << 20 };
+    let clone = VolumeId(VOLUME.0 + 1);
+    let record = VolumeRecord { id: clone, parent: Some(parent), ..shard.spec.volumes[&VOLUME].clone() };
+    shard.spec.volumes.insert(clone, record);
+    let (volume, what) = shard.fault();
+    assert!(volume == Some(clone) && what.contains("no such cut is kept"), "{what}");
+    shard.spec.volumes.get_mut(&VOLUME).unwrap().cuts = vec![Epoch(10)];
+    assert_eq!(shard.inspect().findings.len(), 0);
+    shard.spec.volumes.remove(&VOLUME);
+    shard.spec.removed.insert(VOLUME);
+    let found = shard.inspect().findings;
+    assert!(found.iter().any(|found| found.what.contains("not in the catalog")), "{found:?}");
 }

@@ -84,6 +84,12 @@ impl PageTable {
         self.nodes.range(first..=last).map(|(&key, pages)| (key, pages))
     }
 
+    /// The first node of a volume from `range` on.
+    #[must_use]
+    pub fn next_of(&self, volume: VolumeId, range: u32) -> Option<NodeKey> {
+        self.nodes.range(NodeKey { volume, range }..=NodeKey { volume, range: u32::MAX }).next().map(|(&key, _)| key)
+    }
+
     /// How many nodes.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -9,6 +9,7 @@ use std::ops::Range;
 use super::states::BlockState;
 use super::version::Version;
 use crate::ids::Epoch;
+use crate::volume::VolumeRecord;
 
 /// All views of one volume.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -47,6 +48,17 @@ impl Views {
         Views { points: cuts, dead: dead.to_vec(), parent }
     }
 
+    /// Those of a volume, as the records of all volumes, snapshots and clones say.
+    #[must_use]
+    pub fn of<'a>(record: &VolumeRecord, all: impl Iterator<Item = &'a VolumeRecord>) -> Views {
+        let mut cuts = record.cuts.clone();
+        for other in all {
+            cuts.extend(other.view.filter(|view| view.origin == record.id).map(|view| view.epoch));
+            cuts.extend(other.parent.filter(|parent| parent.volume == record.id).map(|parent| parent.epoch));
+        }
+        Views::new(cuts, &record.dead, record.parent.is_some())
+    }
+
     /// The cuts, ascending.
     #[must_use]
     pub fn points(&self) -> &[Epoch] {
@@ -57,6 +69,12 @@ impl Views {
     #[must_use]
     pub fn dead(&self) -> &[(Epoch, Epoch)] {
         &self.dead
+    }
+
+    /// Whether what no version decides is a parent's.
+    #[must_use]
+    pub fn has_parent(&self) -> bool {
+        self.parent
     }
 
     /// Whether `cut` is one of them.

@@ -40,6 +40,7 @@ impl<L: RecordLog> Node<L> {
                 Event::Fenced { association, .. } => self.shard_fenced(association),
                 Event::Armed(attempt) => self.send(OWNER, Message::Armed { shard, attempt }),
                 Event::Sealed { attempt, failed } => self.send(OWNER, Message::Sealed { shard, attempt, failed }),
+                Event::Answer { token, answer } => self.send(OWNER, Message::Answered { shard, token, answer }),
                 Event::Drained => self.shard_drained(),
             }
         }

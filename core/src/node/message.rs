@@ -8,7 +8,8 @@ use super::owner::Prepared;
 use crate::control::{ControlCall, ControlError};
 use crate::directory::Directory;
 use crate::ids::{AssociationId, AttemptId, Epoch, ShardId, VolumeId};
-use crate::shard::{Part, PartDone};
+use crate::request::Status;
+use crate::shard::{Answer, Ask, Part, PartDone};
 use crate::snapshot::asked::SnapshotCreate;
 use crate::snapshot::promise::Promise;
 use crate::snapshot::sync::SyncReport;
@@ -89,6 +90,10 @@ pub enum Message {
     Grown(Arc<Geometry>),
     /// From a control thread to the catalog's reactor.
     Control(ControlCall),
+    /// A question of the catalog's reactor about a shard's map.
+    Ask { shard: ShardId, token: u64, ask: Ask },
+    /// The answer.
+    Answered { shard: ShardId, token: u64, answer: Result<Answer, Status> },
     /// Take nothing new and finish what is in flight.
     Quiet,
     /// Nothing is in flight on the sender.

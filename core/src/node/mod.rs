@@ -291,6 +291,7 @@ impl<I: Io, L: RecordLog> Application<I, Message> for Node<L> {
             Message::Arm { shard, attempt, volume } => self.local.touch(shard).arm(attempt, volume),
             Message::Seal { shard, attempt, cut } => self.local.touch(shard).seal(attempt, cut),
             Message::Release { shard, attempt } => self.local.touch(shard).release(attempt),
+            Message::Ask { shard, token, ask } => self.local.touch(shard).ask(token, ask),
             Message::Quiet => self.quiet(io),
             Message::Drain => self.drain(),
             Message::Stop => self.stopping = Stopping::Stopped,

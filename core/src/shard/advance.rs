@@ -24,6 +24,7 @@ impl<L: RecordLog> Shard<L> {
         self.resume_loads(io);
         self.advance_erasure(io, out);
         self.advance_sealing(out);
+        self.advance_background(io, out);
         self.advance_commit(io, out);
         self.advance_checkpoint(io, out);
         // A checkpoint may want its round at once.
@@ -104,7 +105,7 @@ impl<L: RecordLog> Shard<L> {
         self.stats.waits += 1;
     }
 
-    fn ask_for_slab(&mut self, urgent: bool, out: &mut Vec<Event>) {
+    pub(super) fn ask_for_slab(&mut self, urgent: bool, out: &mut Vec<Event>) {
         let low = u64::from(self.space.geometry().clusters_per_slab()) / LOW_SPACE_PART;
         let wanted = urgent || self.space.available() < low;
         let may_ask = match self.slab_request {
@@ -137,6 +138,7 @@ impl<L: RecordLog> Shard<L> {
         waiting
             || self.nodes.is_stalled()
             || !self.erasing.is_empty()
+            || self.background.due() <= self.now
             || self.commit.is_forced()
             || self.checkpoint.is_between_steps()
             || matches!(self.slab_request, SlabRequest::Refused { .. })
@@ -151,6 +153,8 @@ impl<L: RecordLog> Shard<L> {
         !changed
             && !self.wants_every_turn()
             && self.slab_request == SlabRequest::None
+            && self.background.is_calm()
+            && self.nodes.replayed.is_empty()
             && self.released.is_empty()
             && !self.sealing.is_sealing()
             && self.space.is_calm()
@@ -160,7 +164,12 @@ impl<L: RecordLog> Shard<L> {
     }
 
     fn advance_drain(&mut self, out: &mut Vec<Event>) {
-        if !self.draining || self.drained || self.parts.len() > 0 || self.ops.len() > 0 {
+        if !self.draining
+            || self.drained
+            || self.parts.len() > 0
+            || self.ops.len() > 0
+            || !self.background.jobs.is_empty()
+        {
             return;
         }
         if self.fault.is_none() {
@@ -184,6 +193,6 @@ impl<L: RecordLog> Shard<L> {
         if self.fault.is_some() {
             return Instant::NEVER;
         }
-        self.commit.due().min(self.checkpoint.due())
+        self.commit.due().min(self.checkpoint.due()).min(self.background.due())
     }
 }

@@ -6,6 +6,7 @@
 use ringway_reactor::data::Data;
 use ringway_reactor::io::{Instant, Token};
 
+pub use super::asking::{Answer, Ask, ChangedRange};
 use crate::ids::{AssociationId, AttemptId, Epoch, Lsn, ShardId, VolumeId};
 use crate::request::{Command, Status};
 use crate::space::SlabId;
@@ -107,6 +108,8 @@ pub enum Event {
     Armed(AttemptId),
     /// What the volume was at the cut is final here, and durable; or it cannot be made so, and why.
     Sealed { attempt: AttemptId, failed: Option<String> },
+    /// The answer to [`super::Shard::ask`].
+    Answer { token: u64, answer: Result<Answer, Status> },
     /// The final commit and checkpoint are durable, nothing is in flight and nothing is held.
     Drained,
 }
@@ -198,6 +201,12 @@ pub struct Stats {
     pub overlaps: u64,
     /// Parts that waited for journal, space, buffers or map cache.
     pub waits: u64,
+    /// Versions that no view needed any more and that went.
+    pub versions_dropped: u64,
+    /// Clusters of which something was copied in the background: merged, filled against long chains, or filled from a parent.
+    pub clusters_copied: u64,
+    /// Walks over the nodes of a volume that came to their end.
+    pub courses: u64,
     /// Free clusters.
     pub clusters_free: u64,
     /// Clusters that hold data of volumes.

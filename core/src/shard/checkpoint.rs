@@ -382,7 +382,9 @@ impl<L: RecordLog> Shard<L> {
         let durable = self.commit.durable();
         let first = self.nodes.dirty().map(|(_, lsn)| lsn).fold(Lsn(durable.0 + 1), Lsn::min);
         let start = self.commit.ring.position_of(first);
-        let stream = encode_image(&self.nodes.table, &self.space.image(), &self.mapped.durable(durable));
+        self.look_at_replayed();
+        let tidied = self.background.tidied_durably(durable);
+        let stream = encode_image(&self.nodes.table, &self.space.image(), &self.mapped.durable(durable), &tidied);
         let generation = self.checkpoint.roots.generation + 1;
         let chunks = Chunks::image(stream, self.id, generation, self.seed);
         let image_bytes = chunks.stream_bytes();

@@ -184,7 +184,7 @@ impl Commit {
     }
 
     /// Whether `changes` more records may come, each in the worst case in a group of its own.
-    fn has_room(&self, changes: usize, purpose: Use) -> bool {
+    pub(super) fn has_room(&self, changes: usize, purpose: Use) -> bool {
         let blocks = self.ring.blocks();
         let floor = match purpose {
             Use::Write => blocks / 4,
@@ -212,6 +212,7 @@ impl<L: RecordLog> Shard<L> {
         let lsn = self.commit.push(record, due);
         if NodeKey::of_record(record).is_some() {
             self.nodes.apply(lsn, record);
+            self.watch_chain(record);
         }
         self.stats.records += 1;
         if std::mem::take(&mut self.commit.stale_log) {

@@ -1,12 +1,13 @@
 //! Discard and write zeroes: whole blocks change state in the map, at once; edges of write zeroes go through sector.rs.
 //!
-//! A block becomes *zero* where an older version has data under it, which must not show through again (C6), and *absent*
-//! otherwise. A version without data blocks gives its place up, unless a write is on its way there.
+//! A block becomes *zero* where an older version has data under it, or a parent may have, which must not show through again (C6),
+//! and *absent* otherwise. A version without data blocks gives its place up, unless a write is on its way there.
 
 use ringway_reactor::io::Io;
 
 use super::api::{Event, RecordLog};
 use super::commit::Use;
+use super::levels::Level;
 use super::parts::{PartKey, Segment, Stage, Step};
 use super::{Piece, Shard, clusters_of};
 use crate::ids::{Epoch, Lsn, VolumeId};
@@ -65,13 +66,14 @@ impl<L: RecordLog> Shard<L> {
     /// Whether the stretch reads as anything but zeros.
     fn has_data(&self, volume: VolumeId, piece: Piece) -> bool {
         let mut runs: Vec<Segment> = Vec::new();
-        self.look_up(volume, None, piece.cluster, piece.start, piece.end, &mut runs);
+        self.look_up(Level { volume, at: None }, piece.cluster, piece.start, piece.end, &mut runs);
         runs.iter().any(|run| run.at.is_some())
     }
 
     /// Makes `blocks` of a cluster read as zeros; the record if that changed anything.
     pub(super) fn clear(&mut self, volume: VolumeId, cluster: u32, blocks: u32, stamp: Epoch) -> Option<Lsn> {
         let birth = self.resolve(volume, cluster, stamp).birth;
+        let behind = self.behind(volume, cluster);
         let (node, index) = self.nodes.ready(volume, cluster);
         let view = View::live(&self.volumes[&volume].record.dead);
         let mut version = node.version(index, birth).copied().unwrap_or(Version {
@@ -81,8 +83,12 @@ impl<L: RecordLog> Shard<L> {
         });
         let before = version;
         for found in node.lookup_below(index, 0..BLOCKS_PER_CLUSTER, birth, view).iter() {
-            let shows = matches!(found.source, Source::Device(_));
             for block in found.blocks().filter(|block| blocks & (1 << (2 * block)) != 0) {
+                let shows = match found.source {
+                    Source::Device(_) => true,
+                    Source::Zero => false,
+                    Source::Below => behind & 1 << block != 0,
+                };
                 let state = match (version.states.get(block), shows) {
                     (BlockState::Zero, _) | (_, true) => BlockState::Zero,
                     (_, false) => BlockState::Absent,

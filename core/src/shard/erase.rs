@@ -23,17 +23,23 @@ pub(super) struct Erasure {
     last: Lsn,
     /// Records of its map were lost: a cluster that it names may be another's by now, so none is given back.
     suspect: bool,
+    /// It is known to be a snapshot.
+    snapshot: bool,
 }
 
 impl<L: RecordLog> Shard<L> {
     /// The catalog says that the volume is removed: its parts that have not started fail, and its space is freed in the background.
     pub fn on_volume_removed(&mut self, volume: VolumeId, out: &mut Vec<Event>) {
         self.calm = false;
-        self.volumes.remove(&volume);
+        let known = self.volumes.remove(&volume);
+        if let Some(known) = &known {
+            self.forget_background(volume);
+            self.views_may_have_changed(Some(&known.record), None);
+        }
         let waiting: Vec<_> = self
             .parts
             .iter()
-            .filter(|(_, state)| state.part.volume == volume && state.stamp.is_none())
+            .filter(|(_, state)| state.asked == volume && state.stamp.is_none())
             .map(|(key, _)| key)
             .collect();
         for key in waiting {
@@ -41,7 +47,8 @@ impl<L: RecordLog> Shard<L> {
         }
         if self.erasing.iter().all(|erasure| erasure.volume != volume) {
             let suspect = self.suspect.contains(&volume);
-            self.erasing.push_back(Erasure { volume, todo: None, last: Lsn(0), suspect });
+            let snapshot = known.is_some_and(|known| known.record.is_snapshot());
+            self.erasing.push_back(Erasure { volume, todo: None, last: Lsn(0), suspect, snapshot });
         }
     }
 
@@ -64,11 +71,13 @@ impl<L: RecordLog> Shard<L> {
         let volume = erasure.volume;
         let Some(todo) = &mut erasure.todo else {
             // A part that is at the device may still change the map.
-            if self.parts.iter().all(|(_, state)| state.part.volume != volume) {
+            let parts = self.parts.iter().any(|(_, state)| state.part.volume == volume || state.asked == volume);
+            if !parts && !self.background.works_on(volume) {
                 erasure.todo = Some(self.nodes.of_volume(volume));
                 erasure.last = self.commit.last();
             }
-            return false;
+            // A snapshot has no nodes of its own, and had none before.
+            return erasure.snapshot && erasure.todo.is_some();
         };
         while let Some(&key) = todo.last() {
             let condemned = self.nodes.stand_in_if_condemned(key);

@@ -1,6 +1,6 @@
 //! Which errors of the device are fatal to what: the one place that decides.
 //!
-//! A failed read or write of data is its part's, and so is memory of its client that is not there. A failed read of a map page is for those who wait for the page. A journal group
+//! A failed read or write of data is its part's (or its job's in the background, that then leaves things as they were), and so is memory of its client that is not there. A failed read of a map page is for those who wait for the page. A journal group
 //! or a barrier that failed leaves unknown what is on stable storage: the shard takes no more writes until the pool has been
 //! opened again and its journal checked. A checkpoint that failed is tried again: nothing has been released for it.
 
@@ -25,13 +25,15 @@ pub(crate) fn classify(owner: Owner, kind: Kind, error: IoError) -> Verdict {
         (Owner::Whole { .. } | Owner::Segment { .. }, _) if error.kind == ErrorKind::Memory => {
             Verdict::Part(Status::DataTransfer)
         }
-        (Owner::Whole { .. } | Owner::Segment { .. } | Owner::Scratch { .. }, Kind::Read) => {
+        (Owner::Whole { .. } | Owner::Segment { .. } | Owner::Scratch { .. } | Owner::Job { .. }, Kind::Read) => {
             Verdict::Part(Status::UnrecoveredRead)
         }
-        (Owner::Whole { .. } | Owner::Segment { .. } | Owner::Scratch { .. }, _) => Verdict::Part(match error.kind {
-            ErrorKind::NoSpace => Status::CapacityExceeded,
-            _ => Status::WriteFault,
-        }),
+        (Owner::Whole { .. } | Owner::Segment { .. } | Owner::Scratch { .. } | Owner::Job { .. }, _) => {
+            Verdict::Part(match error.kind {
+                ErrorKind::NoSpace => Status::CapacityExceeded,
+                _ => Status::WriteFault,
+            })
+        }
         // A hole that could not be punched costs the file below some space.
         (Owner::NodePage { .. } | Owner::Checkpoint { .. } | Owner::Punch { .. }, _) => Verdict::Attempt(error),
         (Owner::Group, _) => Verdict::Shard(format!("a journal group could not be written: {error}")),

@@ -15,13 +15,18 @@
 
 mod advance;
 pub mod api;
+mod asking;
+mod background;
 mod checkpoint;
 mod commit;
 mod compare;
+mod copying;
+mod course;
 mod deallocate;
 mod erase;
 mod fault;
 mod giving;
+mod levels;
 mod mapped;
 mod nodes;
 mod ops;
@@ -44,16 +49,19 @@ use std::sync::Arc;
 use ringway_reactor::io::{FileInfo, Instant, Io};
 use rustc_hash::FxHashMap;
 
-pub use api::{Event, FileSet, LogFull, Part, PartDone, RecordLog, ShardConfig, Stats, TokenBase};
+pub use api::{
+    Answer, Ask, ChangedRange, Event, FileSet, LogFull, Part, PartDone, RecordLog, ShardConfig, Stats, TokenBase,
+};
 pub use recover::{OpenError, Opened, Progress, Recovery, RecoverySpec, Region};
 
+use self::background::Background;
 use self::checkpoint::Checkpoint;
 use self::commit::Commit;
 use self::giving::Giving;
 use self::mapped::Mapped;
 use self::nodes::{NodeCache, Readiness};
 use self::ops::OpTable;
-use self::overlap::{Claim, OverlapTable, StripeKey};
+use self::overlap::{Claim, Claimant, OverlapTable, StripeKey};
 use self::parts::{PartKey, PartTable, Stage};
 use self::scratch::Scratch;
 use self::sealing::Sealing;
@@ -61,7 +69,7 @@ use self::targets::Openings;
 use crate::checksum::Seed;
 use crate::ids::{AssociationId, Epoch, ShardId, VolumeId};
 use crate::limits::{BLOCK, CLUSTER, STRIPE};
-use crate::map::{BlockState, BlockStates, NodeKey};
+use crate::map::{BlockState, BlockStates, NodeKey, Views};
 use crate::request::{Command, Status};
 use crate::space::{Geometry, Place, SlabId, Space};
 use crate::volume::VolumeRecord;
@@ -81,6 +89,8 @@ struct Volume {
     record: Arc<VolumeRecord>,
     /// As the catalog has it.
     given: Arc<VolumeRecord>,
+    /// Everybody who may look at it.
+    views: Arc<Views>,
     /// Why it answers nothing but faults.
     fault: Option<String>,
 }
@@ -127,7 +137,7 @@ pub struct Shard<L> {
     /// Nothing but parts can make [`Shard::advance`] do anything, and since it last ran no part has.
     calm: bool,
     parked: Parked,
-    granted: Vec<PartKey>,
+    granted: Vec<Claimant>,
     overlap: OverlapTable,
     openings: Openings,
     /// Map changes that have started and have no record yet: journal room is kept for each.
@@ -149,6 +159,7 @@ pub struct Shard<L> {
     commit: Commit,
     checkpoint: Checkpoint,
     erasing: VecDeque<erase::Erasure>,
+    background: Background,
     /// Volumes that have lost records of their map: what they name may be another's.
     suspect: Vec<VolumeId>,
     log: L,
@@ -167,16 +178,14 @@ struct Parts {
     commit: Commit,
     checkpoint: Checkpoint,
     scratch: Scratch,
+    background: Background,
 }
 
 impl<L: RecordLog> Shard<L> {
     fn new(spec: RecoverySpec<L>, seed: Seed, files: &[FileInfo], parts: Parts) -> Shard<L> {
-        let Parts { space, mapped, nodes, commit, checkpoint, scratch } = parts;
+        let Parts { space, mapped, nodes, commit, checkpoint, scratch, background } = parts;
         let (logical_block, atomic_unit) = units(files);
-        let volumes = spec
-            .volumes
-            .into_iter()
-            .map(|record| (record.id, Volume { given: Arc::clone(&record), record, fault: None }));
+        let volumes = spec.volumes.into_iter().map(|record| (record.id, Volume::new(record)));
         let mut shard = Shard {
             id: spec.id,
             seed,
@@ -213,6 +222,7 @@ impl<L: RecordLog> Shard<L> {
             commit,
             checkpoint,
             erasing: VecDeque::new(),
+            background,
             suspect: spec.suspect,
             log: spec.log,
             fault: None,
@@ -220,6 +230,7 @@ impl<L: RecordLog> Shard<L> {
             drained: false,
             stats: Stats::default(),
         };
+        shard.find_all_views();
         for volume in spec.removed {
             shard.on_volume_removed(volume, &mut Vec::new());
         }
@@ -280,16 +291,18 @@ impl<L: RecordLog> Shard<L> {
             return;
         }
         let command = state.part.command;
-        let (volume, start) = (state.part.volume, state.part.start);
-        if let Some(status) = self.refusal(volume, command) {
-            return self.finish(key, status, out);
-        }
+        let clone = match self.admit(key) {
+            Ok(clone) => clone,
+            Err(status) => return self.finish(key, status, out),
+        };
         if command == Command::Flush {
             return self.start_flush(key, out);
         }
         if !self.claim(key) {
             return;
         }
+        let part = &self.parts.at(key).part;
+        let (volume, start) = (part.volume, part.start);
         match self.require_node(io, volume, (start / CLUSTER) as u32) {
             Readiness::Ready => {}
             Readiness::Loading => {
@@ -304,6 +317,13 @@ impl<L: RecordLog> Shard<L> {
                 return;
             }
         }
+        if clone {
+            match self.gather_parents(io, key) {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(status) => return self.finish(key, status, out),
+            }
+        }
         self.parts.at(key).stage = Stage::Queued;
         match command {
             Command::Read => self.start_read(io, key, out),
@@ -314,17 +334,6 @@ impl<L: RecordLog> Shard<L> {
             Command::CompareAndWrite { .. } => self.start_compare_and_write(io, key, out),
             Command::Flush => unreachable!("a flush has no blocks"),
         }
-    }
-
-    /// Why a part may not start at all.
-    fn refusal(&self, volume: VolumeId, command: Command) -> Option<Status> {
-        match self.volumes.get(&volume) {
-            None => return Some(Status::VolumeGone),
-            Some(volume) if volume.fault.is_some() => return Some(Status::VolumeFaulted),
-            Some(_) => {}
-        }
-        let changes = command.changes_data() || command == Command::Flush;
-        (changes && self.fault.is_some()).then_some(Status::WriteFault)
     }
 
     /// Claims the part's blocks; false if it has to wait for others on them.
@@ -345,7 +354,7 @@ impl<L: RecordLog> Shard<L> {
         let blocks = (within / BLOCK) as u32..(within + u64::from(part.len)).div_ceil(BLOCK) as u32;
         let stripe = StripeKey { volume: part.volume, stripe: (part.start / STRIPE) as u32 };
         state.claimed = Some(stripe);
-        let granted = self.overlap.claim(stripe, key, blocks, claim);
+        let granted = self.overlap.claim(stripe, Claimant::Part(key), blocks, claim);
         if !granted {
             state.stage = Stage::Overlap;
             self.stats.overlaps += 1;
@@ -356,11 +365,20 @@ impl<L: RecordLog> Shard<L> {
     /// Gives the part's claim up and queues those that waited for it.
     fn release_claim(&mut self, key: PartKey) {
         if let Some(stripe) = self.parts.at(key).claimed.take() {
-            let mut granted = std::mem::take(&mut self.granted);
-            self.overlap.release(stripe, key, &mut granted);
-            self.ready.extend(granted.drain(..));
-            self.granted = granted;
+            self.give_claim_up(stripe, Claimant::Part(key));
         }
+    }
+
+    fn give_claim_up(&mut self, stripe: StripeKey, who: Claimant) {
+        let mut granted = std::mem::take(&mut self.granted);
+        self.overlap.release(stripe, who, &mut granted);
+        for who in granted.drain(..) {
+            match who {
+                Claimant::Part(key) => self.ready.push_back(key),
+                Claimant::Job(job) => self.job_may_go(job),
+            }
+        }
+        self.granted = granted;
     }
 
     /// Everything a command wanted done at the device is done, or has failed.
@@ -426,16 +444,21 @@ impl<L: RecordLog> Shard<L> {
     }
 
     /// A volume of the catalog, new or changed.
-    pub fn on_volume(&mut self, record: Arc<VolumeRecord>) {
+    pub fn on_volume(&mut self, given: Arc<VolumeRecord>) {
         self.calm = false;
-        let given = record;
+        let id = given.id;
         let record = self.sealing.with_cuts(&given);
-        match self.volumes.get_mut(&record.id) {
-            Some(volume) => (volume.record, volume.given) = (record, given),
-            None => {
-                self.volumes.insert(record.id, Volume { record, given, fault: None });
+        let before = match self.volumes.get_mut(&id) {
+            Some(volume) => {
+                volume.given = given;
+                Some(std::mem::replace(&mut volume.record, Arc::clone(&record)))
             }
-        }
+            None => {
+                self.volumes.insert(id, Volume { given, ..Volume::new(Arc::clone(&record)) });
+                None
+            }
+        };
+        self.views_may_have_changed(before.as_deref(), Some(&record));
     }
 
     /// A slab that the catalog has durably given to this shard.

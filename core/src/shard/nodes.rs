@@ -79,6 +79,10 @@ pub(super) struct NodeCache {
     overlay_pages: usize,
     /// Loads without a buffer.
     stalled: VecDeque<NodeKey>,
+    /// Nodes that got records which recovery had found, and have clusters with several versions.
+    pub(super) replayed: Vec<NodeKey>,
+    /// Loads that have failed.
+    failures: u64,
 }
 
 impl NodeCache {
@@ -101,6 +105,8 @@ impl NodeCache {
             overlay: by_node,
             overlay_pages,
             stalled: VecDeque::new(),
+            replayed: Vec::new(),
+            failures: 0,
         }
     }
 
@@ -154,15 +160,36 @@ impl NodeCache {
 
     /// `part` is queued again when the node is here.
     pub(super) fn wait(&mut self, volume: VolumeId, cluster: u32, part: PartKey) {
-        let (key, _) = NodeKey::of(volume, cluster);
+        self.wait_for(NodeKey::of(volume, cluster).0, part);
+    }
+
+    pub(super) fn wait_for(&mut self, key: NodeKey, part: PartKey) {
         let Some(Entry::Loading(load)) = self.entries.get_mut(&key) else {
             panic!("only a loading node is waited for")
         };
         load.waiters.push(part);
     }
 
-    fn pins(&mut self, volume: VolumeId, start: u64) -> &mut u32 {
-        let (key, _) = NodeKey::of(volume, (start / CLUSTER) as u32);
+    /// Keeps a node that is ready from being evicted until [`NodeCache::unpin_node`].
+    pub(super) fn pin_node(&mut self, key: NodeKey) {
+        *self.pins(key) += 1;
+    }
+
+    pub(super) fn unpin_node(&mut self, key: NodeKey) {
+        *self.pins(key) -= 1;
+    }
+
+    /// Loads that have failed so far.
+    pub(super) fn failures(&self) -> u64 {
+        self.failures
+    }
+
+    /// Whether a node that was on its way, when so many loads had failed, seems to be among those that have failed since.
+    pub(super) fn has_failed(&self, key: NodeKey, seeking: Option<u64>) -> bool {
+        seeking.is_some_and(|before| before != self.failures) && !self.entries.contains_key(&key)
+    }
+
+    fn pins(&mut self, key: NodeKey) -> &mut u32 {
         let Some(Entry::Ready(cached)) = self.entries.get_mut(&key) else {
             panic!("only a node that is ready is pinned")
         };
@@ -171,8 +198,13 @@ impl NodeCache {
 
     fn insert(&mut self, mut map: MapNode) {
         let key = map.key();
-        for (lsn, record) in self.overlay.remove(&key).into_iter().flatten() {
-            map.apply(lsn, &record);
+        if let Some(records) = self.overlay.remove(&key) {
+            for (lsn, record) in records {
+                map.apply(lsn, &record);
+            }
+            if map.older_count() > 0 {
+                self.replayed.push(key);
+            }
         }
         let bytes = map.bytes();
         self.bytes += bytes;
@@ -216,6 +248,14 @@ impl NodeCache {
         keys.sort_unstable();
         keys.dedup();
         keys
+    }
+
+    /// The next range of a volume from `from` on that has a node, on disk or not.
+    pub(super) fn next_range(&self, volume: VolumeId, from: u32) -> Option<u32> {
+        let listed = self.table.next_of(volume, from).map(|key| key.range);
+        let new = self.entries.keys().chain(self.overlay.keys());
+        let new = new.filter(|key| key.volume == volume && key.range >= from).map(|key| key.range).min();
+        listed.into_iter().chain(new).min()
     }
 
     /// Every node, on disk or not.
@@ -303,6 +343,23 @@ impl<L: RecordLog> Shard<L> {
             self.checkpoint.want();
             return Readiness::Full;
         }
+        self.bring(io, key)
+    }
+
+    /// The same for a node that is needed together with others that are pinned for it: beyond the bound if it must be, by what the
+    /// parts under way look through. Never [`Readiness::Full`].
+    pub(super) fn require_beyond<I: Io>(&mut self, io: &mut I, key: NodeKey) -> Readiness {
+        if self.nodes.here(key).is_some() {
+            return Readiness::Ready;
+        }
+        if self.nodes.entries.contains_key(&key) {
+            return Readiness::Loading;
+        }
+        self.nodes.make_room();
+        self.bring(io, key)
+    }
+
+    fn bring<I: Io>(&mut self, io: &mut I, key: NodeKey) -> Readiness {
         if self.nodes.table.get(key).is_none() {
             self.nodes.insert(MapNode::new(key));
             return Readiness::Ready;
@@ -376,6 +433,7 @@ impl<L: RecordLog> Shard<L> {
         let Some(Entry::Loading(load)) = self.nodes.entries.remove(&key) else {
             panic!("only a loading node fails to")
         };
+        self.nodes.failures += 1;
         let wrong = self.give_up(key, wrong);
         if let Some(why) = wrong {
             self.fault_volume(key.volume, why, out);
@@ -419,18 +477,18 @@ impl<L: RecordLog> Shard<L> {
     /// Keeps the part's node from being evicted until [`Shard::unpin`].
     pub(super) fn pin(&mut self, key: PartKey) {
         let state = self.parts.at(key);
-        if !state.pinned {
-            state.pinned = true;
-            let (volume, start) = (state.part.volume, state.part.start);
-            *self.nodes.pins(volume, start) += 1;
+        let (volume, start) = (state.part.volume, state.part.start);
+        if !state.pins.contains(&volume) {
+            state.pins.push(volume);
+            self.nodes.pin_node(NodeKey::of(volume, (start / CLUSTER) as u32).0);
         }
     }
 
     pub(super) fn unpin(&mut self, key: PartKey) {
         let state = self.parts.at(key);
-        if std::mem::take(&mut state.pinned) {
-            let (volume, start) = (state.part.volume, state.part.start);
-            *self.nodes.pins(volume, start) -= 1;
+        let cluster = (state.part.start / CLUSTER) as u32;
+        for volume in state.pins.drain(..) {
+            self.nodes.unpin_node(NodeKey::of(volume, cluster).0);
         }
     }
 }

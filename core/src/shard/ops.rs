@@ -23,6 +23,8 @@ pub(crate) enum Owner {
     Group,
     /// A hole where clusters were that have been let go.
     Punch { hole: u32 },
+    /// Piece `piece` of a copy in the background.
+    Job { job: u32, piece: u32 },
     /// Operation `nth` of the checkpoint's current step.
     Checkpoint { nth: u32 },
 }

@@ -4,6 +4,8 @@
 //! wait for each other. A claim waits for every earlier conflicting one, running or itself waiting; so a steady stream of
 //! small writes cannot starve a large one.
 //!
+//! Work in the background claims whole clusters the same way, so that it and writes never meet.
+//!
 //! Invariant: `blockers` of a claim is the number of earlier claims in its list that conflict with it.
 
 use std::ops::Range;
@@ -20,6 +22,14 @@ pub(crate) struct StripeKey {
     pub(crate) stripe: u32,
 }
 
+/// Who claims.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Claimant {
+    Part(PartKey),
+    /// A job in the background, by its slot.
+    Job(u32),
+}
+
 /// What else may run on the same blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Claim {
@@ -31,7 +41,7 @@ pub(crate) enum Claim {
 
 #[derive(Debug)]
 struct Entry {
-    part: PartKey,
+    who: Claimant,
     first: u32,
     end: u32,
     claim: Claim,
@@ -53,28 +63,28 @@ pub(crate) struct OverlapTable {
 }
 
 impl OverlapTable {
-    /// Claims `blocks` of `stripe`; false if `part` has to wait until [`OverlapTable::release`] names it.
-    pub(crate) fn claim(&mut self, stripe: StripeKey, part: PartKey, blocks: Range<u32>, claim: Claim) -> bool {
+    /// Claims `blocks` of `stripe`; false if `who` has to wait until [`OverlapTable::release`] names it.
+    pub(crate) fn claim(&mut self, stripe: StripeKey, who: Claimant, blocks: Range<u32>, claim: Claim) -> bool {
         assert!(blocks.start < blocks.end, "a claim is of at least one block");
         let entries = self.stripes.entry(stripe).or_insert_with(|| self.spare.pop().unwrap_or_default());
-        let mut entry = Entry { part, first: blocks.start, end: blocks.end, claim, blockers: 0 };
+        let mut entry = Entry { who, first: blocks.start, end: blocks.end, claim, blockers: 0 };
         entry.blockers = entries.iter().filter(|earlier| earlier.conflicts(&entry)).count() as u32;
         let granted = entry.blockers == 0;
         entries.push(entry);
         granted
     }
 
-    /// Gives the claim of `part` up, whether it was granted or still waits, and appends the parts that may go now.
-    pub(crate) fn release(&mut self, stripe: StripeKey, part: PartKey, granted: &mut Vec<PartKey>) {
+    /// Gives the claim of `who` up, whether it was granted or still waits, and appends those that may go now.
+    pub(crate) fn release(&mut self, stripe: StripeKey, who: Claimant, granted: &mut Vec<Claimant>) {
         let entries = self.stripes.get_mut(&stripe).expect("a claim has its stripe in the table");
-        let at = entries.iter().position(|entry| entry.part == part).expect("only a claim that was made is released");
+        let at = entries.iter().position(|entry| entry.who == who).expect("only a claim that was made is released");
         // Not swap_remove: the order is the queue.
         let gone = entries.remove(at);
         for later in &mut entries[at..] {
             if gone.conflicts(later) {
                 later.blockers -= 1;
                 if later.blockers == 0 {
-                    granted.push(later.part);
+                    granted.push(later.who);
                 }
             }
         }
@@ -95,11 +105,11 @@ mod tests {
 
     const STRIPE: StripeKey = StripeKey { volume: VolumeId(1), stripe: 0 };
 
-    fn part(n: u32) -> PartKey {
-        PartKey::for_test(n)
+    fn part(n: u32) -> Claimant {
+        Claimant::Part(PartKey::for_test(n))
     }
 
-    fn released(table: &mut OverlapTable, n: u32) -> Vec<PartKey> {
+    fn released(table: &mut OverlapTable, n: u32) -> Vec<Claimant> {
         let mut granted = Vec::new();
         table.release(STRIPE, part(n), &mut granted);
         granted

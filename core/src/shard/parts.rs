@@ -10,10 +10,12 @@ use ringway_reactor::buf::Buf;
 use ringway_reactor::data::Data;
 
 use super::api::Part;
+use super::levels::Pins;
 use super::overlap::StripeKey;
 use super::targets::Target;
-use crate::ids::{Epoch, Lsn};
+use crate::ids::{Epoch, Lsn, VolumeId};
 use crate::request::Status;
+use crate::space::Place;
 
 /// A part in the table. Never equal to that of another part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +70,13 @@ pub(crate) struct Run {
     pub(crate) offset: u64,
 }
 
+impl Run {
+    /// From byte `from` of a cluster on.
+    pub(crate) fn of(place: Place, from: u32) -> Run {
+        Run { file: u16::from(place.device()), offset: place.offset() + u64::from(from) }
+    }
+}
+
 /// A stretch that has to go through a scratch buffer: whole blocks of one cluster of which the part covers `start..end`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Step {
@@ -85,6 +94,8 @@ pub(crate) struct Step {
 #[derive(Debug)]
 pub(crate) struct PartState {
     pub(crate) part: Part,
+    /// What the client asked for: a snapshot, where the part names the volume that has its blocks.
+    pub(crate) asked: VolumeId,
     pub(crate) stage: Stage,
     /// The stamp, once it has started.
     pub(crate) stamp: Option<Epoch>,
@@ -101,8 +112,8 @@ pub(crate) struct PartState {
     pub(crate) scratch: Vec<Segment>,
     /// What is left of the shard's reserve while its front is lent to this part.
     pub(crate) scratch_rest: Option<Buf>,
-    /// Its map node may not be evicted.
-    pub(crate) pinned: bool,
+    /// Volumes whose nodes of the part's range may not be evicted.
+    pub(crate) pins: Pins,
     /// Its device writes are durable by themselves.
     pub(crate) durable: bool,
     /// The last record it made or found in its node: its answer has to wait until that survives.
@@ -123,10 +134,12 @@ impl PartTable {
         let state = match self.spare.pop() {
             Some(mut state) => {
                 debug_assert!(state.segments.is_empty() && state.targets.is_empty() && state.scratch.is_empty());
+                state.asked = part.volume;
                 state.part = part;
                 state
             }
             None => Box::new(PartState {
+                asked: part.volume,
                 part,
                 stage: Stage::Queued,
                 stamp: None,
@@ -139,7 +152,7 @@ impl PartTable {
                 step: 0,
                 scratch: Vec::new(),
                 scratch_rest: None,
-                pinned: false,
+                pins: Pins::new(),
                 durable: false,
                 lsn: Lsn(0),
             }),
@@ -173,7 +186,7 @@ impl PartTable {
         assert!(
             state.outstanding == 0 && state.claimed.is_none() && state.targets.is_empty() && state.part.data.is_none()
         );
-        assert!(state.segments.is_empty() && state.scratch.is_empty());
+        assert!(state.segments.is_empty() && state.scratch.is_empty() && state.pins.is_empty());
         *generation = generation.wrapping_add(1);
         self.free.push(key.slot);
         state.stage = Stage::Queued;

@@ -7,10 +7,10 @@ use ringway_reactor::data::Data;
 use ringway_reactor::io::Io;
 
 use super::api::{Event, RecordLog};
+use super::levels::Level;
 use super::ops::Owner;
 use super::parts::{PartKey, PartState, Run, Segment, Stage, Step};
 use super::{Shard, clusters_of};
-use crate::ids::{Epoch, VolumeId};
 use crate::limits::{BLOCK, CLUSTER};
 use crate::map::{NodeKey, Source, View};
 use crate::request::{Command, Status};
@@ -20,13 +20,14 @@ impl<L: RecordLog> Shard<L> {
         let word = self.word;
         let state = self.parts.at(key);
         state.stamp = Some(word);
-        let (volume, start, len, view) = (state.part.volume, state.part.start, state.part.len, state.part.view);
+        let (start, len) = (state.part.start, state.part.len);
+        let level = Level { volume: state.part.volume, at: state.part.view };
         let direct = (start | u64::from(len)) % u64::from(self.logical_block) == 0
             && (start % BLOCK == 0 || self.logical_block == 512);
         let mut segments = std::mem::take(&mut state.segments);
         for piece in clusters_of(start, len) {
             if direct {
-                self.look_up(volume, view, piece.cluster, piece.start, piece.end, &mut segments);
+                self.look_up(level, piece.cluster, piece.start, piece.end, &mut segments);
             } else {
                 let step = Step {
                     target: 0,
@@ -74,6 +75,9 @@ impl<L: RecordLog> Shard<L> {
         let view = View::live(&volume.record.dead);
         let Some(source) = self.nodes.here(node).and_then(|node| node.whole(index, blocks, view)) else { return false };
         let Source::Device(place) = source else {
+            if source == Source::Below && volume.record.parent.is_some() {
+                return false;
+            }
             part.data = part.data.take().map(Data::zeroed);
             self.finish(key, Status::Success, out);
             return true;
@@ -94,33 +98,6 @@ impl<L: RecordLog> Shard<L> {
         state.outstanding = 0;
         let status = state.status;
         self.finish(key, status, out);
-    }
-
-    /// Appends where the bytes `start..end` of `cluster` are, as few runs as possible.
-    pub(super) fn look_up(
-        &self,
-        volume: VolumeId,
-        view: Option<Epoch>,
-        cluster: u32,
-        start: u32,
-        end: u32,
-        segments: &mut Vec<Segment>,
-    ) {
-        let (node, index) = self.nodes.ready(volume, cluster);
-        let dead = &self.volumes[&volume].record.dead;
-        let view = view.map_or(View::live(dead), |epoch| View::at(epoch, dead));
-        let blocks = start / BLOCK as u32..end.div_ceil(BLOCK as u32);
-        for found in node.lookup(index, blocks, view).iter() {
-            let from = (found.first * BLOCK as u32).max(start);
-            let to = ((found.first + found.count) * BLOCK as u32).min(end);
-            let run = match found.source {
-                Source::Device(place) => {
-                    Some(Run { file: u16::from(place.device()), offset: place.offset() + u64::from(from) })
-                }
-                Source::Zero | Source::Below => None,
-            };
-            push_run(segments, run, to - from);
-        }
     }
 }
 

@@ -23,6 +23,7 @@ use uuid::Uuid;
 
 use self::fall_back::Before;
 use super::api::{RecordLog, ShardConfig, TokenBase};
+use super::background::Background;
 use super::checkpoint::{Checkpoint, Roots};
 use super::commit::Commit;
 use super::mapped::Mapped;
@@ -568,9 +569,14 @@ impl<L: RecordLog> Recovery<L> {
             assert_eq!(*lsn, again, "kept records follow the journal");
         }
         records.extend(kept);
+        let background = Background::recovered(self.image.tidied);
         let nodes = NodeCache::new(self.image.table, records, self.spec.config.map_cache_bytes);
-        let mut shard =
-            Shard::new(self.spec, self.seed, &files, Parts { space, mapped, nodes, commit, checkpoint, scratch });
+        let mut shard = Shard::new(
+            self.spec,
+            self.seed,
+            &files,
+            Parts { space, mapped, nodes, commit, checkpoint, scratch, background },
+        );
         shard.now = io.now();
         shard
     }

@@ -13,6 +13,7 @@ use ringway_reactor::io::Io;
 
 use super::Shard;
 use super::api::{Event, RecordLog};
+use super::levels::Level;
 use super::ops::{Kind, Owner};
 use super::parts::{PartKey, Run, Segment, Stage, Step};
 use super::scratch::Lent;
@@ -32,9 +33,11 @@ impl<L: RecordLog> Shard<L> {
     /// Goes on with the part's next step, or completes it.
     pub(super) fn next_step<I: Io>(&mut self, io: &mut I, key: PartKey, out: &mut Vec<Event>) {
         let state = self.parts.at(key);
-        if state.step < state.steps.len() && !self.volumes.contains_key(&state.part.volume) {
+        if state.step < state.steps.len() && !self.is_still_there(key) {
+            let state = self.parts.at(key);
             state.status = state.status.and(Status::VolumeGone);
         }
+        let state = self.parts.at(key);
         if state.status != Status::Success || state.step == state.steps.len() {
             return self.complete(key, out);
         }
@@ -53,7 +56,7 @@ impl<L: RecordLog> Shard<L> {
         let state = self.parts.at(key);
         state.stage = Stage::Filling;
         let step = state.steps[state.step];
-        let (volume, view, command) = (state.part.volume, state.part.view, state.part.command);
+        let (level, command) = (Level { volume: state.part.volume, at: state.part.view }, state.part.command);
         let whole = !matches!(command, Command::Write { .. } | Command::WriteZeroes { .. });
         let mut pieces = std::mem::take(&mut state.scratch);
         let (from, to) = step.scratch_range();
@@ -62,7 +65,7 @@ impl<L: RecordLog> Shard<L> {
             if covered && !whole {
                 super::read::push_run(&mut pieces, None, B);
             } else {
-                self.look_up(volume, view, step.cluster, block * B, (block + 1) * B, &mut pieces);
+                self.look_up(level, step.cluster, block * B, (block + 1) * B, &mut pieces);
             }
         }
         let state = self.parts.at(key);

@@ -98,6 +98,13 @@ impl<L: RecordLog> Shard<L> {
                 self.on_node_page(io, node, data.expect(given_back).into_own(), failed.as_ref(), out);
             }
             Owner::Group => self.on_group(io, data.expect(given_back).into_own(), failed.is_some(), out),
+            Owner::Job { job, piece } => {
+                let status = match &failed {
+                    Some(Verdict::Part(status)) => *status,
+                    _ => Status::Success,
+                };
+                self.on_job_op(io, job, piece, data.expect(given_back), status);
+            }
             Owner::Punch { hole } => self.on_punched(hole),
             Owner::Checkpoint { nth } => {
                 self.on_checkpoint_op(io, nth, data.expect(given_back).into_own(), failed.is_some(), out);

@@ -8,9 +8,11 @@ use ringway_reactor::io::Io;
 
 use super::Shard;
 use super::api::RecordLog;
+use super::course::is_tidy;
 use super::nodes::Readiness;
 use crate::ids::VolumeId;
-use crate::map::NodeKey;
+use crate::limits::CLUSTERS_PER_RANGE;
+use crate::map::{MapNode, NodeKey, Views};
 use crate::space::{Place, SlabBitmap};
 
 /// A walk over the map that is under way.
@@ -20,14 +22,43 @@ pub struct Verification {
     named: BTreeMap<Place, NodeKey>,
     /// What is wrong, in words.
     pub problems: Vec<String>,
+    /// Clusters with more versions than their views need, in words: right, and not tidy yet.
+    pub untidy: Vec<String>,
+    /// The most versions that a look at one block may have to pass (H4).
+    pub longest_walk: usize,
+}
+
+impl Verification {
+    fn look_at_chains(&mut self, node: &MapNode, views: &Views) {
+        for index in 0..CLUSTERS_PER_RANGE {
+            let mut run = 0;
+            for version in node.chain(index) {
+                run += 1;
+                self.longest_walk = self.longest_walk.max(run);
+                if !version.states.any_absent() {
+                    run = 0;
+                }
+            }
+            if !is_tidy(node, index, views) {
+                let chain: Vec<_> = node.chain(index).collect();
+                self.untidy.push(format!("{:?} cluster {index}: {chain:?} for {views:?}", node.key()));
+            }
+        }
+    }
 }
 
 impl<L: RecordLog> Shard<L> {
+    /// Whether nothing is left to be done in the background.
+    #[must_use]
+    pub fn is_tidy(&self) -> bool {
+        self.background.is_calm() && self.nodes.replayed.is_empty()
+    }
+
     /// Goes on with the walk; true when it is over. Nodes that have to be loaded arrive by completions.
     pub fn verify<I: Io>(&mut self, io: &mut I, walk: &mut Verification) -> bool {
         let nodes = &self.nodes;
-        let todo = walk.todo.get_or_insert_with(|| nodes.all());
-        while let Some(&key) = todo.last() {
+        walk.todo.get_or_insert_with(|| nodes.all());
+        while let Some(&key) = walk.todo.as_ref().and_then(|todo| todo.last()) {
             match self.require(io, key) {
                 Readiness::Ready => {}
                 Readiness::Loading => return false,
@@ -36,8 +67,11 @@ impl<L: RecordLog> Shard<L> {
                     return true;
                 }
             }
-            todo.pop();
+            walk.todo.as_mut().expect("a node of it is here").pop();
             let node = self.nodes.get(key).expect("it is ready");
+            if let Some(volume) = self.volumes.get(&key.volume) {
+                walk.look_at_chains(node, &volume.views);
+            }
             for (index, version) in node.versions() {
                 if version.is_void() {
                     walk.problems.push(format!("{key:?} cluster {index}: a version that says nothing"));
@@ -110,6 +144,8 @@ impl<L: RecordLog> Shard<L> {
             (!self.nodes.is_settled(), "pins or loads"),
             (!self.scratch.is_whole(), "scratch"),
             (!self.fences.is_empty(), "fences"),
+            (!self.background.jobs.is_empty(), "jobs in the background"),
+            (!self.background.asking.is_empty(), "questions"),
         ];
         held.iter().filter(|(held, _)| *held).map(|&(_, what)| what).collect()
     }

@@ -4,7 +4,9 @@
 //! 4 KiB block take effect in the order of their submission, so "at least as new as" is a number.
 #![expect(dead_code, unreachable_pub, reason = "each test binary uses its part of the rig")]
 
+pub mod lines;
 pub mod model;
+pub mod views;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -15,8 +17,8 @@ use ringway_core::ids::{AssociationId, AttemptId, Epoch, Lsn, ShardId, VolumeId}
 use ringway_core::request::{Command, Status};
 use ringway_core::shard::verify::Verification;
 use ringway_core::shard::{
-    Event, FileSet, LogFull, Opened, Part, PartDone, Progress, RecordLog, Recovery, RecoverySpec, Region, Shard,
-    ShardConfig, TokenBase,
+    Answer, Event, FileSet, LogFull, Opened, Part, PartDone, Progress, RecordLog, Recovery, RecoverySpec, Region,
+    Shard, ShardConfig, TokenBase,
 };
 use ringway_core::space::{Geometry, SlabArea, SlabId};
 use ringway_core::volume::VolumeRecord;
@@ -195,6 +197,7 @@ pub struct Rig {
     pub armed: Vec<AttemptId>,
     pub sealed: Vec<(AttemptId, Option<String>)>,
     pub drained: bool,
+    pub answers: Vec<(u64, Result<Answer, Status>)>,
     /// Slabs that the shard gave back, and how often it was asked for one and had none.
     pub given_back: u64,
     pub kept_slabs: u64,
@@ -269,6 +272,7 @@ impl Rig {
             armed: Vec::new(),
             sealed: Vec::new(),
             drained: false,
+            answers: Vec::new(),
             given_back: 0,
             kept_slabs: 0,
             give_slabs: true,
@@ -300,7 +304,7 @@ impl Rig {
         self.events = events;
     }
 
-    fn on_event(&mut self, event: Event, events: &mut Vec<Event>) {
+    pub(crate) fn on_event(&mut self, event: Event, events: &mut Vec<Event>) {
         match event {
             Event::Done(done) => self.done.push_back(done),
             Event::Barrier { ticket, files } => self.barrier(ticket, files),
@@ -315,6 +319,7 @@ impl Rig {
             }
             Event::Armed(attempt) => self.armed.push(attempt),
             Event::Sealed { attempt, failed } => self.sealed.push((attempt, failed)),
+            Event::Answer { token, answer } => self.answers.push((token, answer)),
             Event::Drained => self.drained = true,
         }
         let _ = events;

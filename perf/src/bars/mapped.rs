@@ -187,7 +187,7 @@ impl<'a> ShardWriter<'a> {
         made.nodes += table.len() as u64;
         let clusters = vec![(self.volume.id, u64::from(self.clusters))];
         let mapped = MappedCounts { lsn: Lsn(self.covered()), clusters };
-        let stream = encode_image(&table, &self.space.image(), &mapped);
+        let stream = encode_image(&table, &self.space.image(), &mapped, &[]);
         let chunks = Chunks::image(stream, self.shard, GENERATION, self.seed);
         let (start, records) = self.journal(tail)?;
         made.records += records;

@@ -128,6 +128,9 @@ async fn ask(node: Node, request: ControlRequest) -> Result<Response, Refused> {
         ControlAnswer::Snapshots(snapshots) => Json(snapshots).into_response(),
         ControlAnswer::Export(export) => Json(export).into_response(),
         ControlAnswer::Exports(exports) => Json(exports).into_response(),
+        ControlAnswer::Changed(changed) => Json(changed).into_response(),
+        ControlAnswer::Filled(filled) => Json(filled).into_response(),
+        ControlAnswer::SnapshotSpace(space) => Json(space).into_response(),
     })
 }
 

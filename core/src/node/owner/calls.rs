@@ -42,6 +42,9 @@ impl Owner {
                 self.tasks.push_back(Task::Snapshot(Work::Rollback(name, force, reply)));
             }
             ControlRequest::Sync => self.sync(reply),
+            ControlRequest::Changed(_) | ControlRequest::Fill(_) | ControlRequest::SnapshotSpace(_) => {
+                self.ask(request, reply)
+            }
             ControlRequest::ExportAdd(_) | ControlRequest::ExportRemove { .. } => {
                 self.tasks.push_back(Task::Export(request, reply));
             }

@@ -8,6 +8,7 @@
 //! changes the directory is answered once every reactor works with the new one. A failed write is final for this run: no
 //! further change is taken, since nobody knows which of the copies has it; what needs no change goes on.
 
+mod asking;
 mod attach;
 mod calls;
 mod exports;
@@ -205,6 +206,7 @@ pub struct Owner {
     dead: BTreeMap<ShardId, String>,
     syncs: BTreeMap<u64, Syncing>,
     next_sync: u64,
+    asking: asking::Asking,
     /// For the node to start.
     requests: Vec<(RequestId, Request)>,
     thresholds: Thresholds,
@@ -264,6 +266,7 @@ impl Owner {
             dead,
             syncs: BTreeMap::new(),
             next_sync: 0,
+            asking: asking::Asking::default(),
             requests: Vec::new(),
             thresholds: Thresholds::new(size),
             stage: Stage::Running,
@@ -299,6 +302,7 @@ impl Owner {
             Message::Attached { volume } => self.tasks.push_back(Task::Attached(volume)),
             Message::Told { volume, host } => self.tasks.push_back(Task::Told(volume, host)),
             Message::Fault { shard, volume, why } => self.shard_fault(shard, volume, why),
+            Message::Answered { shard, token, answer } => self.answered(shard, token, answer),
             Message::Prepared(outcome) => self.prepared(outcome),
             Message::FileAdded(result) => self.file_added(result),
             Message::Cut { create, promise } => self.on_create(create, Caller::Promised(promise)),

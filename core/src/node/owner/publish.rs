@@ -101,6 +101,11 @@ struct Waiting {
 }
 
 impl Publishing {
+    /// The newest directory.
+    pub(super) fn directory(&self) -> &Directory {
+        &self.current
+    }
+
     pub(super) fn new(current: Arc<Directory>, generation: u32) -> Self {
         Self { current, generation, seq: 0, waiting: VecDeque::new() }
     }

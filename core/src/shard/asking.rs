@@ -1,0 +1,343 @@
+//! Questions about the map of a volume: what has changed since a cut, what only one cut keeps, and, as a question that changes
+//! something, filling a clone with what it looks through for (C9). Each is about one range of the volume (one map node here), and is
+//! answered by [`Event::Answer`]; so whoever asks goes on range by range, at his own pace, and nothing here grows with the volume.
+
+use ringway_reactor::io::Io;
+
+use super::Shard;
+use super::api::{Event, RecordLog};
+use super::background::Went;
+use super::copying::{Aim, End};
+use super::course::chain_of;
+use super::levels::{Gathered, Level, Open, Pins};
+use super::nodes::Readiness;
+use super::parts::Segment;
+use crate::ids::{Epoch, VolumeId};
+use crate::limits::{BLOCK, BLOCKS_PER_CLUSTER, CLUSTER, CLUSTERS_PER_RANGE};
+use crate::map::{BlockState, MapNode, NodeKey, Version, View};
+use crate::request::Status;
+
+/// What is asked, of range `range`: local clusters `range * 128 .. (range + 1) * 128`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ask {
+    /// Which blocks of a volume (or, with its id, of a snapshot) may differ from what it held at the cut `after`; without that:
+    /// which it holds as data, its parents' included.
+    Changed { volume: VolumeId, after: Option<Epoch>, range: u32 },
+    /// Copy what views of a clone have from its parent to the bottom of its map.
+    Fill { volume: VolumeId, range: u32 },
+    /// Bytes that are kept for one cut of a volume alone.
+    Held { volume: VolumeId, range: u32 },
+}
+
+/// What is answered. `next`: the first range after the one asked for that there is something to ask about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// To [`Ask::Changed`], ascending.
+    Changed { ranges: Vec<ChangedRange>, next: Option<u32> },
+    /// To [`Ask::Fill`].
+    Filled { copied: u64, next: Option<u32> },
+    /// To [`Ask::Held`], by cut.
+    Held { unique: Vec<(Epoch, u64)>, next: Option<u32> },
+}
+
+/// Blocks that may have changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct ChangedRange {
+    /// Bytes from the start of the volume.
+    pub offset: u64,
+    /// Bytes, whole blocks of 4 KiB; the last of a volume may end beyond it.
+    pub len: u64,
+    /// Data is there now; otherwise zeros.
+    pub data: bool,
+}
+
+/// A question under way.
+#[derive(Debug)]
+pub(super) struct Asking {
+    token: u64,
+    ask: Ask,
+    /// Of a fill: clusters of the range that are done, bytes copied, and the cluster that is being filled.
+    index: u32,
+    copied: u64,
+    working: Option<u32>,
+    /// A node was on its way.
+    seeking: Option<(NodeKey, u64)>,
+    pins: Pins,
+}
+
+/// Why there is no answer yet.
+enum Wait {
+    Nowhere,
+    Later,
+    Over(Status),
+}
+
+impl Ask {
+    fn volume(self) -> VolumeId {
+        match self {
+            Ask::Changed { volume, .. } | Ask::Fill { volume, .. } | Ask::Held { volume, .. } => volume,
+        }
+    }
+
+    fn range(self) -> u32 {
+        match self {
+            Ask::Changed { range, .. } | Ask::Fill { range, .. } | Ask::Held { range, .. } => range,
+        }
+    }
+}
+
+impl<L: RecordLog> Shard<L> {
+    /// Takes a question; [`Event::Answer`] follows.
+    pub fn ask(&mut self, token: u64, ask: Ask) {
+        self.calm = false;
+        let asking = Asking { token, ask, index: 0, copied: 0, working: None, seeking: None, pins: Pins::new() };
+        self.background.asking.push_back(asking);
+    }
+
+    /// Goes on with each question once.
+    pub(super) fn advance_asking<I: Io>(&mut self, io: &mut I, out: &mut Vec<Event>) -> Went {
+        let mut went = Went::Nowhere;
+        for _ in 0..self.background.asking.len() {
+            let mut asking = self.background.asking.pop_front().expect("counted");
+            let answer = match self.answer(io, &mut asking) {
+                Ok(answer) => Ok(answer),
+                Err(Wait::Over(status)) => Err(status),
+                Err(wait) => {
+                    if matches!(wait, Wait::Later) {
+                        went = Went::Later;
+                    }
+                    self.background.asking.push_back(asking);
+                    continue;
+                }
+            };
+            let range = asking.ask.range();
+            for volume in asking.pins.drain(..) {
+                self.nodes.unpin_node(NodeKey { volume, range });
+            }
+            out.push(Event::Answer { token: asking.token, answer });
+        }
+        went
+    }
+
+    fn answer<I: Io>(&mut self, io: &mut I, asking: &mut Asking) -> Result<Answer, Wait> {
+        let volume = self.volumes.get(&asking.ask.volume()).ok_or(Wait::Over(Status::VolumeGone))?;
+        let level = match volume.record.view {
+            Some(view) => Level { volume: view.origin, at: Some(view.epoch) },
+            None => Level { volume: asking.ask.volume(), at: None },
+        };
+        let known = self.volumes.get(&level.volume).ok_or(Wait::Over(Status::VolumeGone))?;
+        if known.fault.is_some() {
+            return Err(Wait::Over(Status::VolumeFaulted));
+        }
+        match asking.ask {
+            Ask::Changed { after: Some(after), range, .. } => {
+                let too_new = level.at.is_some_and(|at| after > at);
+                if too_new || !known.views.keeps(after) {
+                    return Err(Wait::Over(Status::InvalidField));
+                }
+                self.node_for(io, asking, level.volume)?;
+                Ok(Answer::Changed {
+                    ranges: self.changed(level, after, range),
+                    next: self.next_of(level, range, false),
+                })
+            }
+            Ask::Changed { after: None, range, .. } => {
+                self.node_for(io, asking, level.volume)?;
+                self.parents_for(io, asking, level)?;
+                Ok(Answer::Changed { ranges: self.held_as_data(level, range), next: self.next_of(level, range, true) })
+            }
+            Ask::Held { range, .. } => {
+                self.node_for(io, asking, level.volume)?;
+                Ok(Answer::Held {
+                    unique: self.kept_for_one(level.volume, range),
+                    next: self.next_of(level, range, false),
+                })
+            }
+            Ask::Fill { range, .. } => self.fill_range(io, asking, level.volume, range),
+        }
+    }
+
+    /// Sees to it that the node asked about is here, and stays.
+    fn node_for<I: Io>(&mut self, io: &mut I, asking: &mut Asking, volume: VolumeId) -> Result<(), Wait> {
+        let key = NodeKey { volume, range: asking.ask.range() };
+        if let Some((sought, failures)) = asking.seeking
+            && self.nodes.has_failed(sought, Some(failures))
+        {
+            return Err(Wait::Over(Status::UnrecoveredRead));
+        }
+        if asking.pins.contains(&volume) {
+            return Ok(());
+        }
+        match self.require(io, key) {
+            Readiness::Ready => {
+                self.nodes.pin_node(key);
+                asking.pins.push(volume);
+                Ok(())
+            }
+            Readiness::Loading => {
+                asking.seeking = Some((key, self.nodes.failures()));
+                Err(Wait::Nowhere)
+            }
+            Readiness::Full => Err(Wait::Later),
+        }
+    }
+
+    fn parents_for<I: Io>(&mut self, io: &mut I, asking: &mut Asking, level: Level) -> Result<(), Wait> {
+        let first = asking.ask.range() * CLUSTERS_PER_RANGE;
+        let open: Open = (first..first + CLUSTERS_PER_RANGE).map(|cluster| (cluster, u16::MAX)).collect();
+        match self.gather_below(io, level, open, &mut asking.pins) {
+            Ok(Gathered::Ready) => Ok(()),
+            Ok(Gathered::Loading(key)) => {
+                asking.seeking = Some((key, self.nodes.failures()));
+                Err(Wait::Nowhere)
+            }
+            Err(status) => Err(Wait::Over(status)),
+        }
+    }
+
+    /// The next range of which a volume, or with `parents` one that it looks through to, has a node.
+    fn next_of(&self, level: Level, range: u32, parents: bool) -> Option<u32> {
+        let from = range.checked_add(1)?;
+        let mut next = self.nodes.next_range(level.volume, from);
+        let mut level = level;
+        while parents && let Ok(Some((below, _))) = self.below(level) {
+            next = next.into_iter().chain(self.nodes.next_range(below.volume, from)).min();
+            level = below;
+        }
+        next
+    }
+
+    fn changed(&self, level: Level, after: Epoch, range: u32) -> Vec<ChangedRange> {
+        let mut found = Ranges::default();
+        let Some(node) = self.nodes.get(NodeKey { volume: level.volume, range }) else { return Vec::new() };
+        let (now, then) = (self.view_of(level), self.view_of(Level { at: Some(after), ..level }));
+        for index in (0..CLUSTERS_PER_RANGE).filter(|&index| node.newest(index).is_some()) {
+            let cluster = node.key().cluster(index);
+            let (base, behind) = (self.offset_of(level.volume, cluster), self.behind(level.volume, cluster));
+            let (now, then) = (deciders(node, index, now), deciders(node, index, then));
+            for (block, (now, then)) in (0u32..).zip(now.into_iter().zip(then)) {
+                let zeros = |decider: Option<(Epoch, BlockState)>| {
+                    decider.map_or(behind & 1 << block == 0, |(_, state)| state == BlockState::Zero)
+                };
+                if now != then && !(zeros(now) && zeros(then)) {
+                    found.add(base + u64::from(block) * BLOCK, BLOCK, !zeros(now));
+                }
+            }
+        }
+        found.0
+    }
+
+    fn held_as_data(&self, level: Level, range: u32) -> Vec<ChangedRange> {
+        let mut found = Ranges::default();
+        let mut segments: Vec<Segment> = Vec::new();
+        for cluster in range * CLUSTERS_PER_RANGE..(range + 1) * CLUSTERS_PER_RANGE {
+            segments.clear();
+            self.look_up(level, cluster, 0, CLUSTER as u32, &mut segments);
+            let mut at = self.offset_of(level.volume, cluster);
+            for segment in &segments {
+                if segment.at.is_some() {
+                    found.add(at, u64::from(segment.len), true);
+                }
+                at += u64::from(segment.len);
+            }
+        }
+        found.0
+    }
+
+    fn kept_for_one(&self, volume: VolumeId, range: u32) -> Vec<(Epoch, u64)> {
+        let mut unique: std::collections::BTreeMap<Epoch, u64> = std::collections::BTreeMap::new();
+        let Some(node) = self.nodes.get(NodeKey { volume, range }) else { return Vec::new() };
+        let views = &self.volumes[&volume].views;
+        for index in (0..CLUSTERS_PER_RANGE).filter(|&index| node.newest(index).is_some()) {
+            let chain = chain_of(node, index);
+            for (version, need) in chain.iter().zip(views.needs(&chain).versions) {
+                if let Some(cut) = need.only.filter(|_| version.place.is_some()) {
+                    *unique.entry(cut).or_default() += CLUSTER;
+                }
+            }
+        }
+        unique.into_iter().collect()
+    }
+
+    /// One cluster after the other.
+    fn fill_range<I: Io>(
+        &mut self,
+        io: &mut I,
+        asking: &mut Asking,
+        volume: VolumeId,
+        range: u32,
+    ) -> Result<Answer, Wait> {
+        if self.volumes[&volume].record.parent.is_none() {
+            return Ok(Answer::Filled { copied: asking.copied, next: None });
+        }
+        if self.fault.is_some() {
+            return Err(Wait::Over(Status::WriteFault));
+        }
+        loop {
+            if let Some(cluster) = asking.working {
+                match self.background.take_filled(volume, cluster) {
+                    None => return Err(Wait::Nowhere),
+                    Some((End::Done, copied)) => {
+                        asking.copied += copied;
+                        asking.index = cluster % CLUSTERS_PER_RANGE + 1;
+                        asking.working = None;
+                    }
+                    Some((End::Later, _)) => {
+                        asking.working = None;
+                        return Err(Wait::Later);
+                    }
+                    Some((End::Failed(status), _)) => return Err(Wait::Over(status)),
+                }
+            }
+            self.node_for(io, asking, volume)?;
+            let clusters = (asking.index..CLUSTERS_PER_RANGE).map(|index| range * CLUSTERS_PER_RANGE + index);
+            let Some(cluster) = clusters.clone().find(|&cluster| self.looks_through(volume, cluster)) else {
+                let next = self.next_of(Level { volume, at: None }, range, true);
+                return Ok(Answer::Filled { copied: asking.copied, next });
+            };
+            asking.index = cluster % CLUSTERS_PER_RANGE;
+            if self.background.has_job(volume, cluster) {
+                return Err(Wait::Later);
+            }
+            asking.working = Some(cluster);
+            self.start_job(io, volume, cluster, Aim::Fill);
+        }
+    }
+
+    /// Whether a view has a block of this cluster from the parent, as far as its own node tells.
+    fn looks_through(&self, volume: VolumeId, cluster: u32) -> bool {
+        let (node, index) = self.nodes.ready(volume, cluster);
+        let behind = self.behind(volume, cluster);
+        behind != 0 && self.volumes[&volume].views.needs(&chain_of(node, index)).undecided & behind != 0
+    }
+
+    fn offset_of(&self, volume: VolumeId, cluster: u32) -> u64 {
+        let record = &self.volumes[&volume].record;
+        let nth = record.shards.iter().position(|&shard| shard == self.id).expect("the volume lies here");
+        record.offset_of(nth, cluster)
+    }
+}
+
+/// Which version decides each block of a cluster in a view.
+fn deciders(node: &MapNode, index: u32, view: View<'_>) -> [Option<(Epoch, BlockState)>; BLOCKS_PER_CLUSTER as usize] {
+    let mut found = [None; BLOCKS_PER_CLUSTER as usize];
+    for Version { birth, states, .. } in node.seen(index, view) {
+        for (block, slot) in found.iter_mut().enumerate().filter(|(_, slot)| slot.is_none()) {
+            *slot = Some((*birth, states.get(block as u32))).filter(|(_, state)| *state != BlockState::Absent);
+        }
+    }
+    found
+}
+
+/// Ranges, ascending, neighbours of a kind joined.
+#[derive(Default)]
+struct Ranges(Vec<ChangedRange>);
+
+impl Ranges {
+    fn add(&mut self, offset: u64, len: u64, data: bool) {
+        match self.0.last_mut() {
+            Some(last) if last.offset + last.len == offset && last.data == data => last.len += len,
+            _ => self.0.push(ChangedRange { offset, len, data }),
+        }
+    }
+}
