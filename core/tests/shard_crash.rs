@@ -85,6 +85,22 @@ fn i1_i2_hold_when_the_power_fails_at_any_finished_operation() {
     assert!(crashes > 800, "{crashes} crashes");
 }
 
+#[test]
+fn i1_i2_hold_at_any_operation_while_snapshots_go_and_their_versions_are_merged() {
+    let load = Load { cuts: 4, removals: true, ..Load::default() };
+    let mut crashes = 0;
+    for seed in 0..seeds(3) {
+        for (n, point) in
+            [CrashPoint::Submitted as fn(u64) -> CrashPoint, CrashPoint::Completed].into_iter().enumerate()
+        {
+            for power_loss in [false, true] {
+                crashes += every_point_of(7000 + 10 * seed + n as u64, &small(), &load, power_loss, point);
+            }
+        }
+    }
+    assert!(crashes > 400, "{crashes} crashes");
+}
+
 /// One run, and at each of its turns several contents that power loss could leave.
 #[test]
 fn i1_i2_hold_for_every_content_that_power_loss_may_leave_at_any_turn() {

@@ -40,6 +40,33 @@ fn every_read_shows_what_the_model_allows() {
 }
 
 #[test]
+fn snapshots_that_come_and_go_under_load_leave_nothing_behind() {
+    for seed in 1200..1240 {
+        let mut setup = wide();
+        if seed % 4 == 0 {
+            setup.config.map_cache_bytes = 1;
+        }
+        let load = Load { removals: true, ..Load::default() };
+        let mut driver = Driver::new(seed, setup, load);
+        for life in 0..3 {
+            for _ in 0..400 {
+                driver.step().unwrap_or_else(|why| panic!("seed {seed} life {life}: {why}"));
+            }
+            if life < 2 {
+                driver = driver.crash(life == 0).unwrap_or_else(|why| panic!("seed {seed} life {life}: {why}"));
+            }
+        }
+        driver.settle().unwrap_or_else(|why| panic!("seed {seed}: {why}"));
+        driver.model.check(&mut driver.rig, false).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
+        assert!(driver.rig.shard.stats().versions_dropped > 0, "seed {seed}");
+        driver.rig.look_over();
+        driver.rig.settle_background();
+        driver.model.check(&mut driver.rig, false).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
+        driver.rig.settle_and_verify();
+    }
+}
+
+#[test]
 fn a_shard_goes_on_through_crash_after_crash() {
     for seed in 100..130 {
         let mut driver = Driver::new(seed, wide(), Load::default());
@@ -227,6 +254,7 @@ fn any_shape(rng: &mut Rng) -> (Setup, Load) {
         cuts: rng.below(5) as usize,
         fua_one_in: 1 + rng.below(16),
         errors: true,
+        removals: rng.one_in(2),
         ..Load::default()
     };
     (setup, load)

@@ -208,8 +208,17 @@ impl<L: RecordLog> Shard<L> {
 
     /// Views of every volume, as the records of all say.
     pub(super) fn find_all_views(&mut self) {
+        let mut lookers: FxHashMap<VolumeId, Vec<Arc<VolumeRecord>>> = FxHashMap::default();
+        for Volume { record, .. } in self.volumes.values() {
+            let seen = record.view.map(|view| view.origin).into_iter().chain(record.parent.map(|parent| parent.volume));
+            seen.for_each(|id| lookers.entry(id).or_default().push(Arc::clone(record)));
+        }
         let ids: Vec<VolumeId> = self.volumes.keys().copied().collect();
-        ids.into_iter().for_each(|id| self.find_views(id));
+        for id in ids {
+            let lookers = lookers.remove(&id).unwrap_or_default();
+            let record = Arc::clone(&self.volumes[&id].record);
+            self.set_views(id, Views::of(&record, lookers.iter().map(|record| &**record)));
+        }
     }
 
     /// A record has come, gone or changed: who may look at what it names?
@@ -227,12 +236,17 @@ impl<L: RecordLog> Shard<L> {
 
     fn find_views(&mut self, id: VolumeId) {
         let Some(volume) = self.volumes.get(&id) else { return };
+        let views = Views::of(&volume.record, self.volumes.values().map(|other| &*other.record));
+        self.set_views(id, views);
+    }
+
+    fn set_views(&mut self, id: VolumeId, views: Views) {
+        let volume = self.volumes.get_mut(&id).expect("just seen");
         if volume.record.is_snapshot() {
             return;
         }
-        let views = Views::of(&volume.record, self.volumes.values().map(|other| &*other.record));
         if *volume.views != views {
-            self.volumes.get_mut(&id).expect("just seen").views = Arc::new(views);
+            volume.views = Arc::new(views);
         }
         self.follow_views(id);
     }
@@ -241,6 +255,7 @@ impl<L: RecordLog> Shard<L> {
     fn follow_views(&mut self, id: VolumeId) {
         let views = Arc::clone(&self.volumes[&id].views);
         let before = self.background.tidied.get(&id).map(|tidied| Arc::clone(&tidied.views)).unwrap_or_default();
+        self.correct_course(id);
         if *views != *before {
             self.background.widen(id, &views);
         }

@@ -101,16 +101,22 @@ impl<L: RecordLog> Shard<L> {
     /// Walks over all of a volume's nodes.
     pub(super) fn begin_course(&mut self, volume: VolumeId) {
         self.calm = false;
-        let (views, ticket) = (Arc::clone(&self.volumes[&volume].views), self.ops.next_ticket());
-        let courses = &mut self.background.courses;
-        if let Some(course) = courses.iter_mut().find(|course| course.volume == volume) {
-            if course.views != views {
-                course.again |= !course.views.are_all_in(&views);
-                (course.views, course.ticket, course.index) = (views, ticket, 0);
-            }
-            return;
+        if self.background.courses.iter().all(|course| course.volume != volume) {
+            let (views, ticket) = (Arc::clone(&self.volumes[&volume].views), self.ops.next_ticket());
+            self.background.courses.push_back(Course::new(volume, views, ticket));
         }
-        courses.push_back(Course::new(volume, views, ticket));
+    }
+
+    /// The views of a volume have changed while a walk over its nodes is under way.
+    pub(super) fn correct_course(&mut self, volume: VolumeId) {
+        let (views, ticket) = (&self.volumes[&volume].views, self.ops.next_ticket());
+        let course = self.background.courses.iter_mut().find(|course| course.volume == volume);
+        if let Some(course) = course
+            && course.views != *views
+        {
+            course.again |= !course.views.are_all_in(views);
+            (course.views, course.ticket, course.index) = (Arc::clone(views), ticket, 0);
+        }
     }
 
     /// Starts jobs, up to `most` at once, for the first course in line.

@@ -5,6 +5,7 @@ mod rig;
 mod soak;
 
 mod catalog;
+mod changed;
 mod crashes;
 mod dead_shards;
 mod fences;

@@ -80,6 +80,8 @@ struct View {
     ceiling: u32,
     /// Whether what was acknowledged at the cut is durable.
     durable: bool,
+    /// The snapshot was removed: what a read of it still on its way shows is nobody's matter.
+    gone: bool,
     /// What it showed once everything from before the cut had ended.
     seen: HashMap<usize, Option<u32>>,
 }
@@ -129,7 +131,7 @@ impl Model {
                 check_blocks_whole(id, &found)?;
             }
             all.insert(id, found);
-            for view in &volume.views {
+            for view in volume.views.iter().filter(|view| !view.gone) {
                 let found = read_all(rig, id, Some(view.epoch))?;
                 for (sector, (model, &found)) in view.sectors.iter().zip(&found).enumerate() {
                     let floor = if power_loss && !view.durable { model.durable } else { model.acked };
@@ -222,11 +224,13 @@ pub struct Load {
     pub errors: bool,
     /// Whole windows are discarded again and again, and other shards want slabs.
     pub forgetful: bool,
+    /// Snapshots are removed too.
+    pub removals: bool,
 }
 
 impl Default for Load {
     fn default() -> Self {
-        Load { in_flight: 12, cuts: 4, flushes: true, fua_one_in: 12, errors: false, forgetful: false }
+        Load { in_flight: 12, cuts: 4, flushes: true, fua_one_in: 12, errors: false, forgetful: false, removals: false }
     }
 }
 
@@ -274,6 +278,9 @@ impl Driver {
         }
         if self.cuts < self.load.cuts && self.rng.one_in(60) {
             self.cut();
+        }
+        if self.load.removals && self.rng.one_in(80) {
+            self.remove_a_view();
         }
         self.turn()
     }
@@ -424,6 +431,9 @@ impl Driver {
         if !model.views.is_empty() && self.rng.one_in(2) {
             let nth = self.rng.below(model.views.len() as u64) as usize;
             let view = &model.views[nth];
+            if view.gone {
+                return;
+            }
             let settled = self.pending.values().all(|pending| match pending {
                 Pending::Change { volume: other, seq, .. } => *other != volume || *seq > view.ceiling,
                 _ => true,
@@ -453,7 +463,22 @@ impl Driver {
         let ceiling = self.model.seq;
         let model = self.model.volumes.get_mut(&volume).unwrap();
         let sectors = model.sectors.clone();
-        model.views.push(View { epoch, sectors, ceiling, durable: false, seen: HashMap::new() });
+        model.views.push(View { epoch, sectors, ceiling, durable: false, gone: false, seen: HashMap::new() });
+    }
+
+    /// A snapshot goes, whatever is under way; another may be made for it.
+    fn remove_a_view(&mut self) {
+        let volume = 1 + self.rng.below(self.model.volumes.len() as u64) as u32;
+        let views = &mut self.model.volumes.get_mut(&volume).unwrap().views;
+        let kept: Vec<usize> = (0..views.len()).filter(|&nth| !views[nth].gone).collect();
+        if kept.is_empty() {
+            return;
+        }
+        let nth = kept[self.rng.below(kept.len() as u64) as usize];
+        views[nth].gone = true;
+        let epoch = views[nth].epoch;
+        self.rig.change_volume(volume, |record| record.cuts.retain(|&cut| cut != epoch));
+        self.cuts -= 1;
     }
 
     fn answer(&mut self, done: &PartDone) -> Result<(), String> {
@@ -542,6 +567,9 @@ impl Driver {
         }
         let buf = done.data.as_ref().expect("a read gives its buffer back").bytes();
         let view = &mut self.model.volumes.get_mut(&volume).unwrap().views[nth];
+        if view.gone {
+            return Ok(());
+        }
         for (at, bytes) in buf.chunks(SECTOR as usize).enumerate() {
             let sector = index(start) + at;
             let found = writer(volume, sector, bytes)?;
