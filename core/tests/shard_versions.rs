@@ -106,7 +106,7 @@ fn any_act(rng: &mut Rng) -> Act {
 
 #[test]
 fn soak_long_sequences_with_crashes_between_show_what_a_plain_array_would() {
-    for seed in soak::seeds(150) {
+    for seed in soak::seeds(600) {
         let mut rng = Rng::new(seed);
         let mut setup = setup();
         if rng.one_in(3) {
@@ -140,7 +140,7 @@ fn every_point(seed: u64, power_loss: bool, point: fn(u64) -> CrashPoint) -> u64
         let mut lines = Lines::new(seed, setup());
         lines.rig.world.crash_after(point(n));
         let mut acts = beginnings().swap_remove(1 + seed as usize % 2);
-        acts.extend((0..24).map(|_| any_act(&mut rng)));
+        acts.extend((0..50).map(|_| any_act(&mut rng)));
         acts.push(Act::Tidy);
         println!("seed {seed} at mutation {n}, power loss {power_loss}");
         if acts.into_iter().all(|act| lines.act(act)) {
@@ -154,15 +154,15 @@ fn every_point(seed: u64, power_loss: bool, point: fn(u64) -> CrashPoint) -> u64
 #[test]
 fn i1_i2_hold_for_snapshots_and_clones_when_the_process_dies_at_any_operation() {
     let both = [CrashPoint::Submitted as fn(u64) -> CrashPoint, CrashPoint::Completed];
-    let crashes: u64 = (0..12).map(|seed| every_point(seed, false, both[seed as usize % 2])).sum();
+    let crashes: u64 = (0..60).map(|seed| every_point(seed, false, both[seed as usize % 2])).sum();
     println!("{crashes} crashes");
-    assert!(crashes > 400, "{crashes} crashes");
+    assert!(crashes > 800, "{crashes} crashes");
 }
 
 #[test]
 fn i1_i2_hold_for_snapshots_and_clones_when_the_power_fails_at_any_operation() {
     let both = [CrashPoint::Submitted as fn(u64) -> CrashPoint, CrashPoint::Completed];
-    let crashes: u64 = (20..32).map(|seed| every_point(seed, true, both[seed as usize % 2])).sum();
+    let crashes: u64 = (100..160).map(|seed| every_point(seed, true, both[seed as usize % 2])).sum();
     println!("{crashes} crashes");
-    assert!(crashes > 400, "{crashes} crashes");
+    assert!(crashes > 800, "{crashes} crashes");
 }
