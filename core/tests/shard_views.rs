@@ -88,6 +88,31 @@ fn space_comes_back_when_a_snapshot_goes_and_partly_written_clusters_become_one(
 }
 
 #[test]
+fn h7_a_write_to_a_full_pool_waits_for_what_a_removed_snapshot_gives_back() {
+    let mut setup = lazy();
+    setup.slabs_per_disk = 2;
+    let mut rig = Rig::new(13, setup);
+    let mut full = 0;
+    while full < 16 && rig.write(1, full * CLUSTER, &[1; 65536], false) == Status::Success {
+        full += 1;
+    }
+    rig.snapshot(1, 10);
+    let mut again = 0;
+    while again < full && rig.write(1, again * CLUSTER, &[2; 65536], false) == Status::Success {
+        again += 1;
+    }
+    assert!(again < full, "this pool is to be full");
+    rig.remove_snapshot(10);
+    for cluster in again..full {
+        assert_eq!(rig.write(1, cluster * CLUSTER, &[2; 65536], false), Status::Success, "cluster {cluster}");
+    }
+    for cluster in 0..full {
+        assert_eq!(rig.read(1, cluster * CLUSTER, 512).unwrap(), [2; 512]);
+    }
+    rig.settle_and_verify();
+}
+
+#[test]
 fn a_removal_that_a_crash_interrupts_is_gone_on_with() {
     for (seed, power_loss) in [(3, false), (4, true)] {
         let mut rig = Rig::new(seed, lazy());

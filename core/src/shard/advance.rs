@@ -93,7 +93,8 @@ impl<L: RecordLog> Shard<L> {
             self.ask_for_slab(true, out);
         }
         let asked = self.slab_request == SlabRequest::Asked;
-        let in_hand = !self.openings.is_empty() || !self.erasing.is_empty();
+        let tidying = self.background.may_free_space(self.now);
+        let in_hand = !self.openings.is_empty() || !self.erasing.is_empty() || tidying;
         if !quarantined && !asked && !in_hand {
             if places <= self.space.available() {
                 return self.park_for_map(key);

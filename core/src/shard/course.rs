@@ -73,6 +73,11 @@ impl Background {
         tidied.lsn = lsn;
     }
 
+    /// Whether a walk is under way that may give clusters back.
+    pub(super) fn may_free_space(&self, now: Instant) -> bool {
+        self.courses.iter().any(|course| course.begin_at <= now)
+    }
+
     /// What the map is tidy for as of the journal's durable end, for a checkpoint.
     pub(super) fn tidied_durably(&self, durable: Lsn) -> Vec<TidiedViews> {
         let of = |(&volume, tidied): (&VolumeId, &Tidied)| {
@@ -202,6 +207,8 @@ impl<L: RecordLog> Shard<L> {
     }
 
     fn end_course(&mut self, course: Course) {
+        // Who waits for space has nothing left to wait for.
+        self.space_changed = true;
         if course.again {
             return self.begin_course(course.volume);
         }

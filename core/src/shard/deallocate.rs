@@ -83,15 +83,19 @@ impl<L: RecordLog> Shard<L> {
         });
         let before = version;
         for found in node.lookup_below(index, 0..BLOCKS_PER_CLUSTER, birth, view).iter() {
-            for block in found.blocks().filter(|block| blocks & (1 << (2 * block)) != 0) {
+            for block in found.blocks() {
                 let shows = match found.source {
                     Source::Device(_) => true,
                     Source::Zero => false,
                     Source::Below => behind & 1 << block != 0,
                 };
-                let state = match (version.states.get(block), shows) {
-                    (BlockState::Zero, _) | (_, true) => BlockState::Zero,
-                    (_, false) => BlockState::Absent,
+                let cleared = blocks & (1 << (2 * block)) != 0;
+                let state = match version.states.get(block) {
+                    _ if cleared && shows => BlockState::Zero,
+                    // What it hid may have gone with a snapshot: then it hides nothing any more.
+                    BlockState::Zero if !shows => BlockState::Absent,
+                    _ if cleared => BlockState::Absent,
+                    other => other,
                 };
                 version.states = version.states.with(block..block + 1, state);
             }

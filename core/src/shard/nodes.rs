@@ -79,7 +79,7 @@ pub(super) struct NodeCache {
     overlay_pages: usize,
     /// Loads without a buffer.
     stalled: VecDeque<NodeKey>,
-    /// Nodes that got records which recovery had found, and have clusters with several versions.
+    /// Nodes that got records which recovery had found, not yet looked over.
     pub(super) replayed: Vec<NodeKey>,
     /// Loads that have failed.
     failures: u64,
@@ -202,9 +202,7 @@ impl NodeCache {
             for (lsn, record) in records {
                 map.apply(lsn, &record);
             }
-            if map.older_count() > 0 {
-                self.replayed.push(key);
-            }
+            self.replayed.push(key);
         }
         let bytes = map.bytes();
         self.bytes += bytes;

@@ -22,8 +22,14 @@ pub struct Rules {
 }
 
 impl Rules {
-    pub const OURS: Rules =
-        Rules { one_word: true, hold_acknowledgements: false, pull_first: true, arm: true, seal_waits: true, step: true };
+    pub const OURS: Rules = Rules {
+        one_word: true,
+        hold_acknowledgements: false,
+        pull_first: true,
+        arm: true,
+        seal_waits: true,
+        step: true,
+    };
 }
 
 /// What a client does, one after the other. There is one block a shard.
@@ -200,7 +206,8 @@ impl Model {
                 if shard.cut.is_none() {
                     out.push(Action::Learn(n));
                 }
-                let running = shard.running.iter().any(|&(part, stamp)| stamp <= cut && matches!(part.op, Op::Write { .. }));
+                let running =
+                    shard.running.iter().any(|&(part, stamp)| stamp <= cut && matches!(part.op, Op::Write { .. }));
                 let passed = shard.seen > cut && !(running && self.rules.seal_waits);
                 if shard.cut.is_some() && shard.sealed.is_none() && passed {
                     out.push(Action::Seal(n));

@@ -35,8 +35,14 @@ impl Owner {
                 Ok(()) => self.begin_growth(grow, reply),
                 Err(error) => reply(Err(error)),
             },
-            ControlRequest::SnapshotList { volume } => reply(self.list_snapshots(volume.as_deref())),
-            ControlRequest::SnapshotShow { name } => reply(self.show_snapshot(&name)),
+            ControlRequest::SnapshotList { volume } => {
+                let answer = self.list_snapshots(volume.as_deref());
+                self.answer_with_held(answer, reply);
+            }
+            ControlRequest::SnapshotShow { name } => {
+                let answer = self.show_snapshot(&name);
+                self.answer_with_held(answer, reply);
+            }
             ControlRequest::SnapshotCreate(create) => self.on_create(create, Caller::unpromised(reply)),
             ControlRequest::SnapshotRollback { name, force } => {
                 self.tasks.push_back(Task::Snapshot(Work::Rollback(name, force, reply)));
