@@ -168,6 +168,8 @@ pub struct SnapshotInfo {
     pub id: VolumeId,
     /// `VOLUME@SNAPSHOT`.
     pub name: String,
+    /// The volume that was cut.
+    pub origin: VolumeId,
     /// What `nvme connect -n` takes.
     pub nqn: String,
     /// NGUID and UUID of its namespace.
@@ -186,7 +188,7 @@ pub struct SnapshotInfo {
     pub sync_error: Option<String>,
     /// Milliseconds until it is given up; none: it is not.
     pub deadline_ms: Option<u64>,
-    /// Bytes that the pool holds for it alone; none where that is not known.
+    /// Bytes that the pool would have free if it alone went; none where nobody asked for that, or it is not known.
     pub held: Option<u64>,
     /// Volumes that lie over it.
     pub clones: Vec<String>,

@@ -142,13 +142,31 @@ fn a_removal_that_a_crash_interrupts_is_finished_by_the_next_process() {
 }
 
 #[test]
-fn after_a_failed_catalog_write_nothing_is_changed_any_more_and_volumes_go_on() {
+fn c14_a_change_whose_writing_failed_is_void_and_others_go_on() {
+    for nth in 1..=2 {
+        let mut target = Target::new(20 + nth, Setup::default());
+        target.create("a", 8 * MIB);
+        target.pass_ns(1_000_000_000);
+        target.world.inject(DiskId(0), OpKind::Write, nth, Fault::Error);
+        let error = target.call(ControlRequest::VolumeCreate(creation("b", MIB, None))).unwrap_err();
+        assert_eq!(error.kind, ControlErrorKind::Internal, "{error}");
+        target.create("c", MIB);
+        assert_eq!(target.pool().read_only, None);
+        let mut target = target.power_loss();
+        let names: Vec<_> = target.volumes().into_iter().map(|volume| volume.name).collect();
+        assert_eq!(names, ["a", "c"]);
+    }
+}
+
+#[test]
+fn after_a_failed_catalog_write_that_cannot_be_made_void_nothing_is_changed_any_more_and_volumes_go_on() {
     let mut target = Target::new(5, Setup::default());
     let id = target.create("a", 8 * MIB).id;
     assert_eq!(target.write(id, 0, &[1; 4096]), Status::Success);
     assert_eq!(target.flush(id), Status::Success);
     target.pass_ns(1_000_000_000);
     target.world.inject(DiskId(0), OpKind::Write, 2, Fault::Error);
+    target.world.inject(DiskId(0), OpKind::Write, 3, Fault::Error);
     for name in ["b", "c"] {
         let error = target.call(ControlRequest::VolumeCreate(creation(name, MIB, None))).unwrap_err();
         assert_eq!(error.kind, ControlErrorKind::Internal, "{error}");

@@ -112,13 +112,22 @@ pub(crate) fn routes(node: Node) -> Router {
 
 /// Passes a request to the node and its answer back.
 async fn ask(node: Node, request: ControlRequest) -> Result<Response, Refused> {
+    Ok(respond(call(&node, request).await?))
+}
+
+/// The node's answer.
+async fn call(node: &Node, request: ControlRequest) -> Result<ControlAnswer, Refused> {
     let (sender, receiver) = oneshot::channel();
     // A client that went away in the meantime does not want its answer; the request itself is carried out.
     node.port.control(ControlCall::new(request, move |answer| drop(sender.send(answer))));
     let answer = receiver.await.map_err(|_| {
         Refused(ControlError::new(ControlErrorKind::Unavailable, "the target stopped before it answered"))
     })?;
-    Ok(match answer.map_err(Refused)? {
+    answer.map_err(Refused)
+}
+
+fn respond(answer: ControlAnswer) -> Response {
+    match answer {
         ControlAnswer::Done => Json(serde_json::json!({})).into_response(),
         ControlAnswer::Volume(volume) => Json(volume).into_response(),
         ControlAnswer::Volumes(volumes) => Json(volumes).into_response(),
@@ -131,7 +140,7 @@ async fn ask(node: Node, request: ControlRequest) -> Result<Response, Refused> {
         ControlAnswer::Changed(changed) => Json(changed).into_response(),
         ControlAnswer::Filled(filled) => Json(filled).into_response(),
         ControlAnswer::SnapshotSpace(space) => Json(space).into_response(),
-    })
+    }
 }
 
 async fn pool_grow(State(node): State<Node>, body: Result<Json<PoolGrow>, JsonRejection>) -> Result<Response, Refused> {

@@ -80,8 +80,8 @@ impl Client {
 
     /// Snapshots of a volume, or of all.
     pub(crate) fn snapshots(&self, volume: Option<&str>) -> Result<Vec<SnapshotInfo>, Failure> {
-        let query = volume.map_or(String::new(), |name| format!("?volume={}", utf8_percent_encode(name, SEGMENT)));
-        self.call(Method::GET, &format!("/v1/snapshots{query}"), None::<&()>)
+        let query = volume.map_or(String::new(), |name| format!("&volume={}", utf8_percent_encode(name, SEGMENT)));
+        self.call(Method::GET, &format!("/v1/snapshots?space=true{query}"), None::<&()>)
     }
 
     pub(crate) fn snapshot(&self, name: &str) -> Result<SnapshotInfo, Failure> {

@@ -216,7 +216,8 @@ impl Store {
     /// A frame is not durable in both copies, and may be in one. Nothing else is written before it is void.
     fn make_void(&mut self, why: String) {
         let writing = self.writing.take().expect("a write failed");
-        if writing.voids.is_some() {
+        // A compaction that failed has put nothing in doubt, and the half it came from is the only whole one.
+        if writing.voids.is_some() || !writing.appended {
             return self.fail(why);
         }
         match self.log.compact(&self.state) {

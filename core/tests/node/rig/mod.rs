@@ -10,7 +10,7 @@ use ringway_core::control::{
     Allocate, ControlAnswer, ControlCall, ControlError, ControlRequest, PoolGrow, PoolGrown, PoolInfo, TargetInfo,
     VolumeCreate, VolumeInfo,
 };
-use ringway_core::ids::{AssociationId, RequestId, VolumeId};
+use ringway_core::ids::{AssociationId, AttemptId, RequestId, VolumeId};
 use ringway_core::metrics::Metrics;
 use ringway_core::node::Node;
 use ringway_core::node::message::Message;
@@ -18,6 +18,7 @@ use ringway_core::node::owner::{NewDevices, Prepared, Wanted};
 use ringway_core::pool::{self, FormatOptions, GrowOptions, LayoutOptions, OpenOptions};
 use ringway_core::request::{Command, Done, Request, Status};
 use ringway_core::shard::ShardConfig;
+use ringway_core::snapshot::sync::{NotedAttempt, SyncJob, SyncPort, SyncReport};
 use ringway_core::target::assembly::{Damaged, Plan, Sources, Surrounds};
 use ringway_core::target::log::Kept;
 use ringway_reactor::buf::Buf;
@@ -47,6 +48,8 @@ pub(crate) struct Setup {
     /// Where reactor 0 listens.
     pub(crate) listen: Option<SocketAddr>,
     pub(crate) net: WorldConfig,
+    /// Who stores snapshots elsewhere.
+    pub(crate) backend: Option<Backend>,
 }
 
 impl Default for Setup {
@@ -62,6 +65,7 @@ impl Default for Setup {
             machine_restarted: false,
             listen: None,
             net: WorldConfig::default(),
+            backend: None,
         }
     }
 }
@@ -77,6 +81,64 @@ impl NewDevices for SimDevices {
         wanted.joining.check_size(size).map_err(|error| ControlError::invalid(error.to_string()))?;
         self.0.lock().unwrap().push_back(wanted);
         Ok(())
+    }
+}
+
+/// A backend that does what it is asked, or never gets anywhere; what it was asked, and what it has to say.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Backend {
+    pub(crate) stuck: bool,
+    pub(crate) fails: bool,
+    pub(crate) asked: Arc<Mutex<Vec<String>>>,
+    started: Arc<Mutex<BTreeMap<AttemptId, String>>>,
+    pub(crate) says: Arc<Mutex<VecDeque<SyncReport>>>,
+}
+
+impl Backend {
+    fn note(&self, what: String) {
+        self.asked.lock().unwrap().push(what);
+    }
+
+    fn say(&self, report: SyncReport) {
+        if !self.stuck {
+            self.says.lock().unwrap().push_back(report);
+        }
+    }
+}
+
+impl SyncPort for Backend {
+    fn start(&mut self, job: SyncJob) {
+        let base = job.base.map_or("nothing".to_owned(), |base| base.manifest);
+        self.note(format!("start {} from {base}", job.name));
+        let attempt = job.attempt;
+        self.started.lock().unwrap().insert(attempt, job.name.clone());
+        if self.fails {
+            return self.say(SyncReport::Failed { attempt, why: "the bucket is missing".into() });
+        }
+        self.say(SyncReport::Progress { attempt, done: 1, total: 2 });
+        self.say(SyncReport::ManifestAboutToBePut { attempt, manifest: format!("m-{}", job.name) });
+    }
+
+    fn go_on(&mut self, attempt: AttemptId) {
+        let name = self.started.lock().unwrap()[&attempt].clone();
+        self.note("go on".into());
+        self.say(SyncReport::Synced { attempt, manifest: format!("m-{name}") });
+    }
+
+    fn committed(&mut self, attempt: &NotedAttempt) {
+        self.note(format!("committed {}", attempt.manifest));
+        self.say(SyncReport::Settled { attempt: attempt.attempt });
+    }
+
+    fn cancel(&mut self, attempt: AttemptId, noted: Option<&NotedAttempt>) {
+        self.note(format!("cancel {}", noted.map_or("what was not noted", |noted| &noted.manifest)));
+        if noted.is_some() {
+            self.say(SyncReport::Settled { attempt });
+        }
+    }
+
+    fn removed(&mut self, _: VolumeId, manifest: &str) {
+        self.note(format!("removed {manifest}"));
     }
 }
 
@@ -172,7 +234,7 @@ impl Target {
                     Uuid::from_u128(uuids)
                 }),
                 new_devices: Box::new(SimDevices(Arc::clone(&wanted))),
-                sync_port: None,
+                sync_port: setup.backend.clone().map(|backend| Box::new(backend) as _),
             };
             let first = (n == 0).then(|| (sources, damaged.clone()));
             let buffers = io.buffers().bytes();
@@ -311,6 +373,25 @@ impl Target {
             Ok(ControlAnswer::Volumes(volumes)) => volumes,
             other => panic!("{other:?}"),
         }
+    }
+
+    /// Gives turns, and passes on what the backend says, until it says nothing more.
+    pub(crate) fn settle(&mut self) {
+        loop {
+            self.pass_ns(5_000_000);
+            let backend = self.setup.backend.clone().expect("there is one");
+            let said: Vec<SyncReport> = backend.says.lock().unwrap().drain(..).collect();
+            if said.is_empty() {
+                return;
+            }
+            said.into_iter().for_each(|report| self.injector.send(Message::Sync(report)));
+            self.world.stir();
+        }
+    }
+
+    /// What the backend was asked since the last look.
+    pub(crate) fn asked(&self) -> Vec<String> {
+        std::mem::take(&mut *self.setup.backend.as_ref().expect("there is one").asked.lock().unwrap())
     }
 
     // ---- growing

@@ -1,7 +1,7 @@
 //! The routes of snapshots and clones.
 //!
 //! ```text
-//! GET    /v1/snapshots?volume=NAME           snapshots of a volume, or of all
+//! GET    /v1/snapshots?volume=NAME&space=true  snapshots of a volume, or of all; also what space each holds
 //! POST   /v1/snapshots                       {"volumes": [...], "name": ..., "timeout_ms": n}
 //! GET    /v1/snapshots/{name}                one, `VOLUME@SNAPSHOT`; `/` in a name is written %2F
 //! DELETE /v1/snapshots/{name}?force=true     remove it, or give up one that is being made
@@ -9,6 +9,7 @@
 //! POST   /v1/clones                          VolumeClone
 //! ```
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use axum::Json;
@@ -17,11 +18,11 @@ use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 use axum::routing::{get, post};
-use ringway_core::control::ControlRequest;
-use ringway_core::snapshot::asked::{Patience, SnapshotCreate, VolumeClone};
+use ringway_core::control::{ControlAnswer, ControlRequest, HeldQuery};
+use ringway_core::snapshot::asked::{Patience, SnapshotCreate, SnapshotInfo, SnapshotState, VolumeClone};
 use serde::{Deserialize, Serialize};
 
-use super::{Node, Refused, RemoveQuery, VolumeName, ask};
+use super::{Node, Refused, RemoveQuery, VolumeName, ask, call, respond};
 
 /// Body of `POST /v1/snapshots`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -63,6 +64,9 @@ impl NewSnapshot {
 #[serde(deny_unknown_fields)]
 struct ListQuery {
     volume: Option<String>,
+    /// Also how much space each holds: all of the volumes' maps are looked at.
+    #[serde(default)]
+    space: bool,
 }
 
 pub(super) fn routes() -> axum::Router<Node> {
@@ -74,7 +78,36 @@ pub(super) fn routes() -> axum::Router<Node> {
 }
 
 async fn list(State(node): State<Node>, query: Result<Query<ListQuery>, QueryRejection>) -> Result<Response, Refused> {
-    ask(node, ControlRequest::SnapshotList { volume: query?.0.volume }).await
+    let ListQuery { volume, space } = query?.0;
+    let mut answer = call(&node, ControlRequest::SnapshotList { volume }).await?;
+    if let (true, ControlAnswer::Snapshots(snapshots)) = (space, &mut answer) {
+        add_space(&node, snapshots).await;
+    }
+    Ok(respond(answer))
+}
+
+/// What each of them alone keeps, added up over the maps of their volumes.
+async fn add_space(node: &Node, snapshots: &mut [SnapshotInfo]) {
+    let origins: BTreeSet<_> = snapshots.iter().map(|info| info.origin).collect();
+    'volumes: for volume in origins {
+        let mut held: BTreeMap<String, u64> = BTreeMap::new();
+        let mut cursor = Some(0);
+        while let Some(at) = cursor {
+            let query = HeldQuery { volume, cursor: at };
+            // Of a volume that is faulted, or was just removed, it is not known.
+            let Ok(ControlAnswer::SnapshotSpace(space)) = call(node, ControlRequest::SnapshotSpace(query)).await else {
+                continue 'volumes;
+            };
+            for (cut, bytes) in space.unique {
+                *held.entry(cut.to_string()).or_default() += bytes;
+            }
+            cursor = space.next;
+        }
+        let known = snapshots.iter_mut().filter(|info| info.origin == volume && info.state != SnapshotState::Pending);
+        for info in known {
+            info.held = info.cut.as_ref().map(|cut| held.get(cut).copied().unwrap_or(0));
+        }
+    }
 }
 
 async fn create(State(node): State<Node>, body: Result<Json<NewSnapshot>, JsonRejection>) -> Result<Response, Refused> {

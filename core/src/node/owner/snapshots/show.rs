@@ -61,6 +61,7 @@ impl Owner {
         let sync = self.snapshots.syncs.of_snapshot(record.id).map(|(_, sync)| sync);
         SnapshotInfo {
             id: record.id,
+            origin: view.origin,
             name: record.name.clone(),
             nqn: volume_nqn(record),
             uuid: record.uuid,
@@ -93,6 +94,7 @@ impl Owner {
         let sync = self.snapshots.syncs.of_attempt(member.attempt);
         Some(SnapshotInfo {
             id: member.id,
+            origin: member.origin,
             nqn: volume_nqn(&record),
             name: record.name,
             uuid: member.uuid,
