@@ -15,6 +15,7 @@ mod growing;
 mod hosts;
 mod load;
 mod requests;
+mod snapshot_crashes;
 mod snapshots;
 mod space;
 mod syncing;

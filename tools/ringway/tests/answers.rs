@@ -14,8 +14,7 @@ use prometheus_parse::{Sample, Scrape, Value};
 use rustix::process::Signal;
 use serde_json::Value as Json;
 
-const VOLUME: &str =
-    "allocated allowed_hosts attached_hosts created_unix_s exclusive fault id lba_bytes name nqn parent shards size uuid";
+const VOLUME: &str = "allocated allowed_hosts attached_hosts created_unix_s exclusive fault id lba_bytes name nqn parent shards size uuid";
 const POOL: &str =
     "boot_generation dead_shards devices format_version growing read_only shards size slab_bytes used uuid volumes";
 const MADE: &str = "devices journal_bytes shards size slab_bytes uuid";

@@ -27,6 +27,7 @@ fn snapshots_are_made_listed_shown_cloned_rolled_back_to_and_removed_by_commands
     }
     let mut volume = Volume::attach(&daemon.listener(), "vm1");
     assert_eq!(volume.write(0, &[1; 4096]), Outcome::Success);
+    assert_eq!(volume.flush(), Outcome::Success);
     let made = place.run(&["snapshot", "create", "vm1", "a", "--timeout", "20s", "--json"]).json();
     assert_eq!((made[0]["name"].as_str(), made[0]["state"].as_str()), (Some("vm1@a"), Some("synced")));
     assert_eq!(volume.write(0, &[2; 4096]), Outcome::Success);

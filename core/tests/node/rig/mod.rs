@@ -90,7 +90,7 @@ pub(crate) struct Backend {
     pub(crate) stuck: bool,
     pub(crate) fails: bool,
     pub(crate) asked: Arc<Mutex<Vec<String>>>,
-    started: Arc<Mutex<BTreeMap<AttemptId, String>>>,
+    pub(crate) started: Arc<Mutex<BTreeMap<AttemptId, String>>>,
     pub(crate) says: Arc<Mutex<VecDeque<SyncReport>>>,
 }
 
