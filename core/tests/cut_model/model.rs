@@ -6,7 +6,7 @@
 
 /// How the cut is made. [`Rules::OURS`], or one thing wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rules {
+pub(crate) struct Rules {
     /// One word for all, stepped once; else each shard has its own, flipped one after the other.
     pub one_word: bool,
     /// Answers to writes beyond the cut are held until every shard has flipped.
@@ -22,7 +22,7 @@ pub struct Rules {
 }
 
 impl Rules {
-    pub const OURS: Rules = Rules {
+    pub(crate) const OURS: Rules = Rules {
         one_word: true,
         hold_acknowledgements: false,
         pull_first: true,
@@ -34,7 +34,7 @@ impl Rules {
 
 /// What a client does, one after the other. There is one block a shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Op {
+pub(crate) enum Op {
     Write { shard: u8, value: u8 },
     Read { shard: u8 },
 }
@@ -98,7 +98,7 @@ impl Shard {
 
 /// Everything there is.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct State {
+pub(crate) struct State {
     word: u8,
     /// Steps that other coordinators still take.
     foreign: u8,
@@ -119,7 +119,7 @@ pub struct State {
 
 /// One step of one thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Action {
+pub(crate) enum Action {
     Issue(usize),
     Talk(usize, usize),
     Pull(usize),
@@ -136,7 +136,7 @@ pub enum Action {
 
 /// The world that states are of.
 #[derive(Clone, Debug)]
-pub struct Model {
+pub(crate) struct Model {
     pub rules: Rules,
     pub scripts: Vec<Vec<Op>>,
     pub shards: usize,
@@ -145,7 +145,7 @@ pub struct Model {
 }
 
 impl Model {
-    pub fn start(&self) -> State {
+    pub(crate) fn start(&self) -> State {
         let shard = Shard {
             mail: vec![],
             pulled: vec![],
@@ -175,7 +175,7 @@ impl Model {
     }
 
     /// What can happen next.
-    pub fn actions(&self, state: &State, out: &mut Vec<Action>) {
+    pub(crate) fn actions(&self, state: &State, out: &mut Vec<Action>) {
         out.clear();
         for (n, client) in state.clients.iter().enumerate() {
             if !client.waits && usize::from(client.next) < self.scripts[n].len() {
@@ -239,7 +239,7 @@ impl Model {
     }
 
     /// Takes a step.
-    pub fn take(&self, state: &mut State, action: Action) {
+    pub(crate) fn take(&self, state: &mut State, action: Action) {
         match action {
             Action::Issue(n) => {
                 let client = &mut state.clients[n];
@@ -358,7 +358,7 @@ fn acknowledge(state: &mut State, part: Part) {
 
 impl State {
     /// What must hold in every state: a sealed block stays as it is, the word only grows, and nothing is lost.
-    pub fn violation(&self) -> Option<&'static str> {
+    pub(crate) fn violation(&self) -> Option<&'static str> {
         if self.broken.is_some() {
             return self.broken;
         }
@@ -374,12 +374,12 @@ impl State {
     }
 
     /// Whether every shard has sealed.
-    pub fn is_sealed(&self) -> bool {
+    pub(crate) fn is_sealed(&self) -> bool {
         self.shards.iter().all(|shard| shard.sealed.is_some())
     }
 
     /// Whether the snapshot holds a write without one that its client knew of.
-    pub fn torn(&self) -> Option<&'static str> {
+    pub(crate) fn torn(&self) -> Option<&'static str> {
         let cut = self.cut.filter(|_| self.is_sealed())?;
         let held = held_of(&self.order, &self.shards, cut);
         // Everything up to what a block holds is in the snapshot.
