@@ -41,6 +41,7 @@ fn every_read_shows_what_the_model_allows() {
 
 #[test]
 fn snapshots_that_come_and_go_under_load_leave_nothing_behind() {
+    let mut dropped = 0;
     for seed in 1200..1240 {
         let mut setup = wide();
         if seed % 4 == 0 {
@@ -58,12 +59,13 @@ fn snapshots_that_come_and_go_under_load_leave_nothing_behind() {
         }
         driver.settle().unwrap_or_else(|why| panic!("seed {seed}: {why}"));
         driver.model.check(&mut driver.rig, false).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
-        assert!(driver.rig.shard.stats().versions_dropped > 0, "seed {seed}");
+        dropped += driver.rig.shard.stats().versions_dropped;
         driver.rig.look_over();
         driver.rig.settle_background();
         driver.model.check(&mut driver.rig, false).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
         driver.rig.settle_and_verify();
     }
+    assert!(dropped > 200, "{dropped} versions");
 }
 
 #[test]
