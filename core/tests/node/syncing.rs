@@ -68,14 +68,14 @@ fn c10_the_manifest_of_a_removed_snapshot_stays_for_as_long_as_the_next_sync_sta
 #[test]
 fn c14_a_deadline_that_passes_while_it_is_stored_cancels_what_was_noted() {
     let mut target = target(3, Backend::default());
-    let pending = ask(&mut target, "a", Patience::Within(Duration::from_millis(100)));
+    let pending = ask(&mut target, "a", Patience::Within(Duration::from_secs(10)));
     // Up to the note, and no further: the backend is slow with its manifest.
     let said: Vec<_> = target.setup.backend.as_ref().unwrap().says.lock().unwrap().drain(..).collect();
     said.into_iter().for_each(|report| target.injector.send(ringway_core::node::message::Message::Sync(report)));
     target.world.stir();
     target.pass_ns(30_000_000);
     target.setup.backend.as_ref().unwrap().says.lock().unwrap().clear();
-    target.pass_ns(100_000_000);
+    target.pass_ns(11_000_000_000);
     assert_eq!(pending.lock().unwrap().take().unwrap().unwrap_err().kind, ControlErrorKind::TimedOut);
     assert_eq!(target.asked(), ["start vm1@a from nothing", "go on", "cancel m-vm1@a"]);
     assert_eq!(listed(&mut target), [""; 0]);
