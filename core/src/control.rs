@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::backend::api::{BackendAnswer, BackendRequest};
 use crate::export::{ExportAdd, ExportInfo};
 use crate::ids::{Epoch, ExportId, ShardId, VolumeId};
 use crate::limits::VOLUME_BYTES_MAX;
@@ -123,6 +124,8 @@ pub enum ControlRequest {
     SnapshotRollback { name: String, force: bool },
     /// Makes a volume over a snapshot; answered with [`ControlAnswer::Volume`].
     VolumeClone(VolumeClone),
+    /// About the backend; answered with [`ControlAnswer::Backend`], and for a restore with [`ControlAnswer::Volume`].
+    Backend(BackendRequest),
     /// The running target: listeners, cores, connections; answered with [`ControlAnswer::Target`].
     TargetShow,
     /// Which blocks of a volume or a snapshot may differ from what it held at a cut, stretch by stretch; answered with
@@ -373,6 +376,8 @@ pub enum ControlAnswer {
     Target(TargetInfo),
     /// Snapshots as they are now.
     Snapshots(Vec<SnapshotInfo>),
+    /// About the backend.
+    Backend(BackendAnswer),
     /// One export as it is now.
     Export(ExportInfo),
     /// All exports, by volume and socket.

@@ -11,6 +11,7 @@
 //!
 //! Nothing here is on the way of a client's request, and nothing here touches a reactor: it runs on a thread of its own.
 
+pub mod api;
 pub mod collect;
 pub mod frame;
 pub mod manifest;
@@ -19,6 +20,8 @@ pub mod pack;
 pub mod reader;
 pub mod remote;
 pub mod restore;
+pub mod service;
+pub mod settings;
 pub mod source;
 pub mod store;
 pub mod sync;
@@ -28,5 +31,9 @@ pub mod url;
 mod faulty;
 #[cfg(test)]
 mod memory;
+#[cfg(test)]
+mod real_tests;
+#[cfg(test)]
+mod s3_server;
 #[cfg(test)]
 mod tests;

@@ -128,6 +128,8 @@ impl SpeedLimit {
 pub struct Patience {
     /// None: until it is called off.
     pub until: Option<Instant>,
+    /// The longest that one operation is tried without success; none: as long as there is time.
+    pub longest: Option<Duration>,
     /// Who is told.
     pub trouble: Arc<Trouble>,
 }
@@ -136,13 +138,13 @@ impl Patience {
     /// Tries for so long.
     #[must_use]
     pub fn of(time: Duration) -> Self {
-        Self { until: Some(Instant::now() + time), trouble: Arc::default() }
+        Self { until: Some(Instant::now() + time), longest: None, trouble: Arc::default() }
     }
 
     /// Tries until it is called off.
     #[must_use]
     pub fn endless(trouble: Arc<Trouble>) -> Self {
-        Self { until: None, trouble }
+        Self { until: None, longest: None, trouble }
     }
 
     /// Runs `op` until it succeeds, cannot succeed, or time is up.
@@ -151,6 +153,7 @@ impl Patience {
         F: Future<Output = Result<T, StoreError>>,
     {
         let (mut wait, mut denials) = (BACK_OFF_FIRST, 0);
+        let until = self.longest.map(|longest| Instant::now() + longest).into_iter().chain(self.until).min();
         for attempt in 0_u32.. {
             let outcome = timeout(TRY_TIMEOUT, op()).await.unwrap_or_else(|_| {
                 let why = format!("no answer within {} s", TRY_TIMEOUT.as_secs());
@@ -165,7 +168,7 @@ impl Patience {
             };
             denials += u32::from(error.kind == StoreErrorKind::Denied);
             let delay = wait.mul_f64(jitter(what, attempt));
-            let late = self.until.is_some_and(|until| Instant::now() + delay >= until);
+            let late = until.is_some_and(|until| Instant::now() + delay >= until);
             if !error.may_pass() || denials >= DENIALS_MAX || late {
                 return Err(error);
             }

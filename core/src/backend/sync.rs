@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use futures_util::stream::{self, StreamExt, TryStreamExt};
+use futures_util::stream::{self, FuturesUnordered, StreamExt, TryStreamExt};
 use thiserror::Error;
 use tokio::sync::mpsc;
 use uuid::Uuid;
@@ -156,17 +156,41 @@ async fn attempt(
     let (out, uploads) = mpsc::channel::<Upload>(1);
     let walk = Walk::new(remote, job, base, progress, out, numbers);
     let walked = walk.run(source, patience);
-    let uploaded =
-        stream::unfold(uploads, |mut uploads| async { uploads.recv().await.map(|upload| (upload, uploads)) })
-            .map(Ok)
-            .try_for_each_concurrent(UPLOADS, |upload| async move {
-                remote.put(upload.object, &upload.parts, patience).await?;
-                let bytes: u64 = upload.parts.iter().map(|part| part.len() as u64).sum();
-                progress.sent.fetch_add(bytes, Ordering::Relaxed);
-                Ok::<(), SyncError>(())
-            });
+    let uploaded = send_all(remote, uploads, progress, patience);
     let (manifest, ()) = futures_util::try_join!(walked, uploaded)?;
     Ok(manifest)
+}
+
+/// Some at a time, until the walk has ended.
+async fn send_all(
+    remote: &Remote,
+    mut uploads: mpsc::Receiver<Upload>,
+    progress: &UploadProgress,
+    patience: &Patience,
+) -> Result<(), SyncError> {
+    let (mut flying, mut open) = (FuturesUnordered::new(), true);
+    while open || !flying.is_empty() {
+        tokio::select! {
+            upload = uploads.recv(), if open && flying.len() < UPLOADS => match upload {
+                Some(upload) => flying.push(send_one(remote, upload, progress, patience)),
+                None => open = false,
+            },
+            Some(sent) = flying.next(), if !flying.is_empty() => sent?,
+        }
+    }
+    Ok(())
+}
+
+async fn send_one(
+    remote: &Remote,
+    upload: Upload,
+    progress: &UploadProgress,
+    patience: &Patience,
+) -> Result<(), SyncError> {
+    remote.put(upload.object, &upload.parts, patience).await?;
+    let bytes: u64 = upload.parts.iter().map(|part| part.len() as u64).sum();
+    progress.sent.fetch_add(bytes, Ordering::Relaxed);
+    Ok(())
 }
 
 /// The walk over what changed.

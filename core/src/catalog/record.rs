@@ -11,6 +11,7 @@ use thiserror::Error;
 use uuid::Uuid;
 
 use super::snapshots::{CloneRecord, CutRecord, RemainsRecord, RollbackRecord, SyncedRecord};
+use crate::backend::settings::BackendSettings;
 use crate::export::ExportRecord;
 use crate::ids::{AttemptId, ExportId, ShardId, VolumeId};
 use crate::snapshot::sync::{Base, NotedAttempt};
@@ -41,6 +42,7 @@ pub mod kind {
     pub const EXPORT_ADDED: u16 = 24;
     pub const EXPORT_REMOVED: u16 = 25;
     pub const LOGS_KEPT: u16 = 21;
+    pub const BACKEND_SET: u16 = 26;
     pub const CUT: u16 = 32;
     pub const ATTEMPT: u16 = 33;
     pub const SEALED: u16 = 34;
@@ -102,6 +104,8 @@ pub enum CatalogRecord {
     ExportRemoved(VolumeId, ExportId),
     /// Where this boot keeps the logs that survive its process.
     LogsKept(KeptLogs),
+    /// Where snapshots are stored from now on; none: in the pool alone.
+    BackendSet(Option<BackendSettings>),
     /// Snapshots exist, and they are synced.
     SnapshotsCommitted(CutRecord),
     /// Snapshots exist, sealed; syncing them goes on.
@@ -174,6 +178,7 @@ impl CatalogRecord {
             CatalogRecord::ExportAdded(..) => kind::EXPORT_ADDED,
             CatalogRecord::ExportRemoved(..) => kind::EXPORT_REMOVED,
             CatalogRecord::LogsKept(..) => kind::LOGS_KEPT,
+            CatalogRecord::BackendSet(..) => kind::BACKEND_SET,
             CatalogRecord::SnapshotsCommitted(..) => kind::CUT,
             CatalogRecord::SnapshotsSealed(..) => kind::SEALED,
             CatalogRecord::SnapshotSynced(..) => kind::SYNCED,
@@ -223,6 +228,7 @@ impl CatalogRecord {
             | CatalogRecord::Opened(..)
             | CatalogRecord::Closed(..)
             | CatalogRecord::NextVolume(..)
+            | CatalogRecord::BackendSet(..)
             | CatalogRecord::LogsKept(..) => None,
         }
     }
@@ -248,6 +254,7 @@ impl CatalogRecord {
             CatalogRecord::ExportAdded(export) => bytes(export),
             CatalogRecord::ExportRemoved(volume, id) => bytes(&(volume, id)),
             CatalogRecord::LogsKept(logs) => bytes(logs),
+            CatalogRecord::BackendSet(settings) => bytes(settings),
             CatalogRecord::SnapshotsCommitted(cut) | CatalogRecord::SnapshotsSealed(cut) => bytes(cut),
             CatalogRecord::SnapshotSynced(synced) => bytes(synced),
             CatalogRecord::SnapshotRemains(remains) => bytes(remains),
@@ -297,6 +304,7 @@ impl CatalogRecord {
             kind::EXPORT_ADDED => CatalogRecord::ExportAdded(content.read()?),
             kind::EXPORT_REMOVED => content.read().map(|(volume, id)| CatalogRecord::ExportRemoved(volume, id))?,
             kind::LOGS_KEPT => CatalogRecord::LogsKept(content.read()?),
+            kind::BACKEND_SET => CatalogRecord::BackendSet(content.read()?),
             kind::CUT => CatalogRecord::SnapshotsCommitted(content.read()?),
             kind::SEALED => CatalogRecord::SnapshotsSealed(content.read()?),
             kind::SYNCED => CatalogRecord::SnapshotSynced(content.read()?),

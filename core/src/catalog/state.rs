@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use super::record::{CatalogRecord, KeptLogs};
 use super::snapshots::{CloneRecord, RemainsRecord, SnapshotEntry};
+use crate::backend::settings::BackendSettings;
 use crate::export::ExportRecord;
 use crate::ids::{AttemptId, ExportId, ShardId, VolumeId};
 use crate::snapshot::name::full_name;
@@ -83,6 +84,7 @@ pub struct CatalogState {
     boot: u32,
     clean: bool,
     logs: Option<KeptLogs>,
+    backend: Option<BackendSettings>,
 }
 
 /// A record that contradicts what is there.
@@ -200,6 +202,7 @@ impl CatalogState {
                 self.exports.remove(id).ok_or(ApplyError::NoExport(*id))?;
             }
             CatalogRecord::LogsKept(logs) => self.logs = Some(logs.clone()),
+            CatalogRecord::BackendSet(settings) => self.backend.clone_from(settings),
             CatalogRecord::SnapshotsCommitted(cut) => self.add_snapshots(cut, true)?,
             CatalogRecord::SnapshotsSealed(cut) => self.add_snapshots(cut, false)?,
             CatalogRecord::SnapshotSynced(synced) => self.set_synced(synced)?,
@@ -401,6 +404,12 @@ impl CatalogState {
         self.clean
     }
 
+    /// Where snapshots are stored, if not in the pool alone.
+    #[must_use]
+    pub fn backend(&self) -> Option<&BackendSettings> {
+        self.backend.as_ref()
+    }
+
     /// Records that say of everybody who is attached that they have yet to learn that the machine failed under them.
     #[must_use]
     pub fn hosts_to_tell(&self) -> Vec<CatalogRecord> {
@@ -457,6 +466,7 @@ impl CatalogState {
         }
         records.push(CatalogRecord::NextVolume(VolumeId(self.next_volume())));
         records.extend(self.logs.clone().map(CatalogRecord::LogsKept));
+        records.extend(self.backend.clone().map(|backend| CatalogRecord::BackendSet(Some(backend))));
         records
     }
 }

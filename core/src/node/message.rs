@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use ringway_reactor::io::{FileId, IoError, NewFile};
 
+use super::inside::InsideCall;
 use super::owner::Prepared;
 use crate::control::{ControlCall, ControlError};
 use crate::directory::Directory;
@@ -94,6 +95,8 @@ pub enum Message {
     Ask { shard: ShardId, token: u64, ask: Ask },
     /// The answer.
     Answered { shard: ShardId, token: u64, answer: Result<Answer, Status> },
+    /// A request of a thread of this process, to reactor 0.
+    Inside(Box<InsideCall>),
     /// Take nothing new and finish what is in flight.
     Quiet,
     /// Nothing is in flight on the sender.

@@ -12,6 +12,7 @@ pub mod barrier;
 mod counting;
 mod events;
 pub mod fence;
+pub mod inside;
 pub mod interest;
 mod local;
 pub mod message;
@@ -41,6 +42,7 @@ use crate::tokens;
 use crate::transport::{TransportEvent, Transports};
 use barrier::{Coalescer, OpenBarriers, Waiter};
 use fence::Fences;
+use inside::Inside;
 use interest::Interests;
 use local::Local;
 use message::Message;
@@ -117,6 +119,7 @@ pub struct Node<L> {
     barriers: OpenBarriers,
     fences: Fences,
     requests: Vec<(RequestId, Request)>,
+    inside: Inside,
     transport_events: Vec<TransportEvent>,
     said: Said,
     /// Parts of other reactors that ended here, and all other mail, sent at the end of the turn.
@@ -162,6 +165,7 @@ impl<L: RecordLog> Node<L> {
             barriers: OpenBarriers::default(),
             fences: Fences::default(),
             requests: Vec::with_capacity(1024),
+            inside: Inside::default(),
             transport_events: Vec::with_capacity(1024),
             said: Said::with_capacity(1024),
             outbox: Vec::with_capacity(1024),
@@ -312,6 +316,7 @@ impl<I: Io, L: RecordLog> Application<I, Message> for Node<L> {
                 self.uncounted = true;
                 self.transports.vhost.on_mail(io, mail);
             }
+            Message::Inside(call) => self.take_inside(call),
             message => {
                 let owner = self.owner.as_mut().expect("control threads talk to reactor 0");
                 owner.on_message(message);
@@ -329,6 +334,7 @@ impl<I: Io, L: RecordLog> Application<I, Message> for Node<L> {
         }
         self.take_transport_events();
         self.take_returned(io, now);
+        self.inside.start(io.buffers(), &mut self.requests);
         self.start_requests(io, now);
         // Acquire pairs with the coordinator's fetch_add: whatever was pulled above was pulled before this is read.
         let word = Epoch(self.epoch.load(Ordering::Acquire));
@@ -376,5 +382,6 @@ impl<I: Io, L: RecordLog> Application<I, Message> for Node<L> {
             || self.owner.as_ref().is_some_and(Owner::busy)
             || self.transports.busy()
             || self.local.busy()
+            || self.inside.busy()
     }
 }

@@ -2,6 +2,7 @@
 
 use ringway_reactor::io::{Instant, Io};
 
+use super::inside::{FROM_INSIDE, InsideCall};
 use super::message::Message;
 use super::owner::FROM_OWNER;
 use super::route::PartId;
@@ -28,6 +29,14 @@ impl<L: RecordLog> Node<L> {
         self.transport_events = events;
     }
 
+    /// A request of a thread of this process; a node that stops takes none.
+    pub(super) fn take_inside(&mut self, call: Box<InsideCall>) {
+        self.inside.push(call);
+        if self.stopping != Stopping::No {
+            self.inside.stop();
+        }
+    }
+
     /// Cuts the requests that have arrived into parts and sends those on their way.
     pub(super) fn start_requests<I: Io>(&mut self, io: &mut I, now: Instant) {
         let mut requests = std::mem::take(&mut self.requests);
@@ -51,7 +60,7 @@ impl<L: RecordLog> Node<L> {
             );
             let host = || self.registry.host_of(request.association);
             if promises
-                && id.0 & FROM_OWNER == 0
+                && id.0 & (FROM_OWNER | FROM_INSIDE) == 0
                 && let Some(host) = self.first_flush.fails(request.volume, host)
             {
                 tracing::warn!(volume = %request.volume, host, "its host is told that writes before the failure of this machine may be lost");
@@ -133,6 +142,8 @@ impl<L: RecordLog> Node<L> {
     pub(super) fn answer<I: Io>(&mut self, io: &mut I, done: Done) {
         if done.id.0 & FROM_TRANSPORT != 0 {
             self.transports.on_done(io, done, &mut self.requests, &mut self.transport_events);
+        } else if done.id.0 & FROM_INSIDE != 0 {
+            self.inside.done(done);
         } else if done.id.0 & FROM_OWNER != 0 {
             self.owner.as_mut().expect("it made the request").on_done(&done);
         } else {

@@ -10,6 +10,7 @@ impl<L: RecordLog> Node<L> {
     /// Takes nothing new; connections close when what they have in flight has ended.
     pub(super) fn quiet<I: Io>(&mut self, io: &mut I) {
         self.transports.drain(io);
+        self.inside.stop();
         self.stopping = Stopping::Quieting;
     }
 

@@ -128,6 +128,11 @@ pub struct NotedAttempt {
 
 /// Who stores snapshots. Called on reactor 0, so nothing here may block; reports come back through [`SyncReports`].
 pub trait SyncPort: Send {
+    /// Whether there is somewhere to store them now; where there is not, what is durable in the pool is synced.
+    fn is_set(&self) -> bool {
+        true
+    }
+
     /// Begins a job.
     fn start(&mut self, job: SyncJob);
     /// The attempt is on record: its manifest may be put.

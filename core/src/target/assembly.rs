@@ -11,6 +11,7 @@ use std::sync::atomic::AtomicU64;
 use ringway_reactor::io::{FileId, FileInfo, Instant, Io, Wait};
 use uuid::Uuid;
 
+use crate::backend::settings::BackendSettings;
 use crate::catalog::{CatalogLog, CatalogState};
 use crate::checkpoint::RING_BYTES;
 use crate::control::TargetInfo;
@@ -192,6 +193,18 @@ impl Plan {
     #[must_use]
     pub fn interests(&self) -> Arc<Interests> {
         Arc::clone(&self.interests)
+    }
+
+    /// Where snapshots are stored, as the catalog was opened with it.
+    #[must_use]
+    pub fn backend(&self) -> Option<&BackendSettings> {
+        self.state.backend()
+    }
+
+    /// Whose pool it is.
+    #[must_use]
+    pub fn pool(&self) -> Uuid {
+        self.facts.uuid
     }
 
     /// The exports, as the catalog was opened with them.

@@ -90,6 +90,8 @@ pub struct TargetConfig {
     /// The folder of the log that survives the process but not the machine; `None` is /dev/shm. A process that died has left it
     /// where the pool's catalog says, whatever this says now.
     pub crash_log: Option<PathBuf>,
+    /// Credentials for the pool's backend, if they are in a file and not in the environment.
+    pub backend_credentials: Option<PathBuf>,
     /// Serve programs of this machine over shared memory, by [`super::shm::SOCKET`] in the runtime folder.
     pub shm: bool,
     /// Bytes of registered buffers of each reactor.
@@ -122,6 +124,7 @@ impl TargetConfig {
             runtime: std::env::temp_dir(),
             socket_access: SocketAccess::default(),
             crash_log: None,
+            backend_credentials: None,
             shm: false,
             buffer_bytes: 64 << 20,
             map_cache_bytes: 256 << 20,

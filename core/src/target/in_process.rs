@@ -64,7 +64,7 @@ impl InProcess {
             logs.swap_remove(at).1
         })?;
         let damaged = recovered.damaged();
-        let first = (sources(Box::new(NeverGrows(config.pool.clone()))), damaged);
+        let first = (sources(Box::new(NeverGrows(config.pool.clone())), None), damaged);
         let node = plan.node(0, recovered, config.buffer_bytes, Some(first));
         let mail = Mesh::new(1, MAILBOX).pop().expect("a mesh of one");
         let control = Arc::new(Port::new(mail.injector()));

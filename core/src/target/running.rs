@@ -13,6 +13,7 @@ use thiserror::Error;
 
 use super::log_place::forget;
 use super::unix::UnixSockets;
+use crate::backend::service::BackendThread;
 use crate::control::{ControlCall, ControlPort, ControlRequest};
 use crate::metrics::Metrics;
 use crate::node::message::Message;
@@ -40,6 +41,7 @@ pub struct RunningTarget {
 pub(super) struct Ways {
     pub(super) control: Arc<dyn ControlPort>,
     pub(super) sockets: UnixSockets,
+    pub(super) backend: BackendThread,
     /// Lives as long as the target.
     pub(super) _door: Option<Door>,
 }
@@ -122,7 +124,9 @@ impl RunningTarget {
     }
 
     /// Waits until it has stopped.
-    pub fn join(self) -> Result<(), StopError> {
+    pub fn join(mut self) -> Result<(), StopError> {
+        // What it reads of the reactors they refuse by now.
+        self.ways.backend.stop();
         // A reactor that panics ends the process, so every thread returns.
         let clean = self.threads.into_iter().all(|thread| thread.join().unwrap_or(false));
         if clean {

@@ -19,7 +19,7 @@ use std::thread;
 use ringway_reactor::buf::BufPool;
 use ringway_reactor::files::{OpenFile, Progress};
 use ringway_reactor::io::{Io, IoError, ListenerId, Wait};
-use ringway_reactor::mailbox::{Endpoint, Mesh};
+use ringway_reactor::mailbox::{Endpoint, Injector, Mesh};
 use ringway_reactor::pin::{allowed_cores, check_cores, pin_current};
 use ringway_reactor::turn::Reactor;
 use ringway_reactor::uring::{UringConfig, UringIo};
@@ -37,6 +37,7 @@ use super::log_place::{Logs, PoolLogs, open_logs};
 use super::running::{Port, RunningTarget, Ways};
 use super::shm::Entry;
 use super::unix::UnixSockets;
+use crate::backend::service::{BackendThread, Surroundings};
 use crate::catalog::CatalogRecord;
 use crate::control::TargetInfo;
 use crate::export::ExportKind;
@@ -46,6 +47,7 @@ use crate::node::message::Message;
 use crate::node::owner::NewDevices;
 use crate::pool::{self, OpenOptions, OpenPool};
 use crate::shard::ShardConfig;
+use crate::snapshot::sync::SyncPort;
 use crate::transport::VhostServer;
 
 /// Messages of one reactor to another that fit its ring; more wait with the sender.
@@ -64,6 +66,8 @@ struct Seat {
     files: Arc<[OpenFile]>,
     pools: Arc<[&'static BufPool]>,
     worker_cores: Vec<usize>,
+    /// On reactor 0: who stores snapshots elsewhere.
+    sync_port: Option<Box<dyn SyncPort>>,
     mail: Endpoint<Message>,
     logs: Logs,
     reports: Sender<Report>,
@@ -98,6 +102,7 @@ pub fn start(config: TargetConfig, progress: &mut dyn FnMut(&Progress)) -> Resul
     let injector = injectors[0].clone();
     let entry = Entry::open(&config, injector.clone())?;
     let free_cores: Vec<usize> = allowed_cores()?.into_iter().filter(|core| !config.cores.contains(core)).collect();
+    let backend = start_backend(&config, &plan, &injector, free_cores.clone())?;
     let (reports, reported) = channel();
     let (mut threads, mut gos) = (Vec::new(), Vec::new());
     for (index, mail) in mesh.into_iter().enumerate() {
@@ -112,6 +117,7 @@ pub fn start(config: TargetConfig, progress: &mut dyn FnMut(&Progress)) -> Resul
             files: Arc::clone(&files),
             pools: Arc::clone(&pools),
             worker_cores: free_cores.clone(),
+            sync_port: (index == 0).then(|| backend.sync_port()),
             mail,
             logs: logs.extract_if(.., |(shard, _)| mine.contains(shard)).collect(),
             reports: reports.clone(),
@@ -132,7 +138,8 @@ pub fn start(config: TargetConfig, progress: &mut dyn FnMut(&Progress)) -> Resul
             let exports = Exports::start(plan.exports(), port, sockets.remote(), &config, servers);
             let held = (files, log_paths);
             let door = entry.map(|entry| entry.listen(&sockets.remote()));
-            let ways = Ways { control: Arc::new(exports), sockets, _door: door };
+            let control = backend.control_port(Arc::new(exports));
+            let ways = Ways { control, sockets, backend, _door: door };
             Ok(RunningTarget::new(injector, ways, metrics, listeners, threads, held))
         }
         Err(error) => {
@@ -142,6 +149,27 @@ pub fn start(config: TargetConfig, progress: &mut dyn FnMut(&Progress)) -> Resul
             Err(error)
         }
     }
+}
+
+/// Its thread is made before any is pinned, and kept off the reactors' cores where there are others.
+fn start_backend(
+    config: &TargetConfig,
+    plan: &Plan,
+    injector: &Injector<Message>,
+    cores: Vec<usize>,
+) -> Result<BackendThread, StartError> {
+    let (inside, reports) = (injector.clone(), injector.clone());
+    let around = Surroundings {
+        pool: plan.pool(),
+        control: Arc::new(Port::new(injector.clone())),
+        inside: Arc::new(move |call| inside.send(Message::Inside(Box::new(call)))),
+        reports: Arc::new(move |report| reports.send(Message::Sync(report))),
+        unix_s: super::unix_s,
+        credentials: config.backend_credentials.clone(),
+        cores,
+    };
+    BackendThread::start(around, plan.backend().cloned())
+        .map_err(|source| StartError::System { what: "cannot start the backend's thread".to_owned(), source })
 }
 
 /// All have recovered, then all go on, then reactor 0 listens.
@@ -273,7 +301,8 @@ impl Seat {
         let Ok(damaged) = self.go.recv() else { return Ok(false) };
         let first = (self.index == 0).then(|| {
             let (spec, injector) = (self.config.pool.clone(), self.mail.injector());
-            (sources(Box::new(Grower::new(spec, injector, self.worker_cores.clone()))), damaged)
+            let grower = Box::new(Grower::new(spec, injector, self.worker_cores.clone()));
+            (sources(grower, self.sync_port.take()), damaged)
         });
         let mut node = self.plan.node(self.index, recovered, self.config.buffer_bytes, first);
         if self.index == 0 {
@@ -299,8 +328,8 @@ impl Seat {
     }
 }
 
-pub(super) fn sources(new_devices: Box<dyn NewDevices>) -> Sources {
-    Sources { unix_s: Box::new(super::unix_s), new_uuid: Box::new(Uuid::new_v4), new_devices, sync_port: None }
+pub(super) fn sources(new_devices: Box<dyn NewDevices>, sync_port: Option<Box<dyn SyncPort>>) -> Sources {
+    Sources { unix_s: Box::new(super::unix_s), new_uuid: Box::new(Uuid::new_v4), new_devices, sync_port }
 }
 
 fn listen(io: &mut UringIo, addresses: &[SocketAddr]) -> Result<Vec<(ListenerId, SocketAddr)>, StartError> {

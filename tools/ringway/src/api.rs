@@ -16,6 +16,12 @@
 //! GET    /v1/exports                    all exports
 //! POST   /v1/exports                    ExportAdd
 //! DELETE /v1/exports/{id}               take an export away
+//! GET    /v1/backend                    where snapshots are stored, and what is on its way there
+//! PUT    /v1/backend                    BackendSet
+//! POST   /v1/backend/list               BackendFrom; what is stored
+//! POST   /v1/backend/check              BackendCheck; answered when everything was read
+//! POST   /v1/backend/restore            BackendRestore; answered when the volume is whole
+//! POST   /v1/backend/collect            delete what is needed no more
 //! GET    /metrics                       Prometheus
 //! ```
 //!
@@ -31,6 +37,9 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post, put};
 use axum::{Json, Router};
+use ringway_core::backend::api::{
+    BackendAnswer, BackendCheck, BackendFrom, BackendRequest, BackendRestore, BackendSet,
+};
 use ringway_core::control::{
     ControlAnswer, ControlCall, ControlError, ControlErrorKind, ControlPort, ControlRequest, PoolGrow, VolumeCreate,
 };
@@ -99,6 +108,11 @@ pub(crate) fn routes(node: Node) -> Router {
         .route("/v1/volumes/{name}/hosts", put(volume_set_hosts))
         .route("/v1/exports", get(|State(node): State<Node>| ask(node, ControlRequest::ExportList)).post(export_add))
         .route("/v1/exports/{id}", delete(export_remove))
+        .route("/v1/backend", get(|State(node): State<Node>| about(node, BackendRequest::Show)).put(backend_set))
+        .route("/v1/backend/list", post(backend_list))
+        .route("/v1/backend/check", post(backend_check))
+        .route("/v1/backend/restore", post(backend_restore))
+        .route("/v1/backend/collect", post(|State(node): State<Node>| about(node, BackendRequest::Collect)))
         .route("/metrics", get(metrics))
         .merge(snapshots::routes())
         .fallback(|| async {
@@ -140,6 +154,7 @@ fn respond(answer: ControlAnswer) -> Response {
         ControlAnswer::Changed(changed) => Json(changed).into_response(),
         ControlAnswer::Filled(filled) => Json(filled).into_response(),
         ControlAnswer::SnapshotSpace(space) => Json(space).into_response(),
+        ControlAnswer::Backend(answer) => backend_answer(answer),
     }
 }
 
@@ -207,6 +222,51 @@ async fn export_add(
 
 async fn export_remove(State(node): State<Node>, id: Result<Path<u32>, PathRejection>) -> Result<Response, Refused> {
     ask(node, ControlRequest::ExportRemove { id: ExportId(id?.0) }).await
+}
+
+async fn about(node: Node, request: BackendRequest) -> Result<Response, Refused> {
+    ask(node, ControlRequest::Backend(request)).await
+}
+
+async fn backend_set(
+    State(node): State<Node>,
+    body: Result<Json<BackendSet>, JsonRejection>,
+) -> Result<Response, Refused> {
+    about(node, BackendRequest::Set(body?.0)).await
+}
+
+async fn backend_list(
+    State(node): State<Node>,
+    body: Result<Json<BackendFrom>, JsonRejection>,
+) -> Result<Response, Refused> {
+    about(node, BackendRequest::List(body?.0)).await
+}
+
+async fn backend_check(
+    State(node): State<Node>,
+    body: Result<Json<BackendCheck>, JsonRejection>,
+) -> Result<Response, Refused> {
+    about(node, BackendRequest::Check(body?.0)).await
+}
+
+async fn backend_restore(
+    State(node): State<Node>,
+    body: Result<Json<BackendRestore>, JsonRejection>,
+) -> Result<Response, Refused> {
+    let mut response = about(node, BackendRequest::Restore(body?.0)).await?;
+    *response.status_mut() = StatusCode::CREATED;
+    Ok(response)
+}
+
+fn backend_answer(answer: BackendAnswer) -> Response {
+    match answer {
+        BackendAnswer::Info(info) => Json(info).into_response(),
+        BackendAnswer::Stored(stored) => Json(stored).into_response(),
+        BackendAnswer::Checked(checked) => Json(checked).into_response(),
+        BackendAnswer::Collected(collected) => Json(collected).into_response(),
+        // Only the backend's own thread asks for that.
+        BackendAnswer::Kept(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
 }
 
 async fn metrics(State(node): State<Node>) -> Response {

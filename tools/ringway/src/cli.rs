@@ -5,6 +5,7 @@ use std::sync::LazyLock;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::backend::{BackendCommand, RESTORE_EXAMPLES, RestoreArgs};
 use crate::config::Settings;
 use crate::endpoint::PoolPlace;
 use crate::export::ExportCommand;
@@ -55,6 +56,12 @@ pub(crate) enum Command {
     /// Give volumes to virtual machines of this host, each through a socket of its own
     #[command(subcommand, after_help = "Example:\n  ringway export list")]
     Export(ExportCommand),
+    /// Say where snapshots are stored, and look at what is stored there
+    #[command(subcommand, after_help = "Examples:\n  ringway backend set file:///backup\n  ringway backend list")]
+    Backend(BackendCommand),
+    /// Make a volume of a snapshot that is stored on a backend, by this pool or by any other
+    #[command(after_help = RESTORE_EXAMPLES)]
+    Restore(RestoreArgs),
     /// Check a pool that nobody serves, without changing it
     #[command(
         after_help = "Examples:\n  ringway inspect ./ringway-data\n  ringway inspect ./ringway-data --json | jq .faults"

@@ -9,6 +9,9 @@ use hyper::client::conn::http1;
 use hyper::{Method, Request, header};
 use hyper_util::rt::TokioIo;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use ringway_core::backend::api::{
+    BackendCheck, BackendFrom, BackendInfo, BackendRestore, BackendSet, CheckedSnapshot, CollectInfo, StoredSnapshot,
+};
 use ringway_core::control::{ControlErrorKind, PoolGrow, PoolGrown, PoolInfo, TargetInfo, VolumeCreate, VolumeInfo};
 use ringway_core::export::{ExportAdd, ExportInfo};
 use ringway_core::ids::ExportId;
@@ -119,6 +122,30 @@ impl Client {
     pub(crate) fn export_remove(&self, id: ExportId) -> Result<(), Failure> {
         let _: serde_json::Value = self.call(Method::DELETE, &format!("/v1/exports/{id}"), None::<&()>)?;
         Ok(())
+    }
+
+    pub(crate) fn backend(&self) -> Result<BackendInfo, Failure> {
+        self.call(Method::GET, "/v1/backend", None::<&()>)
+    }
+
+    pub(crate) fn backend_set(&self, set: &BackendSet) -> Result<BackendInfo, Failure> {
+        self.call(Method::PUT, "/v1/backend", Some(set))
+    }
+
+    pub(crate) fn backend_list(&self, from: &BackendFrom) -> Result<Vec<StoredSnapshot>, Failure> {
+        self.call(Method::POST, "/v1/backend/list", Some(from))
+    }
+
+    pub(crate) fn backend_check(&self, check: &BackendCheck) -> Result<Vec<CheckedSnapshot>, Failure> {
+        self.call(Method::POST, "/v1/backend/check", Some(check))
+    }
+
+    pub(crate) fn backend_restore(&self, restore: &BackendRestore) -> Result<VolumeInfo, Failure> {
+        self.call(Method::POST, "/v1/backend/restore", Some(restore))
+    }
+
+    pub(crate) fn backend_collect(&self) -> Result<CollectInfo, Failure> {
+        self.call(Method::POST, "/v1/backend/collect", None::<&()>)
     }
 
     fn call<A: DeserializeOwned>(

@@ -55,6 +55,9 @@ pub(crate) struct Settings {
     /// Folder of the log that survives this process, for where /dev/shm does not [default: /dev/shm]
     #[arg(long, value_name = "DIR")]
     pub(crate) crash_log: Option<PathBuf>,
+    /// File with the credentials of the pool's backend, lines such as aws_access_key_id=… [default: the environment]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) backend_credentials: Option<PathBuf>,
     /// Permissions of the sockets in the runtime folder and of exports, octal [default: 0600]
     #[arg(long, value_name = "MODE")]
     pub(crate) socket_mode: Option<String>,
@@ -79,7 +82,9 @@ impl Settings {
         })?;
         // Paths in a file mean the same wherever the daemon is started.
         let base = path.parent().unwrap_or(Path::new(""));
-        for place in [&mut settings.control, &mut settings.runtime, &mut settings.crash_log].into_iter().flatten() {
+        let places =
+            [&mut settings.control, &mut settings.runtime, &mut settings.crash_log, &mut settings.backend_credentials];
+        for place in places.into_iter().flatten() {
             *place = base.join(&place);
         }
         if let Some(PoolPlace(PoolSpec::Path(place))) = &mut settings.pool {
@@ -102,6 +107,7 @@ impl Settings {
             control: over.control.or(self.control),
             runtime: over.runtime.or(self.runtime),
             crash_log: over.crash_log.or(self.crash_log),
+            backend_credentials: over.backend_credentials.or(self.backend_credentials),
             socket_mode: over.socket_mode.or(self.socket_mode),
             socket_group: over.socket_group.or(self.socket_group),
             control_mode: over.control_mode.or(self.control_mode),

@@ -24,6 +24,7 @@ pub(crate) fn start(plan: &Plan) -> Result<Box<dyn Engine>, Failure> {
     config.runtime.clone_from(&plan.runtime);
     config.socket_access = plan.socket_access;
     config.crash_log.clone_from(&plan.crash_log);
+    config.backend_credentials.clone_from(&plan.backend_credentials);
     config.shm = true;
     if let Some(Size(bytes)) = plan.buffers {
         config.buffer_bytes =

@@ -4,6 +4,7 @@
 
 mod api;
 mod attached;
+mod backend;
 mod bench;
 mod cli;
 mod client;
@@ -47,6 +48,8 @@ fn main() -> ExitCode {
         Command::Volume(command) => volume::run(command, format),
         Command::Snapshot(command) => snapshot::run(command, format),
         Command::Export(command) => export::run(command, format),
+        Command::Backend(command) => backend::run(command, format),
+        Command::Restore(args) => backend::restore(&args, format),
         Command::Inspect(args) => inspect::run(&args, format),
         Command::Bench(args) => bench::run(*args, format),
     };

@@ -46,6 +46,7 @@ pub(crate) struct Plan {
     pub(crate) runtime: PathBuf,
     pub(crate) socket_access: SocketAccess,
     pub(crate) crash_log: Option<PathBuf>,
+    pub(crate) backend_credentials: Option<PathBuf>,
     control: PathBuf,
     control_access: SocketAccess,
 }
@@ -63,6 +64,7 @@ impl Plan {
             polling: settings.polling_us.map(Duration::from_micros),
             runtime: folder(settings.runtime.as_deref()),
             crash_log: settings.crash_log.clone(),
+            backend_credentials: settings.backend_credentials.clone(),
             control: control_socket(settings.control.as_deref(), settings.runtime.as_deref()),
             socket_access: settings.socket_access()?,
             control_access: settings.control_access()?,

@@ -2,6 +2,7 @@
 
 use super::snapshots::{Caller, Work};
 use super::{FROM_OWNER, Owner, Syncing, Task};
+use crate::backend::api::BackendRequest;
 use crate::catalog::{CatalogRecord, VolumeEntry};
 use crate::control::{
     ControlAnswer, ControlCall, ControlError, ControlErrorKind, ControlRequest, Reply, VolumeCreate, check_host_nqn,
@@ -13,7 +14,7 @@ use crate::request::{Command, Done, Request, Status};
 use crate::volume::{VolumeRecord, check_name};
 
 /// Records of a change, and the volume that the answer shows; no volume: it is done.
-type Planned = (Vec<CatalogRecord>, Option<VolumeId>);
+pub(super) type Planned = (Vec<CatalogRecord>, Option<VolumeId>);
 
 impl Owner {
     /// A call: answered at once if it changes nothing.
@@ -51,6 +52,7 @@ impl Owner {
             ControlRequest::Changed(_) | ControlRequest::Fill(_) | ControlRequest::SnapshotSpace(_) => {
                 self.ask(request, reply)
             }
+            ControlRequest::Backend(BackendRequest::Kept) => reply(Ok(self.kept_manifests())),
             ControlRequest::ExportAdd(_) | ControlRequest::ExportRemove { .. } => {
                 self.tasks.push_back(Task::Export(request, reply));
             }
@@ -89,6 +91,7 @@ impl Owner {
                 let change = (!same).then(|| CatalogRecord::HostsAllowed(record.id, hosts.clone()));
                 Ok((change.into_iter().collect(), Some(record.id)))
             }
+            ControlRequest::Backend(request) => self.plan_backend(request),
             other => unreachable!("{other:?} changes nothing"),
         }
     }

@@ -10,6 +10,7 @@
 
 mod asking;
 mod attach;
+mod backend;
 mod calls;
 mod exports;
 mod growing;

@@ -91,7 +91,7 @@ impl Syncs {
 impl Owner {
     /// Whether snapshots are to be stored elsewhere before they are synced.
     pub(super) fn has_backend(&self) -> bool {
-        self.snapshots.syncs.port.is_some()
+        self.snapshots.syncs.port.as_ref().is_some_and(|port| port.is_set())
     }
 
     /// Snapshots that reactors are to know though the catalog does not.
