@@ -4,7 +4,7 @@
 //! Range `r` of every shard of a volume together is one stretch of the volume: 8 MiB for each shard. So a question goes to all
 //! shards for one range, the answers are sorted into one, and the next range is the first that any shard has something in.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use super::Owner;
 use crate::control::{
@@ -16,11 +16,7 @@ use crate::limits::{CLUSTER, CLUSTERS_PER_RANGE};
 use crate::node::message::Message;
 use crate::request::Status;
 use crate::shard::{Answer, Ask, ChangedRange};
-use crate::snapshot::asked::SnapshotInfo;
-use crate::volume::SnapshotView;
 
-/// Steps of a walk for the sake of a list: with 8 MiB a step and shard that are some seconds at most.
-const STEPS_MAX: u32 = 4096;
 /// Bytes of a volume that one range of one shard is.
 const RANGE_BYTES: u64 = CLUSTER * CLUSTERS_PER_RANGE as u64;
 
@@ -44,82 +40,12 @@ struct Question {
     unique: BTreeMap<Epoch, u64>,
     copied: u64,
     next: Option<u32>,
-    then: Then,
-}
-
-/// Who wants the answer.
-enum Then {
-    /// Who asked.
-    Reply(Reply),
-    /// A list of snapshots that is to tell what each holds.
-    Walk(Box<Walk>),
-}
-
-/// Snapshots that are to be shown with what each alone keeps: their volumes are walked over, one after the other.
-struct Walk {
-    infos: Vec<SnapshotInfo>,
-    /// Of each, what it is a view of.
-    views: Vec<Option<SnapshotView>>,
-    /// Volumes to be walked over; the last is under way.
-    origins: Vec<VolumeId>,
-    steps: u32,
-    unique: BTreeMap<Epoch, u64>,
     reply: Reply,
 }
 
 impl Owner {
-    /// A question of a caller's.
-    pub(super) fn ask(&mut self, request: ControlRequest, reply: Reply) {
-        self.put(request, Then::Reply(reply));
-    }
-
-    /// Answers with snapshots, and with what each alone keeps as far as that is found in a few thousand steps.
-    pub(super) fn answer_with_held(&mut self, answer: Result<ControlAnswer, ControlError>, reply: Reply) {
-        let Ok(ControlAnswer::Snapshots(infos)) = answer else { return reply(answer) };
-        let view = |info: &SnapshotInfo| self.store.state().volume(info.id).and_then(|entry| entry.record.view);
-        let views: Vec<Option<SnapshotView>> = infos.iter().map(view).collect();
-        let origins: BTreeSet<VolumeId> = views.iter().flatten().map(|view| view.origin).collect();
-        let origins = origins.into_iter().collect();
-        self.walk(Box::new(Walk { infos, views, origins, steps: 0, unique: BTreeMap::new(), reply }), 0);
-    }
-
-    fn walk(&mut self, walk: Box<Walk>, cursor: u64) {
-        match walk.origins.last() {
-            Some(&volume) => {
-                self.put(ControlRequest::SnapshotSpace(HeldQuery { volume, cursor }), Then::Walk(walk));
-            }
-            None => (walk.reply)(Ok(ControlAnswer::Snapshots(walk.infos))),
-        }
-    }
-
-    fn walked(&mut self, mut walk: Box<Walk>, answer: Result<ControlAnswer, ControlError>) {
-        let (unique, next) = match answer {
-            Ok(ControlAnswer::SnapshotSpace(SnapshotSpace { unique, next })) => (unique, next),
-            _ => {
-                walk.leave_volume(false);
-                return self.walk(walk, 0);
-            }
-        };
-        unique.into_iter().for_each(|(cut, bytes)| *walk.unique.entry(cut).or_default() += bytes);
-        walk.steps += 1;
-        match next {
-            Some(next) if walk.steps < STEPS_MAX => self.walk(walk, next),
-            more => {
-                walk.leave_volume(more.is_none());
-                self.walk(walk, 0);
-            }
-        }
-    }
-
-    fn tell(&mut self, then: Then, answer: Result<ControlAnswer, ControlError>) {
-        match then {
-            Then::Reply(reply) => reply(answer),
-            Then::Walk(walk) => self.walked(walk, answer),
-        }
-    }
-
     /// A question: to every shard of its volume.
-    fn put(&mut self, request: ControlRequest, then: Then) {
+    pub(super) fn ask(&mut self, request: ControlRequest, reply: Reply) {
         let (volume, cursor) = match request {
             ControlRequest::Changed(ChangedQuery { volume, cursor, .. })
             | ControlRequest::Fill(FillStep { volume, cursor })
@@ -127,10 +53,10 @@ impl Owner {
             ref other => unreachable!("{other:?} asks no shard"),
         };
         let known = self.publishing.directory().entry(volume);
-        let Some(entry) = known else { return self.tell(then, Err(no_such_id(volume))) };
+        let Some(entry) = known else { return reply(Err(no_such_id(volume))) };
         if let Some(why) = &entry.fault {
             let what = format!("{:?} is faulted: {why}", entry.record.name);
-            return self.tell(then, Err(ControlError::new(ControlErrorKind::Corrupt, what)));
+            return reply(Err(ControlError::new(ControlErrorKind::Corrupt, what)));
         }
         let (shards, size) = (entry.record.shards.clone(), entry.record.size);
         let stride = RANGE_BYTES * shards.len() as u64;
@@ -156,7 +82,7 @@ impl Owner {
             unique: BTreeMap::new(),
             copied: 0,
             next: None,
-            then,
+            reply,
         };
         self.asking.open.insert(token, question);
     }
@@ -170,21 +96,7 @@ impl Owner {
             Err(status) => question.worst = question.worst.and(status),
         }
         if question.left == 0 {
-            let (then, answer) = self.asking.open.remove(&token).expect("just seen").end();
-            self.tell(then, answer);
-        }
-    }
-}
-
-impl Walk {
-    /// Goes on to the next volume; `whole`: what snapshots of this one keep is known.
-    fn leave_volume(&mut self, whole: bool) {
-        let origin = self.origins.pop();
-        let unique = std::mem::take(&mut self.unique);
-        for (info, view) in self.infos.iter_mut().zip(&self.views) {
-            if let Some(view) = view.filter(|view| whole && Some(view.origin) == origin) {
-                info.held = Some(unique.get(&view.epoch).copied().unwrap_or(0));
-            }
+            self.asking.open.remove(&token).expect("just seen").end();
         }
     }
 }
@@ -208,9 +120,9 @@ impl Question {
         self.next = self.next.into_iter().chain(next).min();
     }
 
-    fn end(mut self) -> (Then, Result<ControlAnswer, ControlError>) {
+    fn end(mut self) {
         if self.worst != Status::Success {
-            return (self.then, Err(refused(self.worst, &self.request)));
+            return (self.reply)(Err(refused(self.worst, &self.request)));
         }
         let next = self.next.map(|range| u64::from(range) * self.stride).filter(|&next| next < self.size);
         assert!(self.next.is_none_or(|next| next > self.range), "a walk goes on");
@@ -222,12 +134,11 @@ impl Question {
             }
             joins
         });
-        let answer = match self.request {
+        (self.reply)(Ok(match self.request {
             ControlRequest::Changed(_) => ControlAnswer::Changed(ChangedBlocks { ranges: self.changed, next }),
             ControlRequest::Fill(_) => ControlAnswer::Filled(Filled { next, copied: self.copied }),
             _ => ControlAnswer::SnapshotSpace(SnapshotSpace { unique: self.unique.into_iter().collect(), next }),
-        };
-        (self.then, Ok(answer))
+        }));
     }
 }
 

@@ -36,21 +36,15 @@ impl Owner {
                 Ok(()) => self.begin_growth(grow, reply),
                 Err(error) => reply(Err(error)),
             },
-            ControlRequest::SnapshotList { volume } => {
-                let answer = self.list_snapshots(volume.as_deref());
-                self.answer_with_held(answer, reply);
-            }
-            ControlRequest::SnapshotShow { name } => {
-                let answer = self.show_snapshot(&name);
-                self.answer_with_held(answer, reply);
-            }
+            ControlRequest::SnapshotList { volume } => reply(self.list_snapshots(volume.as_deref())),
+            ControlRequest::SnapshotShow { name } => reply(self.show_snapshot(&name)),
             ControlRequest::SnapshotCreate(create) => self.on_create(create, Caller::unpromised(reply)),
             ControlRequest::SnapshotRollback { name, force } => {
                 self.tasks.push_back(Task::Snapshot(Work::Rollback(name, force, reply)));
             }
             ControlRequest::Sync => self.sync(reply),
             ControlRequest::Changed(_) | ControlRequest::Fill(_) | ControlRequest::SnapshotSpace(_) => {
-                self.ask(request, reply)
+                self.ask(request, reply);
             }
             ControlRequest::Backend(BackendRequest::Kept) => reply(Ok(self.kept_manifests())),
             ControlRequest::ExportAdd(_) | ControlRequest::ExportRemove { .. } => {
