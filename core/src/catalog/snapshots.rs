@@ -105,7 +105,7 @@ impl CatalogState {
             .filter(|(view, _)| view.origin == origin)
             .map(|(view, entry)| (view.epoch, entry))
             .collect();
-        found.sort_by_key(|&(epoch, ref entry)| (epoch, entry.record.id));
+        found.sort_by_key(|(epoch, entry)| (*epoch, entry.record.id));
         found.into_iter()
     }
 

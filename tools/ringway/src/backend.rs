@@ -65,7 +65,7 @@ The volume appears when it is whole. What is read stays on the backend until the
 /// `ringway backend set`.
 #[derive(Args, Debug)]
 pub(crate) struct SetArgs {
-    /// file:///FOLDER, s3://BUCKET[/PREFIX][?endpoint=URL&region=REGION], or none
+    /// `file:///FOLDER`, `s3://BUCKET[/PREFIX][?endpoint=URL&region=REGION]`, or none
     #[arg(value_name = "URL|none")]
     pub(crate) url: String,
     /// At most so many bytes a second go there [default: no limit]

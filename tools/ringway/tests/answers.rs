@@ -78,8 +78,7 @@ fn every_command_answers_in_json_with_the_fields_it_always_had() {
         fields(&looked),
         "boot_generation clean devices findings shards slab_bytes slabs slabs_free uuid volumes"
     );
-    let shard =
-        "checkpoint clusters_leaked clusters_metadata clusters_used findings last_lsn replayed shard slabs volumes";
+    let shard = "checkpoint clusters_leaked clusters_metadata clusters_unneeded clusters_used findings last_lsn replayed shard slabs volumes";
     assert_eq!(fields(&looked["shards"][0]), shard);
     let grown = run(["pool", "grow", pool, "--size", "64MiB", "--allocate", "sparse", "--json"]).json();
     assert_eq!(fields(&grown), "device devices serve shards size slab_bytes uuid");

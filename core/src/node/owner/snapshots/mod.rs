@@ -57,6 +57,7 @@ pub(super) enum Work {
 }
 
 /// What is done once that is durable.
+#[derive(Clone, Copy, Debug)]
 pub(super) enum Outcome {
     Committed(GroupId),
     RolledBack(VolumeId),

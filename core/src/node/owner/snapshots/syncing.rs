@@ -255,7 +255,7 @@ impl Owner {
         match report {
             SyncReport::Progress { done, total, .. } => sync.progress = SyncProgress { done, total },
             SyncReport::ManifestAboutToBePut { manifest, .. } => {
-                self.tasks.push_back(Task::Snapshot(Work::Note(attempt, manifest)))
+                self.tasks.push_back(Task::Snapshot(Work::Note(attempt, manifest)));
             }
             SyncReport::Synced { manifest, .. } => {
                 sync.step = Step::Stored;
@@ -297,8 +297,11 @@ impl Owner {
             return;
         }
         let due = |sync: &Sync| matches!(sync.step, Step::Failed(at) if at <= now);
-        let failed = self.snapshots.syncs.running.extract_if(.., |_, sync| due(sync));
-        let again: Vec<_> = failed.map(|(_, sync)| (sync.job.snapshot, sync.error)).collect();
+        let running = &mut self.snapshots.syncs.running;
+        let failed: Vec<AttemptId> =
+            running.iter().filter(|(_, sync)| due(sync)).map(|(&attempt, _)| attempt).collect();
+        let failed = failed.into_iter().filter_map(|attempt| running.remove(&attempt));
+        let again: Vec<_> = failed.map(|sync| (sync.job.snapshot, sync.error)).collect();
         for (snapshot, error) in again {
             self.sync_sealed(snapshot);
             let mut syncs = self.snapshots.syncs.running.values_mut();
