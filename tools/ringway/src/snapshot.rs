@@ -170,7 +170,7 @@ pub(crate) fn run(command: SnapshotCommand, format: Format) -> Result<(), Failur
             let patience = if args.no_wait { Patience::NoWait } else { args.timeout };
             let create = SnapshotCreate { volumes: args.volumes, name: args.name, patience };
             create.check()?;
-            let made = with_progress(client(&args.daemon), create)?;
+            let made = with_progress(&client(&args.daemon), &create)?;
             format.print(&made, |made| made.iter().map(created).collect::<Vec<_>>().join("\n"));
         }
         SnapshotCommand::List(args) => {
@@ -209,9 +209,9 @@ pub(crate) fn clone(args: &CloneArgs, format: Format) -> Result<(), Failure> {
 }
 
 /// Makes them; somebody who looks on is shown how far they are.
-fn with_progress(client: Client, create: SnapshotCreate) -> Result<Vec<SnapshotInfo>, Failure> {
+fn with_progress(client: &Client, create: &SnapshotCreate) -> Result<Vec<SnapshotInfo>, Failure> {
     if create.patience == Patience::NoWait || !std::io::stderr().is_terminal() {
-        return client.snapshot_create(&create);
+        return client.snapshot_create(create);
     }
     let (sender, ended) = channel();
     let (asked, caller) = (create.clone(), client.clone());
