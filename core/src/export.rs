@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::control::ControlError;
 use crate::ids::{ExportId, VolumeId};
-use crate::volume::check_name;
+use crate::snapshot::name::check_any_name;
 
 /// Queues of an export at most: one for each processor of a large guest.
 pub const EXPORT_QUEUES_MAX: u16 = 128;
@@ -176,7 +176,7 @@ impl ExportAdd {
 
     /// What can be told without knowing the pool.
     pub fn check(&self) -> Result<(), ControlError> {
-        check_name(&self.volume).map_err(|bad| ControlError::invalid(bad.to_string()))?;
+        check_any_name(&self.volume).map_err(ControlError::invalid)?;
         if self.queues == 0 || self.queues > EXPORT_QUEUES_MAX {
             return Err(ControlError::invalid(format!(
                 "{} queues are not possible; an export has 1 to {EXPORT_QUEUES_MAX}",

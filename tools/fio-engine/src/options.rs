@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ringway_core::host::{HostError, HostErrorKind};
-use ringway_core::volume::check_name;
+use ringway_core::snapshot::name::check_any_name;
 
 /// The numbers that fio reports, as Linux has them.
 pub(crate) mod errno {
@@ -114,7 +114,7 @@ impl Given {
         };
         let volume =
             self.volume.ok_or_else(|| invalid("which volume? Write volume=NAME, such as volume=vm1".into()))?;
-        check_name(&volume).map_err(|bad| invalid(bad.to_string()))?;
+        check_any_name(&volume).map_err(invalid)?;
         let port = u16::try_from(self.port).ok().filter(|&port| port != 0);
         let port = port.ok_or_else(|| invalid(format!("port={} is not a number from 1 to 65535", self.port)))?;
         if self.queues == 0 || self.queues > 128 {

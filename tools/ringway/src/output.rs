@@ -75,9 +75,36 @@ pub(crate) fn facts(facts: &[(&str, String)]) -> String {
     facts.iter().map(|(name, value)| format!("{:<width$} {value}\n", format!("{name}:"))).collect()
 }
 
+/// Seconds since 1970 as a date and a time, UTC.
+pub(crate) fn utc(unix_s: u64) -> String {
+    let (days, second) = (unix_s / 86_400, unix_s % 86_400);
+    // Years begin in March here, so that the leap day is the last of its year; 400 of them have 146097 days.
+    let (era, day) = ((days + 719_468) / 146_097, (days + 719_468) % 146_097);
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let march = (5 * day + 2) / 153;
+    let (month, day) = ((march + 2) % 12 + 1, day - (153 * march + 2) / 5 + 1);
+    let year = era * 400 + year + u64::from(month <= 2);
+    format!("{year}-{month:02}-{day:02} {:02}:{:02}:{:02}", second / 3600, second / 60 % 60, second % 60)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn dates_are_those_of_the_calendar() {
+        for (unix_s, expected) in [
+            (0, "1970-01-01 00:00:00"),
+            (951_782_399, "2000-02-28 23:59:59"),
+            (951_782_400, "2000-02-29 00:00:00"),
+            (951_868_800, "2000-03-01 00:00:00"),
+            (1_798_761_599, "2026-12-31 23:59:59"),
+            (4_107_542_400, "2100-03-01 00:00:00"),
+        ] {
+            assert_eq!(utc(unix_s), expected);
+        }
+    }
 
     #[test]
     fn columns_are_as_wide_as_their_widest_cell_and_figures_stand_to_the_right() {

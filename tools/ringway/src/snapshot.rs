@@ -14,7 +14,7 @@ use ringway_core::snapshot::asked::{
 use crate::cli::DaemonArgs;
 use crate::client::Client;
 use crate::failure::Failure;
-use crate::output::{Format, columns, facts};
+use crate::output::{Format, columns, facts, utc};
 use crate::size::Size;
 use crate::volume::{client, print_one};
 
@@ -274,7 +274,7 @@ fn show(info: &SnapshotInfo) -> String {
         ("state", state(info)),
         ("size", format!("{} ({} bytes)", Size(info.size), info.size)),
         ("held alone", info.held.map_or("not known".to_owned(), |held| Size(held).to_string())),
-        ("created", format!("{} s since 1970", info.created_unix_s)),
+        ("created", format!("{} UTC", utc(info.created_unix_s))),
         ("cut", info.cut.clone().unwrap_or_else(|| "not yet".to_owned())),
         ("deadline", info.deadline_ms.map_or("none".to_owned(), |ms| format!("in {ms} ms"))),
         ("nqn", info.nqn.clone()),
@@ -292,7 +292,7 @@ fn list(snapshots: &[SnapshotInfo]) -> String {
                 info.name.clone(),
                 Size(info.size).to_string(),
                 info.held.map_or("-".to_owned(), |held| Size(held).to_string()),
-                info.created_unix_s.to_string(),
+                utc(info.created_unix_s),
                 info.deadline_ms.map_or("-".to_owned(), |ms| format!("{:.1} s", ms as f64 / 1000.0)),
                 info.clones.len().to_string(),
                 state(info),
