@@ -43,3 +43,7 @@ const _: () = assert!((DEALLOCATE_BYTES_MAX as u64).is_multiple_of(STRIPE));
 const _: () = assert!(BLOCKS_PER_CLUSTER * 2 == u32::BITS);
 const _: () = assert!(STRIPE.is_multiple_of(CLUSTER) && REQUEST_BYTES_MAX as u64 <= STRIPE);
 const _: () = assert!(CLUSTERS_PER_RANGE.is_multiple_of(CLUSTERS_PER_STRIPE));
+
+/// Volumes that have a socket of their own without being asked for: a descriptor each, of the 1,024 that a process commonly has. The
+/// others are exported by name.
+pub const VOLUME_SOCKETS_MAX: usize = 512;

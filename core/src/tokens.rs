@@ -1,5 +1,7 @@
 //! Who submitted an operation, in the top byte of its token; and who submitted a request, in the top byte of its number.
 
+use ringway_reactor::io::Token;
+
 use crate::ids::RequestId;
 
 /// A shard; see [`crate::shard::TokenBase`].
@@ -15,6 +17,20 @@ pub const CATALOG: u8 = 3;
 pub const SHM: u8 = 4;
 /// The transport of virtqueues.
 pub const VHOST: u8 = 5;
+
+/// The token of an operation that a transport of `kind` submits: which of its operations, on which of its connections or queues.
+#[inline]
+#[must_use]
+pub fn operation(kind: u8, what: u8, index: usize) -> Token {
+    Token(u64::from(kind) << 56 | u64::from(what) << 48 | index as u64)
+}
+
+/// What and index of [`operation`].
+#[inline]
+#[must_use]
+pub fn parse(token: Token) -> (u8, usize) {
+    ((token.0 >> 48) as u8, token.0 as u32 as usize)
+}
 
 /// A number for one connection or queue of a transport of `kind`, which counts them itself.
 #[must_use]

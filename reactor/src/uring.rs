@@ -672,7 +672,9 @@ impl Io for UringIo {
     fn register_memory(&mut self, memory: &Arc<SharedMemory>, part: Range<usize>) -> Result<(), IoError> {
         assert!(part.start < part.end && part.end <= memory.len(), "{part:?} of {} bytes", memory.len());
         let refused = |errno| IoError { kind: ErrorKind::Other, errno };
-        let index = self.registered.free_entry().ok_or(refused(libc::ENOSPC))?;
+        // Where not even our own buffers could be locked, nobody else's are tried.
+        let lacking = if self.fixed_buffers == 0 { libc::ENOMEM } else { libc::ENOSPC };
+        let index = self.registered.free_entry().ok_or(refused(lacking))?;
         self.ring
             .register_memory(index, memory, &part)
             .map_err(|failure| refused(failure.raw_os_error().unwrap_or(libc::EINVAL)))?;

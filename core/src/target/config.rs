@@ -94,6 +94,8 @@ pub struct TargetConfig {
     pub backend_credentials: Option<PathBuf>,
     /// Serve programs of this machine over shared memory, by [`super::shm::SOCKET`] in the runtime folder.
     pub shm: bool,
+    /// Give each volume a socket of its own for a virtual machine, below the runtime folder.
+    pub volume_sockets: bool,
     /// Bytes of registered buffers of each reactor.
     pub buffer_bytes: usize,
     /// Bytes of decoded map in memory, all shards together.
@@ -126,6 +128,7 @@ impl TargetConfig {
             crash_log: None,
             backend_credentials: None,
             shm: false,
+            volume_sockets: false,
             buffer_bytes: 64 << 20,
             map_cache_bytes: 256 << 20,
             commit_interval: Duration::from_millis(500),

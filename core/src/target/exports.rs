@@ -14,11 +14,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::config::TargetConfig;
+use super::on_demand::OnDemand;
 use super::running::Port;
 use super::unix::{Bound, Remote, SocketAccess, SocketNumber, SocketType, bind, make_folder};
 use crate::control::{ControlAnswer, ControlCall, ControlError, ControlErrorKind, ControlPort, ControlRequest, Reply};
 use crate::export::{Export, ExportAdd, ExportInfo, ExportKind, ExportRecord, check_socket_path};
 use crate::ids::ExportId;
+use crate::transport::VhostShared;
 
 /// The transport of one kind of export. Its functions are called on the thread that accepts and on reactor 0, and do not wait.
 pub trait ServeExport: Send + Sync {
@@ -41,17 +43,20 @@ pub(super) struct Exports {
     port: Port,
 }
 
-struct Shared {
-    runtime: PathBuf,
-    access: SocketAccess,
+pub(super) struct Shared {
+    pub(super) runtime: PathBuf,
+    pub(super) access: SocketAccess,
     servers: Servers,
-    remote: Remote,
+    pub(super) remote: Remote,
     open: Mutex<BTreeMap<ExportId, Open>>,
+    /// Where each volume has a socket of its own.
+    pub(super) volumes: Option<Arc<VhostShared>>,
+    on_demand: Mutex<OnDemand>,
 }
 
 /// An export of the catalog, and its socket or why it has none.
-struct Open {
-    export: Arc<Export>,
+pub(super) struct Open {
+    pub(super) export: Arc<Export>,
     socket: Result<SocketNumber, String>,
 }
 
@@ -63,11 +68,13 @@ impl Exports {
         remote: Remote,
         config: &TargetConfig,
         servers: Servers,
+        volumes: Option<Arc<VhostShared>>,
     ) -> Exports {
         // Clients are told the path and may be elsewhere.
         let runtime = std::path::absolute(&config.runtime).unwrap_or_else(|_| config.runtime.clone());
         let access = config.socket_access;
-        let shared = Arc::new(Shared { runtime, access, servers, remote, open: Mutex::default() });
+        let (open, on_demand) = (Mutex::default(), Mutex::default());
+        let shared = Arc::new(Shared { runtime, access, servers, remote, open, volumes, on_demand });
         for record in records {
             let export = Arc::new(record.below(&shared.runtime));
             match shared.bind(&export.socket, export.kind) {
@@ -78,13 +85,27 @@ impl Exports {
                 }
             }
         }
+        if let Some(volumes) = &shared.volumes {
+            let follower = Arc::downgrade(&shared);
+            volumes.set_listener(move || {
+                if let Some(shared) = follower.upgrade() {
+                    shared.follow();
+                }
+            });
+            shared.follow();
+            shared.wait_for_sockets();
+        }
         Exports { shared, port }
     }
 
     fn add(&self, add: &ExportAdd, call: ControlCall) {
         let bound = match self.shared.prepare(add) {
             Ok(bound) => bound,
-            Err(error) => return call.answer(Err(error)),
+            Err(error) => {
+                // What had to give way comes back.
+                self.shared.follow();
+                return call.answer(Err(error));
+            }
         };
         let (request, reply) = call.into_parts();
         let shared = Arc::clone(&self.shared);
@@ -96,15 +117,31 @@ impl Exports {
                 reply(Ok(ControlAnswer::Export(ExportInfo { socket: export.socket.clone(), ..info })));
             }
             other => {
+                shared.unclaim(bound.path());
                 shared.remote.discard(bound);
+                shared.follow();
                 reply(other);
             }
         };
         self.port.control(ControlCall::new(request, reply));
     }
 
+    /// Passes the call on; it is answered when the sockets of volumes are those of the volumes as they are then.
+    fn pass_and_follow(&self, call: ControlCall) {
+        let (request, reply): (ControlRequest, Reply) = call.into_parts();
+        let shared = Arc::clone(&self.shared);
+        let reply = move |answer: Result<ControlAnswer, ControlError>| {
+            let remote = shared.remote.clone();
+            remote.run(move || {
+                shared.follow_volumes();
+                reply(answer);
+            });
+        };
+        self.port.control(ControlCall::new(request, reply));
+    }
+
     /// Passes the call on; `then` looks at its answer before it goes back.
-    fn pass(&self, call: ControlCall, then: impl FnOnce(&Shared, &mut ControlAnswer) + Send + 'static) {
+    fn pass(&self, call: ControlCall, then: impl FnOnce(&Arc<Shared>, &mut ControlAnswer) + Send + 'static) {
         let (request, reply): (ControlRequest, Reply) = call.into_parts();
         let shared = Arc::clone(&self.shared);
         let reply = move |mut answer: Result<ControlAnswer, ControlError>| {
@@ -127,15 +164,62 @@ impl ControlPort for Exports {
                     exports.iter_mut().for_each(|export| shared.complete(export));
                 }
             }),
+            ControlRequest::VolumeCreate(_)
+            | ControlRequest::VolumeRename { .. }
+            | ControlRequest::VolumeRemove { .. }
+            | ControlRequest::VolumeSetHosts { .. }
+                if self.shared.volumes.is_some() =>
+            {
+                self.pass_and_follow(call);
+            }
             _ => self.port.control(call),
         }
     }
 }
 
 impl Shared {
-    fn open(&self) -> MutexGuard<'_, BTreeMap<ExportId, Open>> {
+    pub(super) fn open(&self) -> MutexGuard<'_, BTreeMap<ExportId, Open>> {
         // What a panic elsewhere left is whole: each change is one insertion or removal.
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn on_demand(&self) -> MutexGuard<'_, OnDemand> {
+        // As above.
+        self.on_demand.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets the thread that accepts follow the volumes.
+    fn follow(self: &Arc<Self>) {
+        if self.volumes.is_some() {
+            let shared = Arc::clone(self);
+            self.remote.run(move || shared.follow_volumes());
+        }
+    }
+
+    /// A volume's own socket gives way to an export. Whoever is attached through it stays so.
+    fn claim(&self, path: &Path) {
+        let mut on_demand = self.on_demand();
+        on_demand.claimed.insert(path.to_owned());
+        let Some(number) = on_demand.socket_at(path) else { return };
+        on_demand.forget(path);
+        drop(on_demand);
+        self.remote.close(number);
+        self.wait_for_sockets();
+    }
+
+    /// Until the thread that accepts has done what it was told.
+    fn wait_for_sockets(&self) {
+        let (done, wait) = std::sync::mpsc::channel();
+        self.remote.run(move || {
+            // Somebody waits, below.
+            let _ = done.send(());
+        });
+        // An error: that thread has ended, and with it every socket.
+        let _ = wait.recv();
+    }
+
+    fn unclaim(&self, path: &Path) {
+        self.on_demand().claimed.remove(path);
     }
 
     /// The socket of an export that is to be made.
@@ -152,7 +236,8 @@ impl Shared {
                 ),
             ));
         }
-        self.bind(&path, add.kind)
+        self.claim(&path);
+        self.bind(&path, add.kind).inspect_err(|_| self.unclaim(&path))
     }
 
     fn bind(&self, path: &Path, kind: ExportKind) -> Result<Bound, ControlError> {
@@ -166,27 +251,41 @@ impl Shared {
 
     /// Begins to accept for an export.
     fn accept(&self, export: Arc<Export>, bound: Bound) {
-        let id = export.id;
+        let number = self.listen(&export, bound);
+        let (id, socket) = (export.id, export.socket.clone());
+        self.open().insert(id, Open { export, socket: Ok(number) });
+        self.unclaim(&socket);
+    }
+
+    /// Clients of the socket go to the transport.
+    pub(super) fn listen(&self, export: &Arc<Export>, bound: Bound) -> SocketNumber {
         let server = self.servers.get(&export.kind).map(Arc::clone);
-        let served = Arc::clone(&export);
-        let number = self.remote.listen(
+        let served = Arc::clone(export);
+        self.remote.listen(
             bound,
             Box::new(move |connection| match &server {
                 Some(server) => server.connected(&served, connection),
-                None => tracing::warn!(export = id.0, "nobody serves exports of this kind: the client is sent away"),
+                None => {
+                    tracing::warn!(export = served.id.0, "nobody serves exports of this kind: the client is sent away");
+                }
             }),
-        );
-        self.open().insert(id, Open { export, socket: Ok(number) });
+        )
     }
 
-    fn close(&self, id: ExportId) {
+    /// The connections of an export end.
+    pub(super) fn end(&self, export: &Export) {
+        if let Some(server) = self.servers.get(&export.kind) {
+            server.removed(export.id);
+        }
+    }
+
+    fn close(self: &Arc<Self>, id: ExportId) {
         let Some(open) = self.open().remove(&id) else { return };
         if let Ok(number) = open.socket {
             self.remote.close(number);
         }
-        if let Some(server) = self.servers.get(&open.export.kind) {
-            server.removed(id);
-        }
+        self.end(&open.export);
+        self.follow();
     }
 
     /// Adds what the owner does not know.

@@ -10,6 +10,7 @@ mod grow;
 mod in_process;
 pub mod log;
 mod log_place;
+mod on_demand;
 mod running;
 pub mod shm;
 mod start;

@@ -135,7 +135,8 @@ pub fn start(config: TargetConfig, progress: &mut dyn FnMut(&Progress)) -> Resul
             let vhost: Arc<dyn ServeExport> =
                 Arc::new(VhostServer::new(plan.vhost(), injectors, plan.registry(), plan.interests()));
             let servers = Servers::from([(ExportKind::VhostUser, vhost)]);
-            let exports = Exports::start(plan.exports(), port, sockets.remote(), &config, servers);
+            let volumes = config.volume_sockets.then(|| plan.vhost());
+            let exports = Exports::start(plan.exports(), port, sockets.remote(), &config, servers, volumes);
             let held = (files, log_paths);
             let door = entry.map(|entry| entry.listen(&sockets.remote()));
             let control = backend.control_port(Arc::new(exports));

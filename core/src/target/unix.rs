@@ -163,7 +163,8 @@ fn what_it_is(found: &Metadata) -> &'static str {
     }
 }
 
-fn somebody_listens(path: &Path, kind: SocketType) -> io::Result<bool> {
+/// Whether a process answers there.
+pub(super) fn somebody_listens(path: &Path, kind: SocketType) -> io::Result<bool> {
     let socket = socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
     match connect(&socket, &SocketAddrUnix::new(SocketPath::of(path)?.as_path())?) {
         // A full backlog is somebody's; a socket of another type has an owner too.
@@ -199,6 +200,7 @@ pub struct SocketNumber(u64);
 enum Command {
     Listen(SocketNumber, Bound, Accept),
     Close(SocketNumber),
+    Run(Box<dyn FnOnce() + Send>),
     Discard(Bound),
     Stop,
 }
@@ -235,6 +237,12 @@ impl Remote {
     /// Takes a socket back that was never accepted from; its file is removed.
     pub fn discard(&self, bound: Bound) {
         self.tell(Command::Discard(bound));
+    }
+
+    /// Calls this on the thread that accepts, after all that it was told before. Nobody is accepted meanwhile: it is to be short.
+    /// Dropped uncalled if that thread has ended.
+    pub fn run(&self, call: impl FnOnce() + Send + 'static) {
+        self.tell(Command::Run(Box::new(call)));
     }
 
     /// Closes every socket.
@@ -330,11 +338,12 @@ impl Listening {
     /// Does what it was told. `false` to end.
     fn obey(&mut self) -> bool {
         let _ = self.bell.take();
-        for command in self.received.try_iter() {
+        while let Ok(command) = self.received.try_recv() {
             match command {
                 Command::Listen(number, bound, accept) => self.sockets.push((number, bound, accept)),
                 Command::Discard(bound) => drop(bound),
                 Command::Close(number) => self.sockets.retain(|(of, ..)| *of != number),
+                Command::Run(call) => call(),
                 Command::Stop => return false,
             }
         }

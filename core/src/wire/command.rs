@@ -25,20 +25,7 @@ pub mod admin {
 }
 
 /// Opcodes of the NVM command set (nvm 3.2, base 7 for Flush).
-pub mod nvm {
-    /// Base 7.1.
-    pub const FLUSH: u8 = 0x00;
-    /// Nvm 3.2.6.
-    pub const WRITE: u8 = 0x01;
-    /// Nvm 3.2.4.
-    pub const READ: u8 = 0x02;
-    /// Nvm 3.2.1.
-    pub const COMPARE: u8 = 0x05;
-    /// Nvm 3.2.8.
-    pub const WRITE_ZEROES: u8 = 0x08;
-    /// Nvm 3.2.3.
-    pub const DATASET_MANAGEMENT: u8 = 0x09;
-}
+pub use ringway_shm_ring::command::opcode as nvm;
 
 /// The opcode of all fabrics commands, on every queue (base 6).
 pub const FABRICS: u8 = 0x7F;

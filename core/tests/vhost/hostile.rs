@@ -5,8 +5,8 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use ringway_shm_ring::virtqueue::driver::Piece;
-use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
+use vhost::{VhostBackend, VhostUserMemoryRegionInfo};
 
 use super::rig::{
     DATA, F_BASE, F_PACKED, IO_ERROR, MIB, OK, READ, Rig, Vm, WRITE, Wish, back, create_memory, eventually, greet, out,
@@ -136,6 +136,40 @@ fn tables_and_rings_that_cannot_be_are_refused_and_the_old_ones_stay() {
     is_well(&mut vm);
     // A ring that is moved while it runs goes on where it is then; to nowhere, it stops.
     vm.set_address(0, None);
+    is_well(&mut vm);
+}
+
+#[test]
+fn memory_that_goes_round_the_end_of_all_addresses_costs_its_front_end_the_connection_at_most() {
+    let rig = Rig::new();
+    let (mine, other) = (rig.disk("mine", 32 * MIB), rig.disk("other", 32 * MIB));
+    let mut bystander = Vm::new(&other, Wish::default());
+    let (fd, _memory) = create_memory(4 * MIB, false);
+    let fits = region_info(1 << 32, 4 * MIB, 0, &fd);
+    for wraps in [
+        VhostUserMemoryRegionInfo { guest_phys_addr: u64::MAX - MIB + 1, ..fits },
+        VhostUserMemoryRegionInfo { userspace_addr: u64::MAX - MIB + 1, ..fits },
+        VhostUserMemoryRegionInfo { mmap_offset: u64::MAX - 4095, ..fits },
+        VhostUserMemoryRegionInfo { memory_size: u64::MAX - (1 << 32), ..fits },
+    ] {
+        for adds in [false, true] {
+            let mut vm = Vm::new(&mine, Wish::default());
+            is_well(&mut vm);
+            let is_refused = if adds {
+                vm.frontend.add_mem_region(&wraps).is_err()
+            } else {
+                vm.frontend.set_mem_table(&[wraps]).is_err()
+            };
+            assert!(is_refused, "{:#x} bytes at {:#x}", wraps.memory_size, wraps.guest_phys_addr);
+        }
+        is_well(&mut bystander);
+    }
+    // A hole in a table is no fault; what lies in it is.
+    let mut vm = Vm::new(&mine, Wish::default());
+    vm.frontend.add_mem_region(&fits).unwrap();
+    assert_eq!(vm.request(0, READ, 0, &[back(1 << 32, 4096)]), OK);
+    assert_eq!(vm.request(0, READ, 0, &[back((1 << 32) - 4096, 4096)]), IO_ERROR);
+    assert_eq!(vm.request(0, READ, 0, &[back((1 << 32) - 4096, 8192)]), IO_ERROR);
     is_well(&mut vm);
 }
 

@@ -412,6 +412,57 @@ fn every_polling_policy_hears_every_kick() {
 }
 
 #[test]
+fn a_write_cache_that_was_switched_off_stays_off_for_the_next_target_and_not_for_the_next_machine() {
+    let rig = Rig::new();
+    rig.volume("v", 32 * MIB);
+    let socket = rig.export("v", |_| {}).socket;
+    let cache = |vm: &mut Vm| vm.frontend.get_config(32, 1, VhostUserConfigFlags::WRITABLE, &[0]).unwrap().1[0];
+    let mut vm = Vm::new(&socket, Wish { inflight: true, ..Wish::default() });
+    assert_eq!(vm.write(0, 0, &[1; 4096]), OK);
+    vm.frontend.set_config(32, VhostUserConfigFlags::WRITABLE, &[0]).unwrap();
+    // Its connection breaks with its rings running: it is the same machine that comes back.
+    vm.reconnect(&socket);
+    assert_eq!(cache(&mut vm), 0);
+    assert_eq!(vm.write(0, 8, &[2; 4096]), OK);
+    // And by itself it changes its mind, for good.
+    vm.frontend.set_config(32, VhostUserConfigFlags::WRITABLE, &[1]).unwrap();
+    vm.reconnect(&socket);
+    assert_eq!(cache(&mut vm), 1);
+    vm.frontend.set_config(32, VhostUserConfigFlags::WRITABLE, &[0]).unwrap();
+    // It ends in order: another machine has its own cache.
+    vm.frontend.get_vring_base(0).unwrap();
+    drop(vm);
+    let mut next = Vm::new(&socket, Wish::default());
+    assert_eq!(cache(&mut next), 1);
+}
+
+#[test]
+fn a_guest_of_more_than_a_gigabyte_is_pinned_in_slices_and_let_go() {
+    let rig = Rig::new();
+    rig.volume("v", 32 * MIB);
+    let export = rig.export("v", |add| add.pin_guest = true);
+    let pinned = || rig.metrics().reactors.iter().map(|reactor| reactor.registered_bytes.get()).sum::<u64>();
+    let reactors = rig.metrics().reactors.len() as u64;
+    let len = 1100 * MIB;
+    let mut vm = Vm::new(&export.socket, Wish { memory: len, ..Wish::default() });
+    let mut round = 0;
+    // It is served meanwhile: registering what is not there yet takes the kernel a second or more a gigabyte.
+    while pinned() != len * reactors {
+        let data = pattern(round, 4096);
+        assert_eq!(vm.write(0, round % 1000 * 8, &data), OK);
+        assert!(vm.read(0, round % 1000 * 8, 4096) == data);
+        round += 1;
+        assert!(round < 2_000_000, "{} of {} bytes are registered", pinned(), len * reactors);
+    }
+    // At the end of it, across a border of slices, and at the start of another.
+    for at in [len - 8192, 512 * MIB - 4096, 1024 * MIB] {
+        assert_eq!(vm.request(0, READ, 0, &[back(at, 8192)]), OK, "at {at}");
+    }
+    drop(vm);
+    eventually("its memory is let go", || pinned() == 0);
+}
+
+#[test]
 fn a_disk_that_rests_lets_its_reactors_sleep_unless_its_export_wants_them_to_poll() {
     let rig = Rig::of(PoolSpec::Null(1 << 30));
     rig.volume("v", 32 * MIB);

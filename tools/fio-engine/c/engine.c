@@ -73,7 +73,17 @@ struct job {
 	/* fio's buffers are the session's. */
 	int shared_memory;
 	char why[WHY_ROOM];
+	char told[WHY_ROOM];
 };
+
+/* A session that is lost says so for each request, and again when fio asks for what was in flight: once is enough. */
+static void tell(struct job *job)
+{
+	if (!strcmp(job->told, job->why))
+		return;
+	log_err("ringway: %s\n", job->why);
+	memcpy(job->told, job->why, sizeof(job->told));
+}
 
 static int fail(struct thread_data *td, int error, const char *why)
 {
@@ -208,7 +218,7 @@ static enum fio_q_status queue(struct thread_data *td, struct io_u *io_u)
 		io_u->error = ringway_queue(job->session, what, io_u->offset, io_u->xfer_buflen, io_u->xfer_buf, (uintptr_t)io_u,
 					    job->why, sizeof(job->why));
 	if (io_u->error) {
-		log_err("ringway: %s\n", job->why);
+		tell(job);
 		td_verror(td, io_u->error, "ringway");
 		return FIO_Q_COMPLETED;
 	}
@@ -236,7 +246,7 @@ static int getevents(struct thread_data *td, unsigned int min, unsigned int max,
 		count = ringway_wait(job->session, min, max, slice, job->ended);
 		if (count < 0) {
 			ringway_why(job->session, job->why, sizeof(job->why));
-			log_err("ringway: %s\n", job->why);
+			tell(job);
 			td_verror(td, -count, "ringway");
 			return count;
 		}

@@ -49,6 +49,9 @@ fails() {
     echo "fio did not fail: $*" >&2
     return 1
   fi
+  local twice
+  twice=$(grep '^ringway: ' <<<"$said" | sort | uniq -d)
+  [ -z "$twice" ] || { printf 'said more than once: %s\n' "$twice" >&2; return 1; }
   grep -qF -- "$says" <<<"$said" || { printf '%s\nis not said in\n%s\n' "$says" "$said" >&2; return 1; }
 }
 

@@ -9,3 +9,5 @@ fails 'ringway volume list' --volume=nope "${read[@]}"
 fails 'a job has one ring' --volume=v --queues=2 "${read[@]}"
 fails 'logical block' --volume=v --rw=read --bs=512 --size=1m
 engine --volume=v "${read[@]}"
+# who does not wait for a lost target is let in all the same
+engine --volume=v --reconnect=0 "${read[@]}"

@@ -26,6 +26,7 @@ pub(crate) fn start(plan: &Plan) -> Result<Box<dyn Engine>, Failure> {
     config.crash_log.clone_from(&plan.crash_log);
     config.backend_credentials.clone_from(&plan.backend_credentials);
     config.shm = true;
+    config.volume_sockets = true;
     if let Some(Size(bytes)) = plan.buffers {
         config.buffer_bytes =
             usize::try_from(bytes).map_err(|_| Failure::usage("the buffers do not fit this machine"))?;

@@ -107,7 +107,8 @@ fn what_is_in_the_way_of_a_socket_is_left_alone_unless_it_is_a_leftover() {
     home.export("add vhost-user nope").fails(3, "no volume named");
     // What failed has left nothing behind.
     assert_eq!(home.export("list --json").json(), Value::Array(Vec::new()));
-    assert_eq!(fs::read_dir(home.socket("vhost")).unwrap().count(), 0);
+    let left: Vec<_> = fs::read_dir(home.socket("vhost")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["v.sock"], "and the volume has its own socket");
 
     // A path that is taken at the next start costs that export, and says so; the rest is served.
     fs::remove_file(&at).unwrap();
@@ -145,6 +146,54 @@ fn a_runtime_folder_with_a_long_path_serves_rings_and_says_why_it_has_no_disks()
     home.export("add vhost-user v").fails(2, "shorter --runtime");
     let client = Client::connect(ConnectOptions::new(long.join("shm.sock"), "v")).unwrap();
     client.take_queue().unwrap().write_at(0, &[7; 512], false).unwrap();
+}
+
+#[test]
+fn each_volume_has_a_socket_while_it_is_served_that_comes_and_goes_with_it() {
+    let home = Home::new();
+    let daemon = home.serve(POOL_ARGS);
+    let volume = |args: &str| home.place.run(&["volume"].into_iter().chain(args.split(' ')).collect::<Vec<_>>()).json();
+    let listens = |name: &str| UnixStream::connect(home.socket("vhost").join(name)).is_ok();
+    volume("create a/b 1MiB --json");
+    assert!(listens("a%2Fb.sock"), "it is there when the volume is");
+    assert_eq!(fs::metadata(home.socket("vhost/a%2Fb.sock")).unwrap().mode() & 0o777, 0o600);
+    volume("rename a/b c --json");
+    assert!(listens("c.sock") && !home.socket("vhost/a%2Fb.sock").exists());
+    // A list of hosts says who may; a virtual machine is none of them.
+    let host = "nqn.2014-08.org.nvmexpress:uuid:11111111-2222-3333-4444-555555555555";
+    volume(&format!("create listed 1MiB --host {host} --json"));
+    assert!(!home.socket("vhost/listed.sock").exists());
+    volume(&format!("hosts c {host} --json"));
+    assert!(!home.socket("vhost/c.sock").exists());
+    volume("hosts c --json");
+    assert!(listens("c.sock"));
+    // An export takes its place, and gives it back.
+    volume("create d 1MiB --json");
+    let made = || fs::metadata(home.socket("vhost/d.sock")).map(|found| (found.ctime(), found.ctime_nsec())).unwrap();
+    let before = made();
+    home.export("add vhost-user d --read-only --json").json();
+    assert!(listens("d.sock") && made() != before, "the socket is still the volume's own");
+    assert_eq!(home.export("list --json").json().as_array().unwrap().len(), 1);
+    home.export("remove d --json").json();
+    let started = std::time::Instant::now();
+    while !listens("d.sock") {
+        assert!(started.elapsed().as_secs() < 10, "the volume's own socket has not come back");
+    }
+    // Refused, and the volume keeps its own.
+    home.export("add vhost-user d --socket /no/such/folder/s").fails(3, "/no/such/folder/s");
+    assert!(listens("d.sock"));
+    volume("create gone 1MiB --json");
+    daemon.kill();
+    // What a killed target has left of a volume that is gone is removed at the next start, and nothing else.
+    let left = home.socket("vhost/never.sock");
+    drop(UnixListener::bind(&left).unwrap());
+    fs::write(home.socket("vhost/letter.sock"), "dear").unwrap();
+    let daemon = home.serve(&[]);
+    assert!(listens("d.sock") && listens("gone.sock") && !left.exists() && home.socket("vhost/letter.sock").exists());
+    volume("remove gone --force --json");
+    assert!(!home.socket("vhost/gone.sock").exists());
+    assert_eq!(daemon.stop().code, Some(0));
+    assert!(!home.socket("vhost/d.sock").exists(), "a socket outlived its daemon");
 }
 
 #[test]

@@ -43,6 +43,9 @@ fn the_demo_runs_without_root_and_with_little_memory_to_lock() {
     // It says what would make it faster.
     let log = fs::read_to_string(kept(&home).join("target.log")).unwrap();
     assert!(log.contains("LimitMEMLOCK"), "{log}");
+    // The clients of the native ring were served from memory that is not registered.
+    assert!(log.contains("memory of a client cannot be registered"), "{log}");
+    assert!(rows.iter().any(|row| row["transport"] == "shm"), "{report}");
 }
 
 fn kept(home: &Path) -> std::path::PathBuf {

@@ -1,7 +1,7 @@
 #!/bin/bash
 # limit: 420
 # disk: 1 GiB
-# kernels: backports
+# kernels: backports bookworm
 # host: vhost
 #
 # A volume is this machine's vhost-user disk: two queues, packed rings, resuming what was in flight. It is partitioned, has a file

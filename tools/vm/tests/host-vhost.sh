@@ -45,7 +45,6 @@ rm -f "$SHARE"/ask.* "$SHARE"/answer.*
 "$RINGWAY" pool format "$WORK/pool" --size 3GiB --allocate sparse >/dev/null
 start
 ringway volume create "$VOLUME" 1GiB >/dev/null
-ringway export add vhost-user "$VOLUME" --queues 4 >/dev/null
 echo "-chardev socket,id=vhost,path=$RUNTIME/vhost/$VOLUME.sock,reconnect-ms=200" \
   "-device vhost-user-blk-pci,chardev=vhost,num-queues=2,queue-size=256,packed=on"
 

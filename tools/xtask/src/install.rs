@@ -38,6 +38,8 @@ const NEEDS: &[Need] = &[
     need(Group::Vm, "xz", VM),
     need(Group::Vm, "zstd", VM),
     need(Group::Vm, "mke2fs", VM),
+    need(Group::Vm, "libvirtd", VM),
+    need(Group::Vm, "virsh", VM),
     // libFuzzer is C++
     need(Group::Fuzz, "g++", "g++"),
     need(Group::Bench, "fio", "fio"),

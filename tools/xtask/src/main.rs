@@ -12,6 +12,7 @@ mod fuzz;
 mod install;
 mod plain;
 mod report;
+mod sanitize;
 mod soak;
 mod test;
 mod tidy;
@@ -55,6 +56,12 @@ enum Task {
         /// Targets; all where none is named
         targets: Vec<String>,
     },
+    /// The tests of the files with unsafe code, under the address sanitizer
+    Sanitize {
+        /// Only the crates that have them: leave out the target's tests that go through them
+        #[arg(long)]
+        short: bool,
+    },
     /// The engine that Debian's fio loads, target/release/libringway-fio.so, and its tests
     FioEngine(fio_engine::Options),
     /// The benchmarks; arguments go to the benchmark program
@@ -76,6 +83,7 @@ fn main() -> ExitCode {
         Task::Soak { minutes } => soak::run(minutes),
         Task::Vm(options) => vm::run(&options),
         Task::Fuzz { seconds, targets } => fuzz::run(seconds, &targets),
+        Task::Sanitize { short } => sanitize::run(short),
         Task::FioEngine(options) => fio_engine::run(&options),
         Task::Bench { arguments } => bench::run(&arguments),
     };

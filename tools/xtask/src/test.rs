@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::command::{cargo, describe, run_reading, succeeded, succeeds, target_dir};
 use crate::report::{Counts, Failure, Report, Skip};
-use crate::{fio_engine, fuzz, install, plain, vm};
+use crate::{fio_engine, fuzz, install, plain, sanitize, vm};
 
 /// The crash tests replay tens of thousands of cuts; on two busy cores that stays far below this.
 const LIMIT: Duration = Duration::from_secs(40 * 60);
@@ -28,24 +28,26 @@ pub(crate) fn run(quick: bool) -> Report {
         return report;
     }
     workspace(&mut report);
-    report.counted("orderings of the mailbox under loom", || runner(loom(), LIMIT, libtest));
+    report.counted("orderings of the mailbox and of the native ring under loom", || runner(loom(), LIMIT, libtest));
     if quick {
         report.left_out(
-            "the plain build, the test VM (cargo xtask vm), the fio engine (cargo xtask fio-engine) and the fuzz targets \
-             (cargo xtask fuzz)",
+            "the plain build, the test VM (cargo xtask vm), the fio engine (cargo xtask fio-engine), the address sanitizer (cargo \
+             xtask sanitize) and the fuzz targets (cargo xtask fuzz)",
         );
     } else {
         report.step("plain build with gcc alone", plain::build);
         fio_engine::run_in(&mut report, &fio_engine::Options::default());
         vm::run_in(&mut report, &vm::Options::default());
+        sanitize::run_in(&mut report, true);
         fuzz::run_in(&mut report, FUZZ_SECONDS, &[]);
     }
     report
 }
 
-/// Every interleaving of the mailbox's atomics. With another cfg everything below it is built again, so in a folder of its own.
+/// Every interleaving of the atomics of the mailbox and of the native ring. With another cfg everything below it is built again, so in a folder of its own.
 fn loom() -> Command {
-    let mut command = cargo(["test", "--package", "ringway-reactor", "--lib", "--target-dir"]);
+    let mut command =
+        cargo(["test", "--package", "ringway-reactor", "--package", "ringway-shm-ring", "--lib", "--target-dir"]);
     command.arg(target_dir().join("loom")).arg("loom_").env("RUSTFLAGS", "--cfg loom");
     command
 }
@@ -80,6 +82,11 @@ fn run_workspace(report: &mut Report, skips: &Path) {
             runner(cargo(&["test", "--workspace", "--all-features", "--no-fail-fast"]), LIMIT, libtest)
         });
     }
+}
+
+/// Runs a `cargo test` of `sanitize`.
+pub(crate) fn sanitized(command: Command, limit: Duration) -> Result<Counts, Failure> {
+    runner(command, limit, libtest)
 }
 
 /// Runs the tests whose names have `filter` in them, one after the other.

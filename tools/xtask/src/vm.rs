@@ -45,6 +45,12 @@ struct Test {
     host: Option<String>,
 }
 
+/// Tests that start their guests themselves: their names, and their scripts in tools/vm.
+const ON_THE_HOST: [(&str, &str); 2] = [
+    ("a_libvirt_guest_keeps_its_disk_through_a_kill_of_the_target", "libvirt"),
+    ("a_guest_moves_to_another_qemu_while_it_writes_to_its_disk", "migrate"),
+];
+const ON_THE_HOST_LIMIT: Duration = Duration::from_secs(7 * 60);
 const BUILD_LIMIT: Duration = Duration::from_secs(30 * 60);
 /// Images are built from a mirror over the network.
 const IMAGE_LIMIT: Duration = Duration::from_secs(15 * 60);
@@ -70,6 +76,12 @@ pub(crate) fn run_in(report: &mut Report, options: &Options) {
     if !ready || !report.step("what the guest shares", || fill_share(&share, &folder, options.target)) {
         return;
     }
+    for (name, script) in ON_THE_HOST {
+        let is_chosen = options.tests.is_empty() || options.tests.iter().any(|chosen| name.contains(chosen.as_str()));
+        if is_chosen && options.target == Target::Ringway {
+            report.step(&name.replace('_', " "), || on_the_host(script, &share));
+        }
+    }
     let mut kernels: Vec<String> = tests.iter().map(|test| test.kernel.clone()).collect();
     kernels.sort();
     kernels.dedup();
@@ -81,6 +93,17 @@ pub(crate) fn run_in(report: &mut Report, options: &Options) {
             }
         }
     }
+}
+
+fn on_the_host(script: &str, share: &Path) -> Result<(), String> {
+    let work = share.with_file_name(script);
+    if work.exists() {
+        fs::remove_dir_all(&work).map_err(|why| format!("{}: {why}", work.display()))?;
+    }
+    fs::create_dir_all(&work).map_err(|why| format!("{}: {why}", work.display()))?;
+    let mut command = Command::new(root().join("tools/vm").join(script));
+    command.arg(&work).env("RINGWAY", share.join("ringway"));
+    command::run(command, IMAGE_LIMIT + ON_THE_HOST_LIMIT)
 }
 
 fn image(kernel: &str) -> Result<(), String> {
@@ -216,8 +239,13 @@ fn read_header(script: &str, text: &str) -> Result<Vec<Test>, String> {
 }
 
 fn select(all: Vec<Test>, chosen: &[String]) -> Result<Vec<Test>, String> {
-    let names: Vec<String> = all.iter().map(|test| format!("    {}", test.script)).collect();
-    if let Some(unknown) = chosen.iter().find(|name| !all.iter().any(|test| test.script.contains(name.as_str()))) {
+    let scripts = all.iter().map(|test| test.script.as_str());
+    let names: Vec<String> =
+        scripts.chain(ON_THE_HOST.map(|(name, _)| name)).map(|name| format!("    {name}")).collect();
+    let is_known = |name: &str| {
+        ON_THE_HOST.iter().any(|(known, _)| known.contains(name)) || all.iter().any(|test| test.script.contains(name))
+    };
+    if let Some(unknown) = chosen.iter().find(|name| !is_known(name)) {
         return Err(format!("no VM test has {unknown} in its name; there are:\n{}", names.join("\n")));
     }
     let wanted = |test: &Test| chosen.is_empty() || chosen.iter().any(|name| test.script.contains(name.as_str()));

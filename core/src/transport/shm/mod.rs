@@ -100,21 +100,18 @@ mod token {
 
     use crate::tokens;
 
-    const BASE: u64 = (tokens::SHM as u64) << 56;
     pub(super) const WAIT: u8 = 0;
     pub(super) const SIGNAL: u8 = 1;
 
     pub(super) fn wait(queue: usize) -> Token {
-        Token(BASE | u64::from(WAIT) << 48 | queue as u64)
+        tokens::operation(tokens::SHM, WAIT, queue)
     }
 
     pub(super) fn signal() -> Token {
-        Token(BASE | u64::from(SIGNAL) << 48)
+        tokens::operation(tokens::SHM, SIGNAL, 0)
     }
 
-    pub(super) fn parse(token: Token) -> (u8, usize) {
-        ((token.0 >> 48) as u8, token.0 as u32 as usize)
-    }
+    pub(super) use crate::tokens::parse;
 }
 
 /// The native rings of one reactor.

@@ -143,26 +143,23 @@ pub(super) mod token {
 
     use crate::tokens;
 
-    const BASE: u64 = (tokens::TCP as u64) << 56;
     pub(super) const RECEIVE: u8 = 0;
     pub(super) const SEND: u8 = 1;
     pub(super) const ACCEPT: u8 = 2;
 
     pub(super) fn receive(connection: usize) -> Token {
-        Token(BASE | connection as u64)
+        tokens::operation(tokens::TCP, RECEIVE, connection)
     }
 
     pub(super) fn send(connection: usize) -> Token {
-        Token(BASE | u64::from(SEND) << 48 | connection as u64)
+        tokens::operation(tokens::TCP, SEND, connection)
     }
 
     pub(super) fn accept(listener: usize) -> Token {
-        Token(BASE | u64::from(ACCEPT) << 48 | listener as u64)
+        tokens::operation(tokens::TCP, ACCEPT, listener)
     }
 
-    pub(super) fn parse(token: Token) -> (u8, usize) {
-        ((token.0 >> 48) as u8, token.0 as u32 as usize)
-    }
+    pub(super) use crate::tokens::parse;
 }
 
 struct Listener {

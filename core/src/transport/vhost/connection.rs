@@ -14,6 +14,7 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlag
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use vhost::vhost_user::{BackendReqHandler, Error};
 
+use super::cache_mode::CacheMode;
 use super::device::Device;
 use super::mail::DeviceState;
 use super::server::{ConfigChannel, Link};
@@ -71,19 +72,20 @@ pub(super) fn serve(link: &Arc<Link>, export: &Export, socket: UnixStream) {
     };
     match socket.try_clone() {
         Ok(clone) => {
+            let cache_mode = CacheMode::of(&export.socket);
             let state = Arc::new(DeviceState {
                 volume: export.volume,
                 association,
                 read_only: export.read_only || record.is_snapshot() || link.is_read_only(),
                 polling: export.polling,
                 // What a front end is told that asks before it has agreed on features.
-                write_back: AtomicBool::new(true),
+                write_back: AtomicBool::new(cache_mode.is_write_back()),
                 socket: clone,
                 name: name.clone(),
                 subsystem: volume_nqn(&record),
             });
             let first = link.next_reactor();
-            let device = Device::new(Arc::clone(link), state, export.queues, export.pin_guest, first);
+            let device = Device::new(Arc::clone(link), state, export, cache_mode, first);
             let device = Arc::new(Mutex::new(device));
             tracing::info!(export = name, "a front end is attached");
             let ended = exchange(socket, &device, &link.channel(&record));

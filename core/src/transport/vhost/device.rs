@@ -26,9 +26,11 @@ use vhost::vhost_user::message::{
 use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
 
 use super::blk::{self, ConfigSpace, feature};
+use super::cache_mode::CacheMode;
 use super::mail::{DeviceState, Mail, RingId, RingSetup, Stopped};
 use super::mapping::{Mapped, map_file, map_region};
 use super::server::Link;
+use crate::export::Export;
 use crate::node::interest::Interest;
 
 /// Entries of a ring at most: as QEMU has it.
@@ -83,6 +85,9 @@ pub(super) struct Device {
     state: Arc<DeviceState>,
     queues: u16,
     pin_guest: bool,
+    cache_mode: CacheMode,
+    /// A ring has run.
+    has_run: bool,
     first_reactor: usize,
     offered: u64,
     features: u64,
@@ -104,16 +109,19 @@ impl Device {
     pub(super) fn new(
         link: Arc<Link>,
         state: Arc<DeviceState>,
-        queues: u16,
-        pin_guest: bool,
+        export: &Export,
+        cache_mode: CacheMode,
         first_reactor: usize,
     ) -> Device {
+        let queues = export.queues;
         Device {
             offered: blk::features(state.read_only),
             link,
             state,
             queues,
-            pin_guest,
+            pin_guest: export.pin_guest,
+            cache_mode,
+            has_run: false,
             first_reactor,
             features: 0,
             protocol: 0,
@@ -179,6 +187,7 @@ impl Device {
         self.ask(self.reactor_of(index), |reply| Mail::Start(Box::new(setup), reply))?.map_err(refused)?;
         let interest = self.link.interest(self.reactor_of(index), self.state.polling);
         self.vrings[index].running = Some(Running { id, _interest: interest });
+        self.has_run = true;
         Ok(())
     }
 
@@ -245,6 +254,10 @@ impl Device {
 
     /// The front end is gone: nothing of its guest is touched any more when this returns.
     pub(super) fn close(&mut self) {
+        if self.has_run && self.vrings.iter().all(|vring| vring.running.is_none()) {
+            // Its guest has ended in order: the next one begins anew.
+            self.cache_mode.note(true);
+        }
         for index in 0..self.vrings.len() {
             // The target is stopping, then, and has ended them itself.
             let _ = self.stop(index, true);
@@ -303,6 +316,7 @@ impl VhostUserBackendReqHandlerMut for Device {
             self.vrings[index] = Vring { enabled, ..Vring::default() };
         }
         self.inflight = None;
+        self.cache_mode.note(true);
         self.state.write_back.store(blk::is_write_back(self.features, true), Ordering::Relaxed);
         Ok(())
     }
@@ -324,7 +338,8 @@ impl VhostUserBackendReqHandlerMut for Device {
             let changed = device.features ^ features;
             device.features = features;
             if changed & (feature::FLUSH | feature::CONFIG_WCE) != 0 || first {
-                device.state.write_back.store(blk::is_write_back(features, true), Ordering::Relaxed);
+                let configured = device.cache_mode.is_write_back();
+                device.state.write_back.store(blk::is_write_back(features, configured), Ordering::Relaxed);
             }
             // Without the protocol features nobody says that they are enabled.
             if !device.has(feature::PROTOCOL_FEATURES) {
@@ -445,6 +460,7 @@ impl VhostUserBackendReqHandlerMut for Device {
     fn set_config(&mut self, offset: u32, buf: &[u8], _: VhostUserConfigFlags) -> Result<()> {
         match (offset, buf) {
             (blk::WRITEBACK_OFFSET, &[value @ (0 | 1)]) if self.has(feature::CONFIG_WCE) => {
+                self.cache_mode.note(value == 1);
                 self.state.write_back.store(value == 1, Ordering::Relaxed);
                 Ok(())
             }

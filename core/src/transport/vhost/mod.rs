@@ -9,6 +9,7 @@
 //! front end or a guest is trusted: what it does wrong ends its request, its ring or its connection.
 
 mod blk;
+mod cache_mode;
 mod connection;
 mod device;
 mod mail;
@@ -74,26 +75,23 @@ mod token {
 
     use crate::tokens;
 
-    const BASE: u64 = (tokens::VHOST as u64) << 56;
     pub(super) const KICK: u8 = 0;
     pub(super) const CALL: u8 = 1;
     pub(super) const ERROR: u8 = 2;
 
     pub(super) fn kick(ring: usize) -> Token {
-        Token(BASE | u64::from(KICK) << 48 | ring as u64)
+        tokens::operation(tokens::VHOST, KICK, ring)
     }
 
     pub(super) fn call(ring: usize) -> Token {
-        Token(BASE | u64::from(CALL) << 48 | ring as u64)
+        tokens::operation(tokens::VHOST, CALL, ring)
     }
 
     pub(super) fn error() -> Token {
-        Token(BASE | u64::from(ERROR) << 48)
+        tokens::operation(tokens::VHOST, ERROR, 0)
     }
 
-    pub(super) fn parse(token: Token) -> (u8, usize) {
-        ((token.0 >> 48) as u8, token.0 as u32 as usize)
-    }
+    pub(super) use crate::tokens::parse;
 }
 
 /// The rings of one reactor.

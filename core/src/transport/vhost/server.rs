@@ -47,6 +47,8 @@ struct Inner {
     /// Known to some, by version: to how many.
     arriving: BTreeMap<u64, usize>,
     channels: Vec<Weak<ConfigChannel>>,
+    /// Is to be called when there is another directory.
+    listener: Option<Arc<dyn Fn() + Send + Sync>>,
 }
 
 /// How a front end is told that its disk has changed.
@@ -62,7 +64,7 @@ impl VhostShared {
     /// As the reactors are started with it.
     #[must_use]
     pub fn new(reactors: usize, directory: Arc<Directory>) -> Arc<VhostShared> {
-        let inner = Inner { directory, arriving: BTreeMap::new(), channels: Vec::new() };
+        let inner = Inner { directory, arriving: BTreeMap::new(), channels: Vec::new(), listener: None };
         Arc::new(VhostShared { reactors, inner: Mutex::new(inner) })
     }
 
@@ -80,7 +82,11 @@ impl VhostShared {
         inner.directory = Arc::clone(directory);
         inner.channels.retain(|channel| channel.strong_count() > 0);
         let changed: Vec<_> = inner.channels.iter().filter_map(Weak::upgrade).collect();
+        let listener = inner.listener.clone();
         drop(inner);
+        if let Some(listener) = listener {
+            listener();
+        }
         for channel in changed {
             if let Some(record) = directory.volume(channel.volume)
                 && channel.size.swap(record.size, Ordering::Relaxed) != record.size
@@ -88,6 +94,17 @@ impl VhostShared {
                 channel.tell();
             }
         }
+    }
+
+    /// The volumes that every reactor knows.
+    #[must_use]
+    pub fn directory(&self) -> Arc<Directory> {
+        Arc::clone(&lock(&self.inner).directory)
+    }
+
+    /// From now on this is called, by a reactor, when the volumes have changed. It must not wait.
+    pub fn set_listener(&self, listener: impl Fn() + Send + Sync + 'static) {
+        lock(&self.inner).listener = Some(Arc::new(listener));
     }
 
     fn volume(&self, id: VolumeId) -> Option<Arc<VolumeRecord>> {
