@@ -78,6 +78,13 @@ pub(super) struct Job {
     copy: Option<Copy>,
 }
 
+impl Job {
+    /// Whether writes of its cluster are before it.
+    pub(super) fn waits_for_writes(&self) -> bool {
+        self.stage == Stage::Claim
+    }
+}
+
 /// A copy under way.
 #[derive(Debug)]
 struct Copy {
@@ -131,6 +138,9 @@ impl<L: RecordLog> Shard<L> {
         if self.overlap.claim(stripe, Claimant::Job(id), blocks, Claim::Exclusive) {
             self.background.jobs[id as usize].stage = Stage::Ready;
             self.step_job(io, id);
+        } else {
+            // A write that waits for space may have the claim: it is not to wait for this job.
+            self.space_changed = true;
         }
     }
 

@@ -73,9 +73,11 @@ impl Background {
         tidied.lsn = lsn;
     }
 
-    /// Whether a walk is under way that may give clusters back.
+    /// Whether a walk is under way that may give clusters back. Not while a job waits for writes of its cluster: one of those may
+    /// be the very write that would wait for the job.
     pub(super) fn may_free_space(&self, now: Instant) -> bool {
-        self.courses.iter().any(|course| course.begin_at <= now)
+        let stuck = self.jobs.iter().any(|(_, job)| job.waits_for_writes());
+        !stuck && self.courses.iter().any(|course| course.begin_at <= now)
     }
 
     /// What the map is tidy for as of the journal's durable end, for a checkpoint.
