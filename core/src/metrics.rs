@@ -429,6 +429,27 @@ pub struct PoolMetrics {
     pub dead_shards: Gauge,
 }
 
+/// The backend. Written by its own thread alone.
+#[derive(Debug, Default)]
+pub struct BackendMetrics {
+    /// Snapshots that were stored.
+    pub synced: Counter,
+    /// Snapshots that the backend did not take.
+    pub failed: Counter,
+    /// Bytes of objects that were sent for them.
+    pub sent_bytes: Counter,
+    /// Snapshots on their way.
+    pub running: Gauge,
+    /// Objects that collections deleted.
+    pub deleted_objects: Counter,
+    /// Bytes that the last collection left there.
+    pub kept_bytes: Gauge,
+    /// 1 while the last collection failed.
+    pub collect_failed: Gauge,
+    /// Bytes of volumes that were restored.
+    pub restored_bytes: Counter,
+}
+
 /// All counters of a node.
 #[derive(Debug)]
 pub struct Metrics {
@@ -438,6 +459,8 @@ pub struct Metrics {
     pub shards: Box<[ShardMetrics]>,
     /// The pool.
     pub pool: PoolMetrics,
+    /// The backend.
+    pub backend: BackendMetrics,
     names: Mutex<BTreeMap<VolumeId, String>>,
     connections: Mutex<BTreeMap<u64, Arc<ConnectionMetrics>>>,
 }
@@ -450,6 +473,7 @@ impl Metrics {
             reactors: (0..reactors).map(|_| ReactorMetrics::default()).collect(),
             shards: (0..shards).map(|_| ShardMetrics::default()).collect(),
             pool: PoolMetrics::default(),
+            backend: BackendMetrics::default(),
             names: Mutex::default(),
             connections: Mutex::default(),
         })

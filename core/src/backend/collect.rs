@@ -54,6 +54,9 @@ pub struct Kept {
 pub enum CollectError {
     #[error("{0}")]
     Remote(#[from] RemoteError),
+    /// The catalog did not say what must be kept.
+    #[error("the catalog did not say what must be kept: {0}")]
+    NotTold(String),
     /// The pool has seen less than its backend.
     #[error(
         "the backend has objects of attempt {0}, which this pool has never made: the pool was put back from an older copy, or is served \
@@ -132,14 +135,14 @@ impl Collector {
     }
 
     /// One pass. `kept` is asked once, after the listing.
-    pub async fn pass<F: Future<Output = Kept>>(
+    pub async fn pass<F: Future<Output = Result<Kept, String>>>(
         &mut self,
         unix_s: u64,
         patience: &Patience,
         kept: impl FnOnce() -> F,
     ) -> Result<Pass, CollectError> {
         let listing = Listing::of(self.remote.list(patience).await?);
-        let kept = kept().await;
+        let kept = kept().await.map_err(CollectError::NotTold)?;
         // Packs may be of attempts that died before they were noted; a manifest is put by a noted one.
         if let Some(&future) = listing.manifests.last().filter(|last| last.id > kept.highest) {
             return Err(CollectError::FromTheFuture(future));
@@ -323,12 +326,15 @@ impl Collector {
 
 /// Marks a manifest as committed.
 pub async fn mark(remote: &Remote, attempt: Attempt, unix_s: u64, patience: &Patience) -> Result<(), RemoteError> {
-    // One that is there already says the same with another time.
-    match remote.get_small::<Marker>(Object::Marker(attempt), patience).await {
-        Ok(_) => Ok(()),
-        Err(error) if error.is_missing() => {
-            remote.put_small(Object::Marker(attempt), &Marker { unix_s }, patience).await
-        }
-        Err(error) => Err(error),
+    // One that is there already says the same with another time, also one that came while we looked.
+    let object = Object::Marker(attempt);
+    match remote.get_small::<Marker>(object, patience).await {
+        Ok(_) => return Ok(()),
+        Err(error) if error.is_missing() => {}
+        Err(error) => return Err(error),
+    }
+    match remote.put_small(object, &Marker { unix_s }, patience).await {
+        Err(RemoteError::NotKept(_)) => remote.get_small::<Marker>(object, patience).await.map(drop),
+        outcome => outcome,
     }
 }

@@ -94,7 +94,7 @@ async fn whole_life(remote: &Remote) {
     let mut collector = Collector::new(remote.clone(), Duration::from_millis(5));
     for _ in 0..4 {
         let kept = Kept { live: BTreeSet::from([two.attempt]), highest: 2, ..Kept::default() };
-        collector.pass(1, &patience, || async { kept }).await.unwrap();
+        collector.pass(1, &patience, || async { Ok(kept) }).await.unwrap();
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     let names = remote.list(&patience).await.unwrap();
@@ -102,7 +102,7 @@ async fn whole_life(remote: &Remote) {
     assert!(back(two.attempt, 13).await == pool.contents(VolumeId(1002)), "and the second still comes back");
     for _ in 0..4 {
         let kept = Kept { highest: 2, ..Kept::default() };
-        collector.pass(1, &patience, || async { kept }).await.unwrap();
+        collector.pass(1, &patience, || async { Ok(kept) }).await.unwrap();
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     assert_eq!(remote.list(&patience).await.unwrap(), [], "nothing is left of a pool without snapshots");

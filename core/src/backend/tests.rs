@@ -175,7 +175,7 @@ impl Simulation {
 
     async fn collect(&mut self) {
         let kept = self.kept();
-        let pass = self.collector.pass(7, &endless(), || async { kept }).await;
+        let pass = self.collector.pass(7, &endless(), || async { Ok(kept) }).await;
         for gone in pass.unwrap_or_else(|error| panic!("seed {}: {error}", self.seed)).gone {
             self.given_up.remove(&gone);
         }
@@ -371,7 +371,7 @@ async fn c10_a_manifest_is_whole_in_itself_when_its_base_and_what_lay_between_ar
     let mut collector = Collector::new(remote.clone(), GRACE);
     for _ in 0..4 {
         let kept = Kept { live: BTreeSet::from([last]), highest: 3, ..Kept::default() };
-        collector.pass(0, &endless(), || async { kept }).await.unwrap();
+        collector.pass(0, &endless(), || async { Ok(kept) }).await.unwrap();
         sleep(2 * GRACE).await;
     }
     assert!(read_all(&remote, last).await.unwrap() == pool.contents(snapshot));
@@ -446,7 +446,7 @@ async fn h11_what_another_pool_reads_stays_until_it_lets_go_and_what_is_going_ca
     let mut collector = Collector::new(remote.clone(), GRACE);
     for _ in 0..5 {
         let kept = Kept { highest: 1, ..Kept::default() };
-        let pass = collector.pass(0, &endless(), || async { kept }).await.unwrap();
+        let pass = collector.pass(0, &endless(), || async { Ok(kept) }).await.unwrap();
         assert_eq!((pass.deleted, pass.waiting), (0, 1));
         sleep(2 * GRACE).await;
     }
@@ -463,7 +463,7 @@ async fn h11_what_another_pool_reads_stays_until_it_lets_go_and_what_is_going_ca
     for _ in 0..3 {
         sleep(2 * GRACE).await;
         let kept = Kept { highest: 1, ..Kept::default() };
-        collector.pass(0, &endless(), || async { kept }).await.unwrap();
+        collector.pass(0, &endless(), || async { Ok(kept) }).await.unwrap();
     }
     assert_eq!(store.names(), Vec::<String>::new());
 }
@@ -478,17 +478,17 @@ async fn c14_a_manifest_that_lands_after_its_attempt_was_given_up_is_found_and_d
     let manifest = upload(&remote, &pool, &late, &UploadProgress::default(), &endless()).await.unwrap();
     let kept = Kept { given_up: BTreeSet::from([late.attempt]), highest: 1, ..Kept::default() };
     let mut collector = Collector::new(remote.clone(), GRACE);
-    let one = collector.pass(0, &endless(), || async { kept.clone() }).await.unwrap();
+    let one = collector.pass(0, &endless(), || async { Ok(kept.clone()) }).await.unwrap();
     assert_eq!(one.gone, [], "absent once");
     collector = Collector::new(remote.clone(), GRACE);
     sleep(2 * GRACE).await;
-    let two = collector.pass(0, &endless(), || async { kept.clone() }).await.unwrap();
+    let two = collector.pass(0, &endless(), || async { Ok(kept.clone()) }).await.unwrap();
     assert_eq!(two.gone, [], "absent once since the restart");
     publish(&remote, late.attempt, &manifest, &endless()).await.unwrap();
     let mut gone = Vec::new();
     for _ in 0..4 {
         sleep(2 * GRACE).await;
-        gone.extend(collector.pass(0, &endless(), || async { kept.clone() }).await.unwrap().gone);
+        gone.extend(collector.pass(0, &endless(), || async { Ok(kept.clone()) }).await.unwrap().gone);
     }
     assert_eq!(gone.first(), Some(&late.attempt));
     assert_eq!(store.names(), Vec::<String>::new());
@@ -503,7 +503,7 @@ async fn an_old_copy_of_a_pool_collects_nothing() {
     sync(&remote, &pool, &five).await.unwrap();
     let before = store.names();
     let kept = Kept { highest: 4, ..Kept::default() };
-    let outcome = Collector::new(remote, GRACE).pass(0, &endless(), || async { kept }).await;
+    let outcome = Collector::new(remote, GRACE).pass(0, &endless(), || async { Ok(kept) }).await;
     assert_eq!(outcome, Err(CollectError::FromTheFuture(five.attempt)));
     assert_eq!(store.names(), before);
 }
@@ -521,7 +521,7 @@ async fn while_a_live_manifest_cannot_be_read_nothing_is_deleted() {
     store.spoil(&Object::Manifest(one.attempt).name(POOL), 70);
     let before = store.names();
     let kept = Kept { live: BTreeSet::from([one.attempt]), highest: 2, ..Kept::default() };
-    let outcome = Collector::new(remote, GRACE).pass(0, &endless(), || async { kept }).await;
+    let outcome = Collector::new(remote, GRACE).pass(0, &endless(), || async { Ok(kept) }).await;
     assert!(matches!(outcome, Err(CollectError::Unreadable(by, _)) if by == one.attempt), "{outcome:?}");
     assert_eq!(store.names(), before);
 }

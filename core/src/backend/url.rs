@@ -281,6 +281,13 @@ mod tests {
     }
 
     #[test]
+    fn h12_a_folder_is_a_backend_only_with_every_object_fsynced() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = BackendUrl::File(folder.path().to_owned()).open(None).unwrap();
+        assert!(format!("{store:?}").contains("fsync: true"), "{store:?}");
+    }
+
+    #[test]
     fn a_folder_that_is_not_there_is_not_made() {
         let folder = tempfile::tempdir().unwrap();
         let url = BackendUrl::File(folder.path().join("missing"));

@@ -165,6 +165,7 @@ fn start_backend(
         control: Arc::new(Port::new(injector.clone())),
         inside: Arc::new(move |call| inside.send(Message::Inside(Box::new(call)))),
         reports: Arc::new(move |report| reports.send(Message::Sync(report))),
+        metrics: plan.metrics(),
         unix_s: super::unix_s,
         credentials: config.backend_credentials.clone(),
         cores,

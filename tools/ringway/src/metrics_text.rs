@@ -57,7 +57,8 @@ impl Collector for Snapshot {
         self.encode_shards(&mut encoder)?;
         self.encode_reactors(&mut encoder)?;
         self.encode_connections(&mut encoder)?;
-        self.encode_pool(&mut encoder)
+        self.encode_pool(&mut encoder)?;
+        self.encode_backend(&mut encoder)
     }
 }
 
@@ -251,6 +252,29 @@ impl Snapshot {
         counters(encoder, "connection_received_bytes", "Bytes received", &of(|c| c.bytes_received.get()))?;
         counters(encoder, "connection_sent_bytes", "Bytes sent", &of(|c| c.bytes_sent.get()))?;
         gauges(encoder, "connection_in_flight", "Commands now in flight", &of(|c| c.in_flight.get()))
+    }
+
+    fn encode_backend(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
+        let backend = &self.metrics.backend;
+        let one = |value| [(Vec::new(), value)];
+        counters(encoder, "backend_synced", "Snapshots that were stored on the backend", &one(backend.synced.get()))?;
+        counters(encoder, "backend_failed", "Snapshots that the backend did not take", &one(backend.failed.get()))?;
+        counters(encoder, "backend_sent_bytes", "Bytes sent for snapshots", &one(backend.sent_bytes.get()))?;
+        counters(encoder, "backend_restored_bytes", "Bytes of volumes restored", &one(backend.restored_bytes.get()))?;
+        counters(
+            encoder,
+            "backend_deleted_objects",
+            "Objects that collections deleted",
+            &one(backend.deleted_objects.get()),
+        )?;
+        gauges(encoder, "backend_running", "Snapshots on their way to the backend", &one(backend.running.get()))?;
+        gauges(encoder, "backend_kept_bytes", "Bytes that the last collection left", &one(backend.kept_bytes.get()))?;
+        gauges(
+            encoder,
+            "backend_collect_failed",
+            "1 while the last collection failed: `ringway backend show` says why",
+            &one(backend.collect_failed.get()),
+        )
     }
 
     fn encode_pool(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
@@ -60,28 +61,17 @@ impl Desk {
 
     /// Whether there is more to do after the grace time.
     async fn collect_once(&self, collector: &mut Collector, settings: &BackendSettings) -> bool {
-        let (mut given_up, mut asked) = (BTreeSet::new(), Ok(()));
+        let given_up = Mutex::new(BTreeSet::new());
         let unix_s = (self.around.unix_s)();
         let patience = self.patience(settings);
-        let outcome = collector
-            .pass(unix_s, &patience, || async {
-                match self.kept().await {
-                    Ok(kept) => {
-                        given_up.clone_from(&kept.given_up);
-                        kept
-                    }
-                    Err(error) => {
-                        asked = Err(error);
-                        // Nothing is newer than nothing: whatever is there forbids the pass.
-                        Kept::default()
-                    }
-                }
-            })
-            .await;
-        let (pass, failed) = match (outcome, asked) {
-            (_, Err(error)) => (Pass::default(), Some(error.message)),
-            (Ok(pass), Ok(())) => (pass, None),
-            (Err(error), Ok(())) => {
+        let ask = || async {
+            let kept = self.kept().await.map_err(|error| error.message)?;
+            given_up.lock().clone_from(&kept.given_up);
+            Ok(kept)
+        };
+        let (pass, failed) = match collector.pass(unix_s, &patience, ask).await {
+            Ok(pass) => (pass, None),
+            Err(error) => {
                 if !matches!(error, CollectError::Remote(_)) {
                     tracing::error!(%error, "the backend is not collected");
                 }
@@ -91,7 +81,11 @@ impl Desk {
         for gone in &pass.gone {
             (self.around.reports)(SyncReport::Settled { attempt: AttemptId(gone.id) });
         }
-        let more = pass.waiting > 0 || given_up.len() > pass.gone.len() || failed.is_some();
+        let metrics = &self.around.metrics.backend;
+        metrics.deleted_objects.add(pass.deleted);
+        metrics.kept_bytes.set(pass.kept_bytes);
+        metrics.collect_failed.set(u64::from(failed.is_some()));
+        let more = pass.waiting > 0 || given_up.lock().len() > pass.gone.len() || failed.is_some();
         *self.collected.lock() = Some(CollectInfo {
             unix_s,
             deleted: pass.deleted,

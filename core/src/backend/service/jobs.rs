@@ -62,14 +62,10 @@ impl Jobs {
         }
     }
 
-    pub(super) fn cancel(&self, id: AttemptId) {
+    fn cancel(&self, id: AttemptId) {
         if let Some(job) = self.running.lock().remove(&id) {
             job.task.abort();
         }
-    }
-
-    fn ended(&self, id: AttemptId) {
-        self.running.lock().remove(&id);
     }
 
     /// Attempts under way, and the manifests that they build upon.
@@ -119,12 +115,16 @@ impl Desk {
                 outcome = desk.carry_out(&remote, id, &upload_job, &seen, &patience, may_go_on) => outcome,
                 never = desk.tell_progress(id, &seen) => never,
             };
+            let metrics = &desk.around.metrics.backend;
+            metrics.sent_bytes.add(seen.sent.load(Ordering::Relaxed));
             match outcome {
                 Ok(()) => {
+                    metrics.synced.add(1);
                     (desk.around.reports)(SyncReport::Synced { attempt: id, manifest: attempt.to_string() });
                 }
                 Err(why) => {
-                    desk.jobs.ended(id);
+                    metrics.failed.add(1);
+                    desk.ended(id);
                     desk.nudge();
                     (desk.around.reports)(SyncReport::Failed { attempt: id, why });
                 }
@@ -132,6 +132,20 @@ impl Desk {
         });
         let job = Job { attempt, base, name: job.name, progress, trouble, go_on: Some(go_on), task };
         running.insert(id, job);
+        self.around.metrics.backend.running.set(running.len() as u64);
+    }
+
+    /// The attempt is over before it is committed.
+    pub(super) fn cancel(&self, id: AttemptId) {
+        self.jobs.cancel(id);
+        self.ended(id);
+        self.nudge();
+    }
+
+    fn ended(&self, id: AttemptId) {
+        let mut running = self.jobs.running.lock();
+        running.remove(&id);
+        self.around.metrics.backend.running.set(running.len() as u64);
     }
 
     async fn carry_out(
@@ -180,7 +194,7 @@ impl Desk {
                     Err(error) => tracing::warn!(%attempt, %error, "a snapshot that exists could not be marked so"),
                 }
             }
-            desk.jobs.ended(noted.attempt);
+            desk.ended(noted.attempt);
         });
     }
 }

@@ -33,6 +33,7 @@ use super::remote::{Patience, Remote, SpeedLimit, Trouble};
 use super::settings::BackendSettings;
 use crate::control::{ControlCall, ControlError, ControlErrorKind, ControlPort, ControlRequest, Reply};
 use crate::ids::AttemptId;
+use crate::metrics::Metrics;
 use crate::snapshot::sync::{NotedAttempt, SyncJob, SyncPort, SyncReports};
 use access::PoolAccess;
 use jobs::Jobs;
@@ -48,6 +49,8 @@ pub struct Surroundings {
     pub inside: InsidePort,
     /// Where reports of jobs go.
     pub reports: SyncReports,
+    /// Where it counts.
+    pub metrics: Arc<Metrics>,
     /// Seconds since 1970.
     pub unix_s: fn() -> u64,
     /// Credentials for a store, if they are in a file.
@@ -252,10 +255,7 @@ impl Desk {
                 Order::Start(job) => desk.start_job(job),
                 Order::GoOn(attempt) => desk.jobs.go_on(attempt),
                 Order::Committed(noted) => desk.committed(noted),
-                Order::Cancel(attempt) => {
-                    desk.jobs.cancel(attempt);
-                    desk.nudge();
-                }
+                Order::Cancel(attempt) => desk.cancel(attempt),
                 Order::Nudge => desk.nudge(),
                 Order::Stop => break,
                 Order::Call(request, reply) => {

@@ -141,6 +141,7 @@ impl Desk {
         patience: &Patience,
     ) -> Result<VolumeInfo, ControlError> {
         restore(reader, &self.access, volume, progress, patience).await.map_err(|error| failed(&error))?;
+        self.around.metrics.backend.restored_bytes.add(progress.written.load(Ordering::Relaxed));
         // Whole and durable: from its name on it is a volume like any other.
         self.volume(ControlRequest::VolumeRename { name: unfinished.to_owned(), to: name.to_owned() }).await?;
         self.volume(ControlRequest::VolumeSetHosts { name: name.to_owned(), hosts: Vec::new() }).await
