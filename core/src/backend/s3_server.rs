@@ -33,9 +33,12 @@ impl S3Server {
         let service = builder.build();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         let runtime = runtime.expect("a runtime can be made");
-        let listener = runtime.block_on(TcpListener::bind(("127.0.0.1", port))).expect("the port is free");
-        let endpoint = format!("http://{}", listener.local_addr().expect("it is bound"));
+        // Bound without waiting: tests call this from a runtime of their own.
+        let bound = std::net::TcpListener::bind(("127.0.0.1", port)).expect("the port is free");
+        bound.set_nonblocking(true).expect("a socket can be made not to wait");
+        let endpoint = format!("http://{}", bound.local_addr().expect("it is bound"));
         runtime.spawn(async move {
+            let listener = TcpListener::from_std(bound).expect("a runtime takes sockets");
             while let Ok((socket, _)) = listener.accept().await {
                 let service = service.clone();
                 tokio::spawn(async move {

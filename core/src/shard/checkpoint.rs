@@ -226,9 +226,15 @@ impl<L: RecordLog> Shard<L> {
                 Readiness::Full => {
                     // Nodes that are here become clean and make room, wherever they stand in line.
                     let nodes = &self.nodes;
-                    let here = self.checkpoint.todo.iter().position(|&other| nodes.get(other).is_some());
-                    let Some(here) = here else { break };
-                    self.checkpoint.todo.swap(0, here);
+                    let is_here = |key: NodeKey| nodes.get(key).is_some();
+                    if let Some(here) = self.checkpoint.todo.iter().position(|&other| is_here(other)) {
+                        self.checkpoint.todo.swap(0, here);
+                        continue;
+                    }
+                    // Those in the way have become dirty since the line was formed. Who is being written gets clean by itself.
+                    let in_the_way = nodes.dirty().map(|(key, _)| key).find(|&key| is_here(key));
+                    let Some(in_the_way) = in_the_way.filter(|_| batch.nodes.is_empty()) else { break };
+                    self.checkpoint.todo.push_front(in_the_way);
                     continue;
                 }
             }
