@@ -33,6 +33,8 @@ pub(crate) struct Tcp {
     /// Pieces with the host; their places are the host's numbers for them.
     pieces: Slab<Piece>,
     room: usize,
+    /// What was last said of an outage: each of its attempts to connect would say the same again.
+    said: String,
 }
 
 impl Tcp {
@@ -56,7 +58,7 @@ impl Tcp {
             }
         };
         let room = options.depth as usize * pieces_of(options) as usize;
-        Ok(Tcp { io, host, namespace, completions, pieces: Slab::with_capacity(room), room })
+        Ok(Tcp { io, host, namespace, completions, pieces: Slab::with_capacity(room), room, said: String::new() })
     }
 
     fn ended(&mut self, completed: &Completed) -> PieceEnded {
@@ -176,8 +178,15 @@ impl Carrier for Tcp {
                     let one = self.ended(&completed);
                     ended.push(one);
                 }
-                Event::Lost(error) => eprintln!("ringway: {error}; connecting again"),
+                Event::Lost(error) => {
+                    let says = error.to_string();
+                    if says != self.said {
+                        eprintln!("ringway: {says}; connecting again");
+                        self.said = says;
+                    }
+                }
                 Event::Reconnected { resent, outage } => {
+                    self.said.clear();
                     eprintln!("ringway: connected again after {outage:.1?}, {resent} commands sent again");
                 }
                 Event::Failed(error) => over = Some(Refusal::from(&error)),
