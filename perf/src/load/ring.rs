@@ -14,6 +14,9 @@ use super::LoadError;
 use super::block::{Content, classify};
 use crate::cpu;
 
+/// What takes longer counts as this: a minute.
+const LATENCY_NS_MAX: u64 = 60_000_000_000;
+
 /// Bytes of a read.
 const UNIT: usize = 4096;
 /// Between two looks at the clock.
@@ -87,7 +90,7 @@ pub fn ring_reads(load: &RingReads<'_>, mut tick: impl FnMut() -> ControlFlow<()
         blocks: client.volume().size / UNIT as u64,
         random: rand::rngs::SmallRng::from_os_rng(),
         lanes: vec![(0, Instant::now()); usize::from(load.depth)],
-        latency: Histogram::new(3).expect("three digits are possible"),
+        latency: Histogram::new_with_bounds(1, LATENCY_NS_MAX, 3).expect("three digits are possible"),
         verified: 0,
         faults: 0,
         errors: 0,
