@@ -398,6 +398,22 @@ impl MemoryTable {
     pub fn is_faulted(&self) -> bool {
         self.areas.iter().any(|area| area.is_faulted())
     }
+
+    /// `len` bytes at `offset` of an area, which has to be there and to hold them.
+    fn segment(&self, part: (u16, u64, u32)) -> Result<Segment, SharedError> {
+        let (area, offset, len) = part;
+        let memory = self.areas.get(usize::from(area)).ok_or_else(|| self.outside(part))?;
+        if offset.checked_add(u64::from(len)).is_none_or(|end| end > memory.len as u64) {
+            return Err(self.outside(part));
+        }
+        Ok(Segment { at: memory.at(offset as usize, len as usize), len, area })
+    }
+
+    /// Why such a part is none.
+    fn outside(&self, (area, offset, len): (u16, u64, u32)) -> SharedError {
+        let size = self.areas.get(usize::from(area)).map_or(0, |memory| memory.len);
+        SharedError::OutOfBounds { offset, len: u64::from(len), size }
+    }
 }
 
 /// One contiguous piece.
@@ -477,27 +493,17 @@ impl SharedBuf {
     ) -> Result<SharedBuf, SharedError> {
         let mut whole = SharedBuf { table: Arc::clone(table), segments: Segments::Many(Vec::new()), len: 0 };
         for (area, offset, len) in parts {
-            let memory = table.areas.get(usize::from(area)).map_or(0, |memory| memory.len);
-            let out = SharedError::OutOfBounds { offset, len: u64::from(len), size: memory };
-            if offset.checked_add(u64::from(len)).is_none_or(|end| end > memory as u64) {
-                return Err(out);
-            }
-            let Some(total) = whole.len.checked_add(len) else { return Err(out) };
-            let at = table.areas[usize::from(area)].at(offset as usize, len as usize);
-            whole.len = total;
-            whole.push(Segment { at, len, area });
+            let segment = table.segment((area, offset, len))?;
+            whole.len = whole.len.checked_add(len).ok_or_else(|| table.outside((area, offset, len)))?;
+            whole.push(segment);
         }
         Ok(whole)
     }
 
     /// `len` bytes at `offset` of area `area`: what nearly every request is. It takes over a reference to the table.
-    pub fn one(table: Arc<MemoryTable>, (area, offset, len): (u16, u64, u32)) -> Result<SharedBuf, SharedError> {
-        let memory = table.areas.get(usize::from(area)).map_or(0, |memory| memory.len);
-        if offset.checked_add(u64::from(len)).is_none_or(|end| end > memory as u64) {
-            return Err(SharedError::OutOfBounds { offset, len: u64::from(len), size: memory });
-        }
-        let at = table.areas[usize::from(area)].at(offset as usize, len as usize);
-        Ok(SharedBuf { table, segments: Segments::One(Segment { at, len, area }), len })
+    pub fn one(table: Arc<MemoryTable>, part: (u16, u64, u32)) -> Result<SharedBuf, SharedError> {
+        let segment = table.segment(part)?;
+        Ok(SharedBuf { table, segments: Segments::One(segment), len: segment.len })
     }
 
     fn push(&mut self, segment: Segment) {
