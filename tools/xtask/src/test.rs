@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use crate::command::{cargo, describe, run_reading, succeeded, succeeds, target_dir};
+use crate::command::{cargo, describe, output, run_reading, succeeded, succeeds, target_dir};
 use crate::report::{Counts, Failure, Report, Skip};
 use crate::{fio_engine, fuzz, install, plain, sanitize, vm};
 
@@ -14,11 +14,17 @@ const LIMIT: Duration = Duration::from_secs(40 * 60);
 /// Where tests write that they could not run: `skip` in tools/ringway/tests/common.
 const SKIPS: &str = "RINGWAY_TEST_SKIPS";
 
+/// What the builds of every test leave below the target folder, measured from nothing, and room for the pools of the tests.
+const ROOM_GIB: u64 = 12;
+
 /// A short run of each fuzz target: it proves that the target builds and that its seeds pass, and looks a little further.
 const FUZZ_SECONDS: u64 = 15;
 
 pub(crate) fn run(quick: bool) -> Report {
     let mut report = Report::new();
+    if !report.step("room on the disk", room) {
+        return report;
+    }
     let groups: &[install::Group] = if quick {
         &[install::Group::Build]
     } else {
@@ -42,6 +48,31 @@ pub(crate) fn run(quick: bool) -> Report {
         fuzz::run_in(&mut report, FUZZ_SECONDS, &[]);
     }
     report
+}
+
+/// A disk that fills in the middle fails in a hundred places, none of which says so.
+fn room() -> Result<(), String> {
+    let target = target_dir();
+    std::fs::create_dir_all(&target).map_err(|error| format!("{}: {error}", target.display()))?;
+    let kib = |program: &str, arguments: &[&str]| -> Result<u64, String> {
+        let mut command = Command::new(program);
+        command.args(arguments).arg(&target);
+        let printed = output(command)?;
+        let number = printed.split_whitespace().find_map(|word| word.parse::<u64>().ok());
+        number.ok_or_else(|| format!("{program} printed no number: {printed}"))
+    };
+    let free = kib("df", &["-k", "--output=avail"])?;
+    let built = kib("du", &["-sk"])?;
+    if (free + built) >> 20 >= ROOM_GIB {
+        return Ok(());
+    }
+    Err(format!(
+        "{} is on a disk with {} MiB free and holds {} MiB: the builds of the tests need {ROOM_GIB} GiB together. Make room, or set \
+         CARGO_TARGET_DIR to a larger disk",
+        target.display(),
+        free >> 10,
+        built >> 10
+    ))
 }
 
 /// Every interleaving of the atomics of the mailbox and of the native ring. With another cfg everything below it is built again, so in a folder of its own.
