@@ -92,7 +92,7 @@ pub enum Op {
     Recv { socket: SocketId, buf: Buf },
     /// All bytes of all of `bufs`, in order. At most one `Send` may be in flight on a socket.
     Send { socket: SocketId, bufs: Vec<Piece> },
-    /// Completes when the event is signalled, and resets it; at once if it is signalled already.
+    /// Completes when the event is signalled, and resets it unless it is watched; at once if it is signalled already.
     WaitEvent { event: Arc<EventFd> },
     /// Signals the event, without ever waiting for whoever else holds it.
     Signal { event: Arc<EventFd> },

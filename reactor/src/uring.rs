@@ -425,6 +425,9 @@ impl UringIo {
             libc::EINTR => self.hand_over(key),
             libc::ECANCELED => self.finish(key, Err(error::CANCELLED)),
             _ if polled && result >= 0 => {
+                if matches!(&entry.op, Op::WaitEvent { event } if event.is_watched()) {
+                    return self.finish(key, Ok(0));
+                }
                 entry.done = 1;
                 self.hand_over(key);
             }
