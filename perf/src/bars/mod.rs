@@ -1,5 +1,6 @@
 //! The bars of `cargo xtask bench`: each sets what we do beside a peer or a bound, in interleaved pairs of one run.
 
+mod control;
 mod engine;
 mod file_pool;
 mod idle;
@@ -9,6 +10,7 @@ mod null_volume;
 mod open;
 mod ram;
 mod shm;
+mod snapshots;
 mod target;
 mod vhost;
 
@@ -245,7 +247,7 @@ fn beside_echoes(
 type Group = (&'static str, fn(&Options) -> Result<Vec<Bar>, Failed>);
 
 /// All groups, in the order in which they run.
-pub const GROUPS: [Group; 10] = [
+pub const GROUPS: [Group; 13] = [
     ("host", null_volume::host_alone),
     ("null", null_volume::run),
     ("file", file_pool::run),
@@ -256,6 +258,9 @@ pub const GROUPS: [Group; 10] = [
     ("open", open::run),
     ("ram", ram::run),
     ("idle", idle::run),
+    ("snapshots", snapshots::run_overwrites),
+    ("snapshot-times", snapshots::run_times),
+    ("clones", snapshots::run_clones),
 ];
 
 /// The table.

@@ -101,7 +101,7 @@ impl TargetProcess {
     }
 
     /// A command of the same binary about this target.
-    fn command(&self, arguments: &[&str]) -> Result<Output, Failed> {
+    pub(super) fn command(&self, arguments: &[&str]) -> Result<Output, Failed> {
         let output = Command::new(&self.binary).args(arguments).arg("--runtime").arg(self.runtime.path()).output()?;
         if !output.status.success() {
             return Err(format!("ringway {arguments:?}: {}", String::from_utf8_lossy(&output.stderr).trim()).into());

@@ -12,7 +12,7 @@ use ringway_perf::cpu;
 #[derive(Parser, Debug)]
 #[command(name = "ringway-perf")]
 struct Arguments {
-    /// Groups of bars: host, null, file, file-served, inprocess, shm, vhost, open, ram, idle [default: all]
+    /// Groups of bars: host, null, file, file-served, inprocess, shm, vhost, open, ram, idle, snapshots, snapshot-times, clones [default: all]
     #[arg(value_name = "GROUP")]
     groups: Vec<String>,
     /// Seconds of each side of each pair
