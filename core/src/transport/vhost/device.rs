@@ -29,6 +29,7 @@ use super::blk::{self, ConfigSpace, feature};
 use super::cache_mode::CacheMode;
 use super::mail::{DeviceState, Mail, RingId, RingSetup, Stopped};
 use super::mapping::{Mapped, map_file, map_region};
+use super::pinning::Pinning;
 use super::server::Link;
 use crate::export::Export;
 use crate::node::interest::Interest;
@@ -94,7 +95,7 @@ pub(super) struct Device {
     pub(super) protocol: u64,
     mapped: Vec<Mapped>,
     memory: Option<Arc<GuestMemory>>,
-    pinned: Vec<Arc<SharedMemory>>,
+    pinning: Option<Pinning>,
     vrings: Vec<Vring>,
     inflight: Option<InflightMemory>,
     log: Option<Arc<DirtyLog>>,
@@ -127,7 +128,7 @@ impl Device {
             protocol: 0,
             mapped: Vec::new(),
             memory: None,
-            pinned: Vec::new(),
+            pinning: None,
             vrings: (0..queues).map(|_| Vring::default()).collect(),
             inflight: None,
             log: None,
@@ -275,22 +276,15 @@ impl Device {
         self.mapped = mapped;
         self.memory = Some(Arc::new(memory));
         if self.pin_guest {
-            self.pinned = self.mapped.iter().flat_map(|m| m.regions.iter().map(|r| Arc::clone(&r.memory))).collect();
-            for reactor in 0..self.link.reactors() {
-                self.link.send(reactor, Mail::Pin(self.pinned.clone()));
-            }
+            let areas = self.mapped.iter().flat_map(|m| m.regions.iter().map(|r| Arc::clone(&r.memory))).collect();
+            self.pinning = Some(Pinning::start(&self.link, areas));
         }
         Ok(())
     }
 
     fn unpin(&mut self) {
-        let pinned = std::mem::take(&mut self.pinned);
-        if pinned.is_empty() {
-            return;
-        }
-        for reactor in 0..self.link.reactors() {
-            // Not answered by a target that is stopping, whose rings go whole.
-            let _ = self.ask(reactor, |reply| Mail::Unpin(pinned.clone(), reply));
+        if let Some(pinning) = self.pinning.take() {
+            pinning.undo();
         }
     }
 }

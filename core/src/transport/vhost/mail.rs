@@ -4,6 +4,7 @@
 //! end, and everything that changes under it (memory, addresses, features) does so while it is stopped: its requests have ended, so
 //! that nothing of the old is in use when the control thread answers its front end.
 
+use std::ops::Range;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -82,8 +83,8 @@ pub enum Mail {
     Stop { ring: RingId, abandon: bool, reply: Sender<Stopped> },
     /// Interrupt the driver by this from now on.
     SetCall { ring: RingId, call: Option<Arc<EventFd>>, reply: Sender<()> },
-    /// Register this memory with the ring, when there is time.
-    Pin(Vec<Arc<SharedMemory>>),
+    /// Register this part with the ring, when there is time. Its pages are there; parts of one memory come in order.
+    Pin(Arc<SharedMemory>, Range<usize>),
     /// Undo that. Nothing is in flight on it, on any reactor.
     Unpin(Vec<Arc<SharedMemory>>, Sender<()>),
 }
@@ -94,7 +95,7 @@ impl std::fmt::Debug for Mail {
             Mail::Start(setup, _) => write!(f, "Start({:?})", setup.id),
             Mail::Stop { ring, abandon, .. } => write!(f, "Stop({ring:?}, abandon: {abandon})"),
             Mail::SetCall { ring, .. } => write!(f, "SetCall({ring:?})"),
-            Mail::Pin(areas) => write!(f, "Pin({} areas)", areas.len()),
+            Mail::Pin(_, part) => write!(f, "Pin({part:?})"),
             Mail::Unpin(areas, _) => write!(f, "Unpin({} areas)", areas.len()),
         }
     }

@@ -15,6 +15,7 @@ mod device;
 mod mail;
 mod mapping;
 mod parse;
+mod pinning;
 mod ring;
 mod server;
 
@@ -150,7 +151,7 @@ impl VhostTransport {
                 }
                 let _ = reply.send(());
             }
-            Mail::Pin(areas) => areas.iter().for_each(|area| self.pins.want(area, 0..area.len(), false)),
+            Mail::Pin(area, part) => self.pins.want(&area, part, false),
             Mail::Unpin(areas, reply) => {
                 for area in &areas {
                     self.pins.release(io, area);
