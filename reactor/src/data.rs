@@ -51,6 +51,39 @@ pub enum Data {
     Blank(Blank),
     /// A peer's memory, in place.
     Shared(SharedBuf),
+    /// Zeros, and a peer's memory into which the peer itself writes them: see [`MemoryTable::of_peer_that_zeroes`].
+    ///
+    /// [`MemoryTable::of_peer_that_zeroes`]: crate::shared::MemoryTable::of_peer_that_zeroes
+    SharedBlank(SharedBlank),
+}
+
+/// A peer's memory that is to hold zeros and does not yet.
+#[derive(Debug)]
+pub struct SharedBlank(SharedBuf);
+
+impl SharedBlank {
+    /// Bytes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The memory as it is, for whoever tells its peer that it is to be zeros.
+    #[must_use]
+    pub fn unwritten(self) -> SharedBuf {
+        self.0
+    }
+
+    fn written(mut self) -> SharedBuf {
+        self.0.zero();
+        self.0
+    }
 }
 
 /// A buffer that is to hold zeros and does not yet.
@@ -98,6 +131,7 @@ impl Data {
             Data::Own(buf) => buf.len(),
             Data::Blank(blank) => blank.len(),
             Data::Shared(shared) => shared.len(),
+            Data::SharedBlank(blank) => blank.len(),
         }
     }
 
@@ -117,6 +151,7 @@ impl Data {
             Data::Own(buf) => Data::Own(buf.split_off(at)),
             Data::Blank(blank) => Data::Blank(Blank(blank.0.split_off(at))),
             Data::Shared(shared) => Data::Shared(shared.split_off(at)),
+            Data::SharedBlank(blank) => Data::SharedBlank(SharedBlank(blank.0.split_off(at))),
         }
     }
 
@@ -127,33 +162,43 @@ impl Data {
     pub fn join(&mut self, rest: Data) {
         match (self, rest) {
             (Data::Blank(blank), Data::Blank(rest)) => blank.0.join(rest.0),
-            (Data::Shared(shared), Data::Shared(rest)) => shared.join(rest),
-            (front, rest) => {
+            (Data::SharedBlank(blank), Data::SharedBlank(rest)) => blank.0.join(rest.0),
+            (front, mut rest) => {
                 front.write_out();
-                let Data::Own(buf) = front else { panic!("parts of one request join") };
-                buf.join(rest.into_own());
+                rest.write_out();
+                match (front, rest) {
+                    (Data::Own(buf), Data::Own(rest)) => buf.join(rest),
+                    (Data::Shared(shared), Data::Shared(rest)) => shared.join(rest),
+                    _ => panic!("parts of one request join"),
+                }
             }
         }
     }
 
-    /// Makes it zeros: a peer's memory at once, a buffer of ours when somebody looks.
+    /// Makes it zeros: a peer's memory at once, unless that peer does it itself; a buffer of ours when somebody looks.
     #[must_use]
     pub fn zeroed(self) -> Data {
         match self {
             Data::Own(buf) => Data::Blank(Blank(buf)),
             Data::Blank(blank) => Data::Blank(blank),
+            Data::Shared(shared) if shared.table().peer_zeroes() => Data::SharedBlank(SharedBlank(shared)),
             Data::Shared(mut shared) => {
                 shared.zero();
                 Data::Shared(shared)
             }
+            Data::SharedBlank(blank) => Data::SharedBlank(blank),
         }
     }
 
     /// Writes zeros that are only promised. Devices take no others.
     pub fn write_out(&mut self) {
-        if let Data::Blank(blank) = self {
-            blank.0.fill(0);
-            *self = Data::Own(blank.0.split_off(0));
+        match self {
+            Data::Own(_) | Data::Shared(_) => {}
+            Data::Blank(blank) => {
+                blank.0.fill(0);
+                *self = Data::Own(blank.0.split_off(0));
+            }
+            Data::SharedBlank(blank) => *self = Data::Shared(SharedBlank(blank.0.split_off(0)).written()),
         }
     }
 
@@ -164,8 +209,8 @@ impl Data {
     pub fn copy_to(&self, at: usize, to: &mut [u8]) {
         match self {
             Data::Own(buf) => to.copy_from_slice(&buf[at..at + to.len()]),
-            Data::Blank(blank) => {
-                assert!(at + to.len() <= blank.len(), "{} bytes at {at} of {}", to.len(), blank.len());
+            Data::Blank(_) | Data::SharedBlank(_) => {
+                assert!(at + to.len() <= self.len(), "{} bytes at {at} of {}", to.len(), self.len());
                 to.fill(0);
             }
             Data::Shared(shared) => shared.copy_to(at, to),
@@ -180,7 +225,7 @@ impl Data {
         self.write_out();
         match self {
             Data::Own(buf) => buf[at..at + from.len()].copy_from_slice(from),
-            Data::Blank(_) => unreachable!("it was just written out"),
+            Data::Blank(_) | Data::SharedBlank(_) => unreachable!("it was just written out"),
             Data::Shared(shared) => shared.copy_from(at, from),
         }
     }
@@ -193,8 +238,8 @@ impl Data {
     pub fn equals(&self, at: usize, other: &[u8]) -> bool {
         match self {
             Data::Own(buf) => buf[at..at + other.len()] == *other,
-            Data::Blank(blank) => {
-                assert!(at + other.len() <= blank.len(), "{} bytes at {at} of {}", other.len(), blank.len());
+            Data::Blank(_) | Data::SharedBlank(_) => {
+                assert!(at + other.len() <= self.len(), "{} bytes at {at} of {}", other.len(), self.len());
                 other.iter().all(|&byte| byte == 0)
             }
             Data::Shared(shared) => {
@@ -216,7 +261,7 @@ impl Data {
             Data::Own(buf) | Data::Blank(Blank(buf)) => {
                 (buf.as_ptr() as usize | buf.len()).is_multiple_of(unit as usize)
             }
-            Data::Shared(shared) => shared.is_aligned(unit),
+            Data::Shared(shared) | Data::SharedBlank(SharedBlank(shared)) => shared.is_aligned(unit),
         }
     }
 
@@ -231,7 +276,9 @@ impl Data {
                 assert!(blank.len() == to.len(), "zeros for all of it");
                 to.zero();
             }
-            Data::Shared(shared) => panic!("a peer's memory is not copied to a peer: {shared:?}"),
+            Data::Shared(shared) | Data::SharedBlank(SharedBlank(shared)) => {
+                panic!("a peer's memory is not copied to a peer: {shared:?}")
+            }
         }
     }
 
@@ -244,7 +291,9 @@ impl Data {
         match self {
             Data::Own(buf) => Cow::Borrowed(buf),
             Data::Blank(blank) => Cow::Owned(vec![0; blank.len()]),
-            Data::Shared(shared) => panic!("a buffer comes back where one was given: {shared:?}"),
+            Data::Shared(shared) | Data::SharedBlank(SharedBlank(shared)) => {
+                panic!("a buffer comes back where one was given: {shared:?}")
+            }
         }
     }
 
@@ -257,15 +306,20 @@ impl Data {
         match self {
             Data::Own(buf) => buf,
             Data::Blank(blank) => blank.written(),
-            Data::Shared(shared) => panic!("a buffer comes back where one was given: {shared:?}"),
+            Data::Shared(shared) | Data::SharedBlank(SharedBlank(shared)) => {
+                panic!("a buffer comes back where one was given: {shared:?}")
+            }
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::buf::{BufPool, BufPoolConfig};
+    use crate::shared::{MemoryTable, SharedMemory};
 
     /// What its last owner left is 7s.
     fn stale(pool: &'static BufPool, len: usize) -> Data {
@@ -288,6 +342,41 @@ mod tests {
         let mut half = blank();
         half.copy_from(32, &[1; 32]);
         assert_eq!(half.bytes().iter().map(|&byte| u32::from(byte)).sum::<u32>(), 32);
+    }
+
+    #[test]
+    fn a_peer_that_zeroes_its_memory_is_left_to_it_until_something_else_joins_or_a_device_takes_it() {
+        let (_fd, memory) = SharedMemory::create("peer", 8192).unwrap();
+        let seen = || {
+            let mut seen = vec![9; 8192];
+            memory.read(0, &mut seen);
+            (seen[..4096].to_vec(), seen[4096..].to_vec())
+        };
+        let whole = |table: &Arc<MemoryTable>| {
+            memory.write(0, &[7; 8192]);
+            Data::Shared(SharedBuf::one(Arc::clone(table), (0, 0, 8192)).unwrap())
+        };
+        let (sevens, zeros) = (vec![7; 4096], vec![0; 4096]);
+        let other = MemoryTable::new(vec![Arc::clone(&memory)]);
+        assert!(matches!(whole(&other).zeroed(), Data::Shared(_)));
+        assert_eq!(seen(), (zeros.clone(), zeros.clone()));
+        let table = MemoryTable::of_peer_that_zeroes(vec![Arc::clone(&memory)]);
+        // Both halves, one, and the other.
+        for (front_blank, back_blank) in [(true, true), (true, false), (false, true)] {
+            let mut front = whole(&table);
+            let back = front.split_off(4096);
+            let blank = |data: Data, blank: bool| if blank { data.zeroed() } else { data };
+            let (mut front, back) = (blank(front, front_blank), blank(back, back_blank));
+            assert_eq!(seen(), (sevens.clone(), sevens.clone()));
+            front.join(back);
+            assert_eq!(matches!(front, Data::SharedBlank(_)), front_blank && back_blank);
+            if front_blank && back_blank {
+                assert!(front.equals(0, &[0; 8192]));
+                front.write_out();
+            }
+            let half = |blank: bool| if blank { zeros.clone() } else { sevens.clone() };
+            assert_eq!(seen(), (half(front_blank), half(back_blank)));
+        }
     }
 
     #[test]

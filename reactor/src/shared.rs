@@ -378,13 +378,26 @@ fn claim_guard(start: usize, len: usize) -> Option<usize> {
 #[derive(Debug)]
 pub struct MemoryTable {
     areas: Vec<Arc<SharedMemory>>,
+    peer_zeroes: bool,
 }
 
 impl MemoryTable {
     /// Areas are named by their place.
     #[must_use]
     pub fn new(areas: Vec<Arc<SharedMemory>>) -> Arc<MemoryTable> {
-        Arc::new(MemoryTable { areas })
+        Arc::new(MemoryTable { areas, peer_zeroes: false })
+    }
+
+    /// Of a peer that makes zeros of what it is told is zeros, so that nobody else has to: it costs least where the memory is used.
+    #[must_use]
+    pub fn of_peer_that_zeroes(areas: Vec<Arc<SharedMemory>>) -> Arc<MemoryTable> {
+        Arc::new(MemoryTable { areas, peer_zeroes: true })
+    }
+
+    /// See [`MemoryTable::of_peer_that_zeroes`].
+    #[must_use]
+    pub fn peer_zeroes(&self) -> bool {
+        self.peer_zeroes
     }
 
     /// The areas.

@@ -495,14 +495,14 @@ impl UringIo {
         loop {
             let moved: std::io::Result<usize> = match op {
                 Op::Read { offset, data, .. } if done < data.len() => match data {
-                    Data::Blank(_) => unreachable!("written out when it was submitted"),
+                    Data::Blank(_) | Data::SharedBlank(_) => unreachable!("written out when it was submitted"),
                     Data::Own(buf) => {
                         rustix::io::pread(fd, &mut buf[done..], *offset + done as u64).map_err(Into::into)
                     }
                     Data::Shared(shared) => shared.read_file(done, fd, *offset + done as u64),
                 },
                 Op::Write { offset, data, .. } if done < data.len() => match data {
-                    Data::Blank(_) => unreachable!("written out when it was submitted"),
+                    Data::Blank(_) | Data::SharedBlank(_) => unreachable!("written out when it was submitted"),
                     Data::Own(buf) => rustix::io::pwrite(fd, &buf[done..], *offset + done as u64).map_err(Into::into),
                     Data::Shared(shared) => shared.write_file(done, fd, *offset + done as u64),
                 },

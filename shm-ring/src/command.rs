@@ -145,6 +145,12 @@ impl Command {
         self
     }
 
+    /// Where its data lies in the data area, and its length; nothing for commands that move none.
+    #[must_use]
+    pub fn data(&self) -> (u64, u32) {
+        (self.0[3], self.0[4] as u32)
+    }
+
     /// As it goes into the ring.
     #[must_use]
     pub fn words(self) -> CommandWords {

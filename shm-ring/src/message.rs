@@ -47,7 +47,8 @@ struct HelloFixed {
     host_id: [u8; 16],
     volume_len: U16,
     host_nqn_len: U16,
-    polling: U32,
+    polling: U16,
+    flags: U16,
 }
 
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -70,6 +71,8 @@ struct TextFixed {
 }
 
 const READ_ONLY: u32 = 1;
+/// Of a Hello.
+const ZEROES_ITSELF: u16 = 1;
 
 /// What a client wants.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,11 +89,13 @@ pub struct Hello {
     pub volume: String,
     /// How the target looks for its commands.
     pub polling: Polling,
+    /// It takes completions that say [`crate::ring::ZEROS`], and makes the data zeros itself.
+    pub zeroes_itself: bool,
 }
 
 /// How a target looks for a client's commands. The numbers are part of the protocol.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(u32)]
+#[repr(u16)]
 pub enum Polling {
     /// It polls while there is work and for a moment after, then sleeps until the client rings.
     #[default]
@@ -102,8 +107,8 @@ pub enum Polling {
 }
 
 impl Polling {
-    fn of(word: u32) -> Option<Polling> {
-        [Polling::Adaptive, Polling::Interrupt, Polling::Busy].into_iter().find(|&polling| polling as u32 == word)
+    fn of(word: u16) -> Option<Polling> {
+        [Polling::Adaptive, Polling::Interrupt, Polling::Busy].into_iter().find(|&polling| polling as u16 == word)
     }
 }
 
@@ -207,7 +212,10 @@ pub enum MessageError {
     },
     /// A way to poll that does not exist.
     #[error("polling {0} is not known: 0 is adaptive, 1 interrupt, 2 busy")]
-    Polling(u32),
+    Polling(u16),
+    /// Something is asked for that this version does not know.
+    #[error("flags {0:#x} of the Hello are not known: bit 0 is the only one")]
+    Flags(u16),
     /// A host that is nobody.
     #[error("the host identifier is all zeros: a host says who it is")]
     NoHostId,
@@ -238,8 +246,13 @@ impl Hello {
         let (host_nqn, _) = text(rest, "host's NQN", usize::from(hello.host_nqn_len.get()), HOST_NQN_MAX)?;
         let polling = hello.polling.get();
         let polling = Polling::of(polling).ok_or(MessageError::Polling(polling))?;
+        let flags = hello.flags.get();
+        if flags & !ZEROES_ITSELF != 0 {
+            return Err(MessageError::Flags(flags));
+        }
         Ok(Hello {
             polling,
+            zeroes_itself: flags & ZEROES_ITSELF != 0,
             generation: hello.generation.get(),
             layout,
             host_id: hello.host_id,
@@ -325,7 +338,8 @@ impl Message {
                     host_id: hello.host_id,
                     volume_len: (hello.volume.len() as u16).into(),
                     host_nqn_len: (hello.host_nqn.len() as u16).into(),
-                    polling: (hello.polling as u32).into(),
+                    polling: (hello.polling as u16).into(),
+                    flags: if hello.zeroes_itself { ZEROES_ITSELF } else { 0 }.into(),
                 };
                 [head.as_bytes(), hello.volume.as_bytes(), hello.host_nqn.as_bytes()].concat()
             }
@@ -346,6 +360,7 @@ mod tests {
     fn hello() -> Hello {
         Hello {
             polling: Polling::Busy,
+            zeroes_itself: true,
             generation: 3,
             layout: Layout::new(4, 128, 64 << 20).unwrap(),
             host_id: [7; 16],
@@ -400,6 +415,9 @@ mod tests {
         let mut bytes = good.clone();
         bytes[52] = 3;
         assert!(Message::parse(&bytes).unwrap_err().to_string().contains("polling 3"));
+        let mut bytes = good.clone();
+        bytes[54] = 2;
+        assert_eq!(Message::parse(&bytes), Err(MessageError::Flags(2)));
         let mut bytes = good;
         bytes[32..48].fill(0);
         assert_eq!(Message::parse(&bytes), Err(MessageError::NoHostId));

@@ -99,6 +99,10 @@ pub enum Violation {
     },
 }
 
+/// [`Completion::result`] of a Read whose data are zeros that the target has not written: the client does, where it said that it
+/// would. A reserved bit of dword 0, which NVMe's Read leaves to nobody.
+pub const ZEROS: u32 = 1 << 31;
+
 /// The end of a command, as the client sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Completion {

@@ -6,3 +6,4 @@ mod copies;
 mod hostile;
 mod peer;
 mod rig;
+mod zeros;

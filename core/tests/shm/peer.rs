@@ -76,7 +76,7 @@ pub(crate) struct Peer {
 pub(crate) fn hello(layout: Layout, volume: &str) -> Hello {
     let host_nqn = "nqn.2014-08.org.nvmexpress:uuid:evil".to_owned();
     let (volume, polling) = (volume.to_owned(), Polling::Adaptive);
-    Hello { generation: 5, layout, host_id: [66; 16], host_nqn, volume, polling }
+    Hello { generation: 5, layout, host_id: [66; 16], host_nqn, volume, polling, zeroes_itself: false }
 }
 
 /// Sends Hello with whatever descriptors, and waits for the answer.
@@ -109,9 +109,15 @@ fn hear_all(line: &Line) -> (Message, Vec<OwnedFd>) {
 
 impl Peer {
     pub(crate) fn connect(folder: &Path, volume: &str, entries: u16) -> Peer {
+        Peer::greet(folder, volume, entries, |_| {})
+    }
+
+    /// With a Hello that `changed` has its way with.
+    pub(crate) fn greet(folder: &Path, volume: &str, entries: u16, changed: impl FnOnce(&mut Hello)) -> Peer {
         let layout = Layout::new(1, entries, MIB).unwrap();
         let (memfd, memory) = SharedMemory::create("peer", layout.total_bytes() as usize).unwrap();
-        let hello = hello(layout, volume);
+        let mut hello = hello(layout, volume);
+        changed(&mut hello);
         layout.write_header(&*memory, hello.generation);
         let (line, answer, bells) = knock(folder, &hello, &[&memfd]);
         assert!(matches!(answer, Message::Welcome(_)), "{answer:?}");

@@ -44,7 +44,7 @@ impl std::ops::Deref for Written {
     fn deref(&self) -> &[u8] {
         match &self.data {
             Data::Own(buf) => buf,
-            Data::Blank(_) => unreachable!("written out when it was submitted"),
+            Data::Blank(_) | Data::SharedBlank(_) => unreachable!("written out when it was submitted"),
             Data::Shared(_) => &self.copy,
         }
     }
@@ -258,7 +258,7 @@ impl State {
                 data.write_out();
                 match data {
                     Data::Own(buf) => device.disk.read(*offset, buf),
-                    Data::Blank(_) => unreachable!("it was just written out"),
+                    Data::Blank(_) | Data::SharedBlank(_) => unreachable!("it was just written out"),
                     Data::Shared(shared) => {
                         let mut bytes = vec![0; shared.len()];
                         device.disk.read(*offset, &mut bytes);

@@ -268,7 +268,7 @@ enum Rest {
 
 fn rest(data: &mut Data, done: usize, target: Target, registered: &Registered, extra: &mut Extra) -> Rest {
     match data {
-        Data::Blank(_) => unreachable!("written out when it was submitted"),
+        Data::Blank(_) | Data::SharedBlank(_) => unreachable!("written out when it was submitted"),
         Data::Own(buf) => {
             let pool = buf.pool().index();
             let rest = &mut buf[done..];

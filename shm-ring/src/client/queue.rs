@@ -18,7 +18,7 @@ use super::status::{self, Status};
 use crate::command::{Command, range_bytes};
 use crate::door::Bells;
 use crate::line::Line;
-use crate::ring::ClientQueue;
+use crate::ring::{ClientQueue, ZEROS};
 
 /// Polls without a completion after which the socket is looked at: some tens of microseconds.
 const LOOK_AFTER: u32 = 4096;
@@ -344,12 +344,15 @@ impl Queue {
         while let Some(completion) = self.ring.take() {
             // What names no command of ours is the target's mistake, and nothing to us.
             let Some(slot) = self.slots.get_mut(usize::from(completion.cid)) else { continue };
-            if slot.command.take().is_none() {
-                continue;
-            }
+            let Some(command) = slot.command.take() else { continue };
             let (tag, held) = (slot.tag, std::mem::take(&mut slot.held));
             self.free.push(completion.cid);
             let status = Status(completion.status);
+            if completion.result & ZEROS != 0 {
+                // What the target would else have written from the other core, line by line.
+                let (offset, len) = command.data();
+                self.shared.memory.zero((self.shared.layout.data_offset() + offset) as usize, len as usize);
+            }
             match held {
                 Held::FirstHalf { second } => self.first_ended(second, status),
                 Held::SecondHalf { buffer, first } => {

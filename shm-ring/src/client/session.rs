@@ -274,6 +274,7 @@ fn attach(
         host_nqn: options.host.nqn.clone(),
         volume: options.volume.clone(),
         polling: options.polling,
+        zeroes_itself: true,
     };
     line.send(&Message::Hello(hello), &[memfd.as_fd()]).map_err(unreachable)?;
     let answer = |what: String| ConnectError::Answer { path: path(), what };

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
 use ringway_reactor::io::Instant;
-use ringway_reactor::shared::MemoryTable;
+use ringway_reactor::shared::{MemoryTable, SharedMemory};
 use ringway_shm_ring::door::{Offer, bye};
 use ringway_shm_ring::message::{Hello, Message as Word, Polling as Wanted, Reason, VolumeInfo};
 
@@ -64,6 +64,11 @@ fn polling(wanted: Wanted) -> Polling {
     }
 }
 
+fn table(hello: &Hello, memory: &Arc<SharedMemory>) -> Arc<MemoryTable> {
+    let areas = vec![Arc::clone(memory)];
+    if hello.zeroes_itself { MemoryTable::of_peer_that_zeroes(areas) } else { MemoryTable::new(areas) }
+}
+
 impl ShmTransport {
     /// A client asks to be let in.
     pub(super) fn admit(&mut self, offer: Offer, now: Instant, out: &mut Vec<TransportEvent>) {
@@ -74,7 +79,7 @@ impl ShmTransport {
                     number: offer.number,
                     association,
                     line: Arc::clone(&offer.line),
-                    table: MemoryTable::new(vec![Arc::clone(&offer.memory)]),
+                    table: table(hello, &offer.memory),
                     layout: hello.layout,
                     generation: hello.generation,
                     polling: polling(hello.polling),

@@ -18,7 +18,7 @@ use ringway_reactor::shared::{SharedBuf, SharedMemory, TableRefs};
 use ringway_shm_ring::command::CommandWords;
 use ringway_shm_ring::door::bye;
 use ringway_shm_ring::message::Reason;
-use ringway_shm_ring::ring::{Completion, TargetQueue, Violation};
+use ringway_shm_ring::ring::{Completion, TargetQueue, Violation, ZEROS};
 use zerocopy::transmute;
 
 use super::{Connection, Seat, TransportStats};
@@ -449,8 +449,14 @@ impl Served {
         }
         let Slot { cid, work } = std::mem::take(&mut self.slots[slot]);
         drop(work);
-        if let Some(Data::Shared(shared)) = done.data {
-            self.refs.take_back(shared);
+        let mut result = 0;
+        match done.data {
+            Some(Data::Shared(shared)) => self.refs.take_back(shared),
+            Some(Data::SharedBlank(blank)) => {
+                result = ZEROS;
+                self.refs.take_back(blank.unwritten());
+            }
+            Some(Data::Own(_) | Data::Blank(_)) | None => {}
         }
         self.free.push(slot as u16);
         if self.closing {
@@ -461,7 +467,8 @@ impl Served {
             self.post(cid, first_status);
             self.post(second, second_status);
         } else {
-            self.post(cid, status);
+            let result = if status.is_success() { result } else { 0 };
+            self.ring.post(Completion { cid, status: status.0, result });
         }
     }
 
