@@ -2,11 +2,33 @@
 
 use std::fmt;
 
+use ringway_shm_ring::message::{WRITER, WRITER_AGAIN};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::ids::{Epoch, ShardId, VolumeId};
 use crate::limits::{CLUSTER, CLUSTERS_PER_STRIPE, STRIPE, VOLUME_NAME_MAX};
+
+/// Whether a host wants to be the one writer of what it attaches. The lease is between those that ask for it; others follow their own
+/// sharing rules. It ends with the association, and who gets it next waits for that one's fence, as for an exclusive volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lease {
+    /// From now on.
+    Taken,
+    /// It was it, has lost its connection, and will send again what was not answered: to be refused if another host has been the writer
+    /// meanwhile, or those writes would land over newer ones.
+    Resumed,
+}
+
+/// Takes what is said about the lease off the name, or NQN, of what is to be attached.
+#[must_use]
+pub fn split_lease(name: &str) -> (&str, Option<Lease>) {
+    match (name.strip_suffix(WRITER), name.strip_suffix(WRITER_AGAIN)) {
+        (Some(name), _) => (name, Some(Lease::Taken)),
+        (_, Some(name)) => (name, Some(Lease::Resumed)),
+        _ => (name, None),
+    }
+}
 
 /// A volume as the catalog keeps it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

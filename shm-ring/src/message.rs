@@ -17,6 +17,11 @@ use crate::layout::{Layout, LayoutError, MAGIC, VERSION};
 pub const MESSAGE_BYTES_MAX: usize = 1024;
 /// Bytes of the longest volume name.
 pub const VOLUME_NAME_MAX: usize = 200;
+/// Behind the volume's name in a [`Hello`], and behind its NQN in a Connect: the client is to be the volume's one writer. Names have
+/// no comma in them.
+pub const WRITER: &str = ",writer";
+/// The same of a client that was it before, and goes on: refused if another one has been it since.
+pub const WRITER_AGAIN: &str = ",writer-again";
 /// Bytes of the longest host NQN.
 pub const HOST_NQN_MAX: usize = 223;
 /// Bytes of the longest text of a refusal; more is cut off.
@@ -85,7 +90,7 @@ pub struct Hello {
     pub host_id: [u8; 16],
     /// Who, by name.
     pub host_nqn: String,
-    /// Which volume.
+    /// Which volume, and perhaps [`WRITER`] or [`WRITER_AGAIN`].
     pub volume: String,
     /// How the target looks for its commands.
     pub polling: Polling,
@@ -242,7 +247,8 @@ impl Hello {
         if hello.host_id == [0; 16] {
             return Err(MessageError::NoHostId);
         }
-        let (volume, rest) = text(rest, "volume's name", usize::from(hello.volume_len.get()), VOLUME_NAME_MAX)?;
+        let (volume, rest) =
+            text(rest, "volume's name", usize::from(hello.volume_len.get()), VOLUME_NAME_MAX + WRITER_AGAIN.len())?;
         let (host_nqn, _) = text(rest, "host's NQN", usize::from(hello.host_nqn_len.get()), HOST_NQN_MAX)?;
         let polling = hello.polling.get();
         let polling = Polling::of(polling).ok_or(MessageError::Polling(polling))?;

@@ -2,8 +2,11 @@
 
 use std::net::SocketAddr;
 
+use ringway_shm_ring::message::WRITER_AGAIN;
+
 use super::association::HostIdentity;
 use crate::limits::{IO_QUEUES_MAX, QUEUE_ENTRIES_MAX};
+use crate::volume::{Lease, split_lease};
 use crate::wire::command::{FABRICS, Fuse, Sqe};
 use crate::wire::completion::NvmeStatus;
 use crate::wire::fabrics::{
@@ -11,7 +14,7 @@ use crate::wire::fabrics::{
     parameter,
 };
 use crate::wire::sgl::DataPlace;
-use crate::wire::text;
+use crate::wire::{NQN_MAX, text};
 
 /// A Connect that was refused: status, and the result that says which parameter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,6 +85,8 @@ pub(super) struct Wish {
     pub(super) host: HostIdentity,
     pub(super) controller_id: u16,
     pub(super) subsystem_nqn: String,
+    /// Said behind the subsystem's name.
+    pub(super) lease: Option<Lease>,
 }
 
 impl Wish {
@@ -101,7 +106,11 @@ impl Wish {
         if connect.attributes & CATTR_QUEUE_DELETION != 0 {
             return Err(bad_command(parameter::ATTRIBUTES));
         }
-        let subsystem_nqn = text::nqn(&data.subsystem_nqn).ok_or(bad_data(parameter::DATA_SUBSYSTEM_NQN))?;
+        let named = text::nqn_with(&data.subsystem_nqn, WRITER_AGAIN.len());
+        let (subsystem_nqn, lease) = split_lease(named.ok_or(bad_data(parameter::DATA_SUBSYSTEM_NQN))?);
+        if subsystem_nqn.len() > NQN_MAX {
+            return Err(bad_data(parameter::DATA_SUBSYSTEM_NQN));
+        }
         let host_nqn = text::nqn(&data.host_nqn).ok_or(bad_data(parameter::DATA_HOST_NQN))?;
         if data.host_id == [0; 16] {
             // Two hosts that do not say who they are could not be told apart when one comes back.
@@ -115,6 +124,7 @@ impl Wish {
             host: HostIdentity { nqn: host_nqn.to_owned(), id: data.host_id },
             controller_id: data.controller_id.get(),
             subsystem_nqn: subsystem_nqn.to_owned(),
+            lease,
         })
     }
 }

@@ -17,7 +17,7 @@ use super::usage::{Uncounted, Usages};
 use crate::directory::{Directory, Subsystem};
 use crate::ids::{AssociationId, VolumeId};
 use crate::limits::ASSOCIATIONS_MAX;
-use crate::volume::VolumeRecord;
+use crate::volume::{Lease, VolumeRecord};
 use crate::wire::DISCOVERY_NQN;
 use crate::wire::completion::NvmeStatus;
 use crate::wire::fabrics::{CNTLID_DYNAMIC, Connect, parameter};
@@ -45,6 +45,8 @@ struct Inner {
     locals: Vec<Local>,
     /// Volumes that nobody may attach for the time being.
     held: BTreeSet<VolumeId>,
+    /// Who was the writer last, of volumes that had one by lease.
+    writers: BTreeMap<VolumeId, HostIdentity>,
 }
 
 /// Somebody on this machine who has a volume by another way than a controller: a virtual machine.
@@ -61,6 +63,8 @@ struct Local {
 struct Entry {
     association: Arc<Association>,
     queues: BTreeSet<u16>,
+    /// Its host is the one writer of the volumes.
+    writer: bool,
 }
 
 /// A queue that was connected. Its Connect is answered with the association's controller number as the result.
@@ -142,7 +146,7 @@ impl Registry {
         if let ControllerKind::Io(subsystem) = &kind {
             admit(subsystem, &wish, path, directory)?;
             inner.check_not_held(subsystem)?;
-            exclusive = inner.check_exclusive(subsystem, &wish, directory)?;
+            exclusive = inner.check_exclusive(subsystem, &wish, directory)? | inner.check_lease(subsystem, &wish)?;
         }
         if inner.by_controller.len() >= CONTROLLERS_MAX {
             return Err(NvmeStatus::CONNECT_CONTROLLER_BUSY.into());
@@ -152,7 +156,7 @@ impl Registry {
             assert!(superseded.is_empty(), "who ends one may have one, and those that ended are told to the caller");
             return Err(NvmeStatus::CONNECT_CONTROLLER_BUSY.into());
         }
-        let association = inner.enter(wish.host, kind, path, (now, wish.keep_alive_ms), exclusive);
+        let association = inner.enter(&wish, kind, path, now, exclusive);
         let queue =
             AdminQueue::new(association, (wish.entries, wish.sq_flow_control), directory, Arc::clone(&self.usages));
         Ok(Connected::Admin { queue: Box::new(queue), superseded })
@@ -163,7 +167,7 @@ impl Registry {
     pub fn attach_host(
         &self,
         host: HostIdentity,
-        subsystem: Subsystem,
+        (subsystem, lease): (Subsystem, Option<Lease>),
         directory: &Directory,
         now: Instant,
     ) -> Result<Arc<Association>, Refusal> {
@@ -177,16 +181,17 @@ impl Registry {
             host,
             controller_id: CNTLID_DYNAMIC,
             subsystem_nqn: subsystem.nqn.clone(),
+            lease,
         };
         let mut inner = self.inner();
         admit(&subsystem, &wish, path, directory)?;
         inner.check_not_held(&subsystem)?;
-        let exclusive = inner.check_exclusive(&subsystem, &wish, directory)?;
+        let exclusive = inner.check_exclusive(&subsystem, &wish, directory)? | inner.check_lease(&subsystem, &wish)?;
         let living = inner.entries().filter(|entry| !entry.association.is_dead()).count();
         if inner.by_controller.len() >= CONTROLLERS_MAX || living >= self.associations_max {
             return Err(NvmeStatus::CONNECT_CONTROLLER_BUSY.into());
         }
-        let association = inner.enter(wish.host, ControllerKind::Io(subsystem), path, (now, 0), exclusive);
+        let association = inner.enter(&wish, ControllerKind::Io(subsystem), path, now, exclusive);
         association.advance(AssociationState::Enabled);
         Ok(association)
     }
@@ -406,6 +411,26 @@ impl Inner {
         Ok(any)
     }
 
+    /// Of those that ask to be a volume's one writer, one is at a time; and who was it before and comes back is not, if another has been
+    /// since. Returns whether this one asks.
+    fn check_lease(&self, subsystem: &Subsystem, wish: &Wish) -> Result<bool, Refusal> {
+        let Some(lease) = wish.lease else { return Ok(false) };
+        let elsewhere = |association: &Association, volume: VolumeId| {
+            !association.is_dead()
+                && association.host != wish.host
+                && association.subsystem().is_some_and(|of| of.namespaces.iter().any(|one| one.volume == volume))
+        };
+        for namespace in &subsystem.namespaces {
+            let volume = namespace.volume;
+            let taken = self.entries().any(|entry| entry.writer && elsewhere(&entry.association, volume));
+            let passed_on = lease == Lease::Resumed && self.writers.get(&volume).is_some_and(|last| *last != wish.host);
+            if taken || passed_on {
+                return Err(NvmeStatus::RESERVATION_CONFLICT.dnr().into());
+            }
+        }
+        Ok(true)
+    }
+
     /// A host that connects again by the very path of an association that lives has lost that one, even if we have not
     /// noticed: what of it still arrives must not land after what it sends now (history C11). Discovery keeps no data.
     fn supersede(&self, kind: &ControllerKind, wish: &Wish, path: Path) -> Vec<AssociationId> {
@@ -423,18 +448,23 @@ impl Inner {
     /// A new association, which nothing was found against.
     fn enter(
         &mut self,
-        host: HostIdentity,
+        wish: &Wish,
         kind: ControllerKind,
         path: Path,
-        alive: (Instant, u32),
+        now: Instant,
         exclusive: bool,
     ) -> Arc<Association> {
+        let (host, alive, writer) = (wish.host.clone(), (now, wish.keep_alive_ms), wish.lease.is_some());
+        if let (true, ControllerKind::Io(subsystem)) = (writer, &kind) {
+            let volumes = subsystem.namespaces.iter().map(|namespace| namespace.volume);
+            self.writers.extend(volumes.map(|volume| (volume, host.clone())));
+        }
         let controller_id = self.free_controller_id();
         self.last_association += 1;
         let id = AssociationId(self.last_association);
         let ends = (path.local, path.peer);
         let association = Arc::new(Association::new(id, controller_id, host, kind, ends, alive, exclusive));
-        let entry = Entry { association: Arc::clone(&association), queues: BTreeSet::from([0]) };
+        let entry = Entry { association: Arc::clone(&association), queues: BTreeSet::from([0]), writer };
         self.by_controller.insert(controller_id, entry);
         association
     }

@@ -49,10 +49,14 @@ impl Default for Reconnect {
 pub struct HostConfig {
     /// Where the target listens.
     pub addr: SocketAddr,
+    /// Other addresses of the same target: each attempt to connect takes the next of all, in turn.
+    pub others: Vec<SocketAddr>,
     /// How the user spelled it, for messages.
     pub name: String,
     /// Which subsystem.
     pub subsystem_nqn: String,
+    /// Be its one writer of those that ask for that, or be refused.
+    pub lease: bool,
     /// Who we are.
     pub host_nqn: String,
     /// Which incarnation of us: the same for every association of this process.
@@ -85,14 +89,22 @@ fn fresh_host_id() -> Uuid {
 }
 
 impl HostConfig {
+    /// An identifier that no other host has.
+    #[must_use]
+    pub fn fresh_id() -> Uuid {
+        fresh_host_id()
+    }
+
     /// One queue of 128 commands, no digests.
     #[must_use]
     pub fn new(addr: SocketAddr, subsystem_nqn: impl Into<String>) -> Self {
         let host_id = fresh_host_id();
         Self {
             addr,
+            others: Vec::new(),
             name: format!("tcp://{addr}"),
             subsystem_nqn: subsystem_nqn.into(),
+            lease: false,
             host_nqn: format!("nqn.2014-08.org.nvmexpress:uuid:{host_id}"),
             host_id,
             controller: ControllerKind::Io { queues: 1, depth: 128 },

@@ -12,6 +12,7 @@
 //! sent twice: it ends as `Outcome::Unknown`.
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use ringway_reactor::buf::Buf;
@@ -131,6 +132,8 @@ pub struct Host {
     pub(super) resent: usize,
     /// The first connection stood once.
     pub(super) was_ready: bool,
+    /// Which of the addresses is tried, or stands.
+    pub(super) address_index: usize,
 }
 
 impl Host {
@@ -164,7 +167,13 @@ impl Host {
             scan_due: Instant(0),
             resent: 0,
             was_ready: false,
+            address_index: 0,
         }
+    }
+
+    /// Where the target is looked for.
+    pub(super) fn address(&self) -> SocketAddr {
+        self.address_index.checked_sub(1).map_or(self.config.addr, |other| self.config.others[other])
     }
 
     /// Begins the first connection.

@@ -56,9 +56,17 @@ impl Host {
         let reconnect = &self.config.reconnect;
         let (limit, passes) = match self.was_ready {
             // A target that is starting may not list its volumes yet: keep trying whatever it says.
-            true => (reconnect.give_up_after, true),
+            // But another writer has come between, and what was not answered must not land over what it wrote.
+            true => (reconnect.give_up_after, error.kind != HostErrorKind::Busy),
             false => (reconnect.wait_for_target, error.kind.passes() || error.kind == HostErrorKind::NoSuchVolume),
         };
+        self.address_index = (self.address_index + 1) % (1 + self.config.others.len());
+        let untried = !self.was_ready && outage.attempts as usize <= self.config.others.len();
+        if untried {
+            self.phase = Phase::Pausing { until: now };
+            self.events.push_back(Event::Lost(error));
+            return;
+        }
         if !passes || now.since_ns(outage.since) >= limit.as_nanos() as u64 {
             self.end_all(Outcome::Gone);
             self.phase = Phase::Failed;

@@ -17,6 +17,8 @@ pub enum HostErrorKind {
     NoSuchVolume,
     /// The target does not allow this host.
     NotAllowed,
+    /// The volume has another writer.
+    Busy,
     /// The target answered what the specification does not allow, or said that we did.
     Protocol,
     /// The controller refused or failed a command of the start sequence.

@@ -9,6 +9,7 @@ use std::fmt;
 
 use ringway_reactor::buf::Buf;
 use ringway_reactor::io::{Instant, Io};
+use ringway_shm_ring::message::{WRITER, WRITER_AGAIN};
 use uuid::Uuid;
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -89,7 +90,8 @@ impl Host {
         self.phase = Phase::Opening { step: Step::Greet, deadline };
         self.queues_granted = 0;
         self.notice_pending = false;
-        self.queues[0].dial(io, self.config.addr);
+        let addr = self.address();
+        self.queues[0].dial(io, addr);
     }
 
     fn step_to(&mut self, next: Step) {
@@ -139,7 +141,13 @@ impl Host {
             let context = format!("{nqn:?} is not a name of 1 to {NQN_MAX} bytes");
             return self.break_down(io, HostError::new(HostErrorKind::Invalid, context));
         }
-        let connect = ConnectData::new(*host_id.as_bytes(), controller, subsystem_nqn, host_nqn);
+        let lease = match (self.config.lease, self.was_ready) {
+            (false, _) => "",
+            (true, false) => WRITER,
+            (true, true) => WRITER_AGAIN,
+        };
+        let subsystem = format!("{subsystem_nqn}{lease}");
+        let connect = ConnectData::new(*host_id.as_bytes(), controller, &subsystem, host_nqn);
         data.copy_from_slice(connect.as_bytes());
         // One entry of a ring stays empty: so many commands need one more.
         let entries = self.queues[queue].slots.len() as u16 + 1;
@@ -177,6 +185,10 @@ impl Host {
         if step == Step::Connect && status.is(NvmeStatus::CONNECT_INVALID_HOST) {
             let context = format!("connect {name}: the target does not allow host {} at {nqn}", self.config.host_nqn);
             return HostError::new(HostErrorKind::NotAllowed, context);
+        }
+        if step == Step::Connect && status.is(NvmeStatus::RESERVATION_CONFLICT) {
+            let context = format!("connect {name}: {nqn} has another writer, or had one meanwhile");
+            return HostError::new(HostErrorKind::Busy, context);
         }
         if step == Step::Connect && status.is(NvmeStatus::CONNECT_INVALID_PARAMETERS) {
             let context =
@@ -256,7 +268,7 @@ impl Host {
                     namespace.uuid = found.unwrap_or(namespace.uuid);
                 }
                 self.step_to(Step::IoQueues { connected: 0 });
-                let (addr, granted) = (self.config.addr, usize::from(self.queues_granted));
+                let (addr, granted) = (self.address(), usize::from(self.queues_granted));
                 self.queues[1..=granted].iter_mut().for_each(|queue| queue.dial(io, addr));
             }
             Step::IoQueues { connected } => {

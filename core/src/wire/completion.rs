@@ -116,6 +116,8 @@ codes! {
     CAPACITY_EXCEEDED = 0, 0x81;
     /// The volume answers no I/O.
     NAMESPACE_NOT_READY = 0, 0x82;
+    /// Somebody else has reserved it.
+    RESERVATION_CONFLICT = 0, 0x83;
     /// Command specific: more Asynchronous Event Requests than the limit.
     ASYNC_EVENT_LIMIT_EXCEEDED = 1, 0x05;
     /// No such log page.

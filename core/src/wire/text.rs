@@ -34,8 +34,14 @@ pub fn trimmed(field: &[u8]) -> Option<&str> {
 /// The NQN in a 256-byte field: NUL-terminated, 1 to 223 bytes of printable UTF-8 starting with `nqn.` (base 4.5).
 #[must_use]
 pub fn nqn(field: &[u8; 256]) -> Option<&str> {
+    nqn_with(field, 0)
+}
+
+/// [`nqn`], with so many bytes behind it that are not of the name.
+#[must_use]
+pub fn nqn_with(field: &[u8; 256], more: usize) -> Option<&str> {
     let end = field.iter().position(|&byte| byte == 0)?;
     let text = std::str::from_utf8(&field[..end]).ok()?;
-    let fits = text.len() <= NQN_MAX && text.starts_with("nqn.") && !text.chars().any(char::is_control);
+    let fits = text.len() <= NQN_MAX + more && text.starts_with("nqn.") && !text.chars().any(char::is_control);
     fits.then_some(text)
 }

@@ -26,6 +26,7 @@ mod session;
 mod status;
 mod waiting;
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -49,6 +50,8 @@ pub struct ConnectOptions {
     pub volume: String,
     /// Who this host is.
     pub host: Host,
+    /// Be the volume's one writer of those that ask for that, or be refused.
+    pub lease: bool,
     /// Queues; each is used by one thread at a time.
     pub queues: u16,
     /// Commands that may be outstanding on a queue: a power of two, 2 to 1024.
@@ -73,6 +76,7 @@ impl ConnectOptions {
             socket: socket.into(),
             volume: volume.into(),
             host: Host::of_this_machine(),
+            lease: false,
             queues: 1,
             depth: 128,
             data_bytes: 64 << 20,
@@ -121,6 +125,13 @@ impl Client {
     #[must_use]
     pub fn alloc(&self, len: usize) -> Option<Buffer> {
         Buffer::take(&self.shared, len)
+    }
+
+    /// The data area's addresses in this process, for telling whether memory lies in it.
+    #[must_use]
+    pub fn data_addresses(&self) -> Range<usize> {
+        let start = self.shared.data_start().addr();
+        start..start + self.shared.data_bytes()
     }
 
     /// Whether the target was given up: every command ends with [`Status::LOST`].

@@ -440,6 +440,11 @@ impl Queue {
     /// Sleeps until something has ended, or for `timeout`; rings before it does. What has ended comes out of
     /// [`Queue::poll`].
     pub fn wait(&mut self, timeout: Duration, ended: &mut Vec<Completion>) -> usize {
+        self.wait_or(timeout, None, ended)
+    }
+
+    /// [`Queue::wait`], which also returns when `other` becomes readable.
+    pub fn wait_or(&mut self, timeout: Duration, other: Option<BorrowedFd<'_>>, ended: &mut Vec<Completion>) -> usize {
         let before = ended.len();
         let deadline = Instant::now().checked_add(timeout);
         loop {
@@ -453,12 +458,24 @@ impl Queue {
             if self.ring.arm() {
                 let up = self.shared.is_up();
                 let line = if up { PollFlags::IN } else { PollFlags::empty() };
-                let mut polled = [PollFd::new(&*self.bells.completions, PollFlags::IN), PollFd::new(&*self.line, line)];
+                let bell = &*self.bells.completions;
+                // Without another one the bell stands in for it: the same twice.
+                let other_fd = other.unwrap_or(bell.as_fd());
+                let mut polled = [
+                    PollFd::new(bell, PollFlags::IN),
+                    PollFd::new(&*self.line, line),
+                    PollFd::new(&other_fd, PollFlags::IN),
+                ];
                 let short = if up { SLEEP_MAX } else { Duration::from_millis(5) };
                 // Interrupted or not, the loop looks at everything again.
                 let _ = rustix::event::poll(&mut polled, Some(&timespec(left.min(short))));
+                let called = other.is_some() && !polled[2].revents().is_empty();
                 self.ring.disarm();
                 let _ = self.bells.completions.take();
+                if called {
+                    self.take(ended);
+                    return ended.len() - before;
+                }
             }
         }
     }

@@ -24,7 +24,7 @@ use super::buffer::Arena;
 use crate::door::Bells;
 use crate::layout::{Layout, LayoutError};
 use crate::line::{Line, Received};
-use crate::message::{HOST_NQN_MAX, Hello, Message, Reason, VOLUME_NAME_MAX, VolumeInfo};
+use crate::message::{HOST_NQN_MAX, Hello, Message, Reason, VOLUME_NAME_MAX, VolumeInfo, WRITER, WRITER_AGAIN};
 
 /// How often to try to get a target back.
 const RETRY: Duration = Duration::from_millis(20);
@@ -174,6 +174,10 @@ impl Shared {
         self.memory.as_ptr().wrapping_add(self.layout.data_offset() as usize)
     }
 
+    pub(super) fn data_bytes(&self) -> usize {
+        self.layout.data_bytes() as usize
+    }
+
     pub(super) fn info(&self) -> VolumeInfo {
         let mut inner = self.inner();
         self.listen(&mut inner);
@@ -272,7 +276,11 @@ fn attach(
         layout,
         host_id: options.host.id,
         host_nqn: options.host.nqn.clone(),
-        volume: options.volume.clone(),
+        volume: match (options.lease, generation) {
+            (false, _) => options.volume.clone(),
+            (true, 1) => format!("{}{WRITER}", options.volume),
+            (true, _) => format!("{}{WRITER_AGAIN}", options.volume),
+        },
         polling: options.polling,
         zeroes_itself: true,
     };

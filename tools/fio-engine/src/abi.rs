@@ -3,9 +3,9 @@
 use std::ffi::{CStr, c_char, c_void};
 use std::time::Duration;
 
-use crate::memory::CallerMemory;
-use crate::options::{Given, Refusal};
-use crate::session::{Session, What};
+use ringway_client::{Area, CallerMemory, RawBuffer, Refusal, Session, What};
+
+use crate::options::Given;
 
 /// `struct ringway_options`: texts may be null.
 #[repr(C)]
@@ -40,7 +40,17 @@ const _: () = assert!(size_of::<RingwayOptions>() == 64 && size_of::<RingwayVolu
 const _: () = assert!(size_of::<RingwayEnded>() == 16);
 
 /// A session, opaque to C.
-pub struct RingwaySession(Session);
+pub struct RingwaySession {
+    session: Session,
+    /// What [`ringway_alloc`] gave out.
+    taken: Option<Taken>,
+}
+
+/// A part of the memory that is shared with the target.
+struct Taken {
+    area: Area,
+    buffer: RawBuffer,
+}
 
 /// # Safety
 /// Null, or a text that ends in 0.
@@ -101,7 +111,7 @@ pub unsafe extern "C" fn ringway_open(
             // SAFETY: writable by the caller's promise.
             unsafe {
                 volume.write(RingwayVolume { size: found.size, block_bytes: found.block_bytes });
-                session.write(Box::into_raw(Box::new(RingwaySession(open))));
+                session.write(Box::into_raw(Box::new(RingwaySession { session: open, taken: None })));
             }
             0
         }
@@ -117,8 +127,11 @@ pub unsafe extern "C" fn ringway_open(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ringway_alloc(session: *mut RingwaySession, bytes: usize) -> *mut c_void {
     // SAFETY: by the caller's promise.
-    let session = unsafe { &mut (*session).0 };
-    session.alloc(bytes).map_or(std::ptr::null_mut(), <*mut u8>::cast)
+    let open = unsafe { &mut *session };
+    let (None, Some(area)) = (&open.taken, open.session.area()) else { return std::ptr::null_mut() };
+    let Some(buffer) = area.alloc(bytes) else { return std::ptr::null_mut() };
+    open.taken = Some(Taken { area, buffer });
+    buffer.start.cast()
 }
 
 /// Queues a request: 0 read, 1 write, 2 flush, 3 trim. 0, or an errno and `why`; then the request has not begun.
@@ -146,7 +159,7 @@ pub unsafe extern "C" fn ringway_queue(
     // SAFETY: the range is the session's by the caller's promise; the session is open and ours.
     let (memory, session) = unsafe {
         let memory = if moves { CallerMemory::new(data.cast(), len as usize) } else { None };
-        (memory, &mut (*session).0)
+        (memory, &mut (*session).session)
     };
     match session.queue(what, offset, len, memory, user) {
         Ok(()) => 0,
@@ -162,7 +175,7 @@ pub unsafe extern "C" fn ringway_queue(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ringway_commit(session: *mut RingwaySession) -> i32 {
     // SAFETY: by the caller's promise.
-    let session = unsafe { &mut (*session).0 };
+    let session = unsafe { &mut (*session).session };
     session.commit().map_or_else(|refusal| refusal.errno, |()| 0)
 }
 
@@ -180,7 +193,7 @@ pub unsafe extern "C" fn ringway_wait(
     ended: *mut RingwayEnded,
 ) -> i32 {
     // SAFETY: by the caller's promise.
-    let session = unsafe { &mut (*session).0 };
+    let session = unsafe { &mut (*session).session };
     let timeout = u64::try_from(timeout_ns).ok().map(Duration::from_nanos);
     let mut at = 0;
     let waited = session.wait(min as usize, max as usize, timeout, |one| {
@@ -199,7 +212,7 @@ pub unsafe extern "C" fn ringway_wait(
 pub unsafe extern "C" fn ringway_why(session: *mut RingwaySession, why: *mut c_char, why_room: usize) {
     // SAFETY: by the caller's promise.
     unsafe {
-        let text = (*session).0.why().unwrap_or_default();
+        let text = (*session).session.why().unwrap_or_default();
         tell(&Refusal::new(0, text), why, why_room);
     }
 }
@@ -211,5 +224,10 @@ pub unsafe extern "C" fn ringway_why(session: *mut RingwaySession, why: *mut c_c
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ringway_close(session: *mut RingwaySession) {
     // SAFETY: it came from `ringway_open`, by the caller's promise.
-    unsafe { Box::from_raw(session) }.0.close();
+    let open = unsafe { Box::from_raw(session) };
+    open.session.close();
+    if let Some(Taken { area, buffer }) = open.taken {
+        // SAFETY: it came from this session's area, once, and fio has freed it: it does so before it ends the engine.
+        unsafe { area.free(buffer) };
+    }
 }

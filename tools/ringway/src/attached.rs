@@ -151,6 +151,7 @@ pub(crate) fn host_failure(error: &HostError) -> Failure {
         HostErrorKind::Refused | HostErrorKind::Disconnected | HostErrorKind::TimedOut | HostErrorKind::Closed => {
             ControlErrorKind::Unavailable
         }
+        HostErrorKind::Busy => ControlErrorKind::Busy,
         HostErrorKind::Invalid => ControlErrorKind::Invalid,
         HostErrorKind::Digest | HostErrorKind::Protocol | HostErrorKind::Controller | HostErrorKind::Local => {
             ControlErrorKind::Internal

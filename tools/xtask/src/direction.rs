@@ -13,8 +13,10 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("rdma", &["reactor"]),
     ("core", &["rdma", "shm-ring", "reactor"]),
     ("perf", &["core", "rdma", "shm-ring", "reactor"]),
-    ("tools/ringway", &["perf", "core", "rdma", "shm-ring", "reactor"]),
-    ("tools/fio-engine", &["core", "shm-ring", "reactor"]),
+    ("tools/client", &["core", "shm-ring", "reactor"]),
+    ("tools/ringway", &["tools/client", "perf", "core", "rdma", "shm-ring", "reactor"]),
+    ("tools/fio-engine", &["tools/client"]),
+    ("tools/ovsvolumedriver", &["tools/client", "core"]),
     ("tools/xtask", &[]),
 ];
 

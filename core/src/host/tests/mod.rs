@@ -333,6 +333,20 @@ fn a_host_that_gives_up_ends_every_command() {
 }
 
 #[test]
+fn where_one_address_does_not_answer_the_next_is_tried_at_first_and_after_a_break() {
+    let nobody = |n: u16| std::net::SocketAddr::from(([127, 0, 0, 1], 9000 + n));
+    let mut pair = Pair::new(31, Behaviour::default(), |config| {
+        config.others = vec![nobody(1), config.addr];
+        config.addr = nobody(0);
+    });
+    pair.until("the connection", |event| matches!(event, Event::Ready(_)));
+    assert_eq!(pair.write(1, 0, &pattern(4096, 1)), Outcome::Success);
+    pair.peer.drop_all();
+    pair.until("a reconnect", |event| matches!(event, Event::Reconnected { .. }));
+    assert_eq!(pair.read(2, 0, 4096), pattern(4096, 1));
+}
+
+#[test]
 fn closing_ends_every_command_and_leaves_nothing_in_the_ring() {
     let mut pair = Pair::connected(10, Behaviour::default());
     pair.peer.behaviour.silent = true;

@@ -22,7 +22,7 @@ use crate::export::Polling;
 use crate::ids::{AssociationId, VolumeId};
 use crate::limits::{REQUEST_BYTES_MAX, WRITE_ZEROES_BYTES_MAX};
 use crate::node::message::Message;
-use crate::volume::VolumeRecord;
+use crate::volume::{Lease, VolumeRecord, split_lease};
 use crate::wire::completion::NvmeStatus;
 
 /// How far a client has come.
@@ -110,22 +110,27 @@ impl ShmTransport {
         if self.draining {
             return Err((Reason::Stopping, "the target is stopping".into()));
         }
-        let name = &hello.volume;
+        let (name, lease) = split_lease(&hello.volume);
         let missing =
             || (Reason::NoVolume, format!("there is no volume {name}; `ringway volume list` shows what there is"));
         let entry = self.directory.by_name(name).ok_or_else(missing)?;
         let subsystem = self.directory.find_subsystem(&volume_nqn(&entry.record)).ok_or_else(missing)?;
         let host = HostIdentity { nqn: hello.host_nqn.clone(), id: hello.host_id };
-        let association = self.registry.attach_host(host, subsystem, &self.directory, now).map_err(|refusal| {
-            if refusal.status.is(NvmeStatus::CONNECT_INVALID_HOST) {
-                let text = format!("host {} is not on the list of volume {name}", hello.host_nqn);
-                (Reason::Denied, text)
-            } else if entry.record.exclusive {
-                (Reason::Busy, format!("volume {name} is exclusive and another host has it"))
-            } else {
-                (Reason::Limit, "the target has as many associations as it takes".into())
-            }
-        })?;
+        let association =
+            self.registry.attach_host(host, (subsystem, lease), &self.directory, now).map_err(|refusal| {
+                if refusal.status.is(NvmeStatus::CONNECT_INVALID_HOST) {
+                    let text = format!("host {} is not on the list of volume {name}", hello.host_nqn);
+                    (Reason::Denied, text)
+                } else if refusal.status.is(NvmeStatus::RESERVATION_CONFLICT) {
+                    let text = format!("volume {name} has another writer, or had one meanwhile");
+                    // Who was it before has nothing to wait for: what it would send again is older than what was written since.
+                    (if lease == Some(Lease::Resumed) { Reason::Denied } else { Reason::Busy }, text)
+                } else if entry.record.exclusive {
+                    (Reason::Busy, format!("volume {name} is exclusive and another host has it"))
+                } else {
+                    (Reason::Limit, "the target has as many associations as it takes".into())
+                }
+            })?;
         Ok((association, entry.record.id, info(&self.directory, &entry.record)))
     }
 

@@ -1,29 +1,48 @@
-//! One job's session with one volume: requests as fio makes them, in pieces as the target takes them.
+//! A session with one volume: requests as a program makes them, in pieces as the target takes them.
 //!
 //! Invariant: each queued request ends exactly once, when its last piece has.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ringway_reactor::io::Wake;
 use slab::Slab;
 
 use crate::memory::CallerMemory;
-use crate::options::{Options, Refusal, Transport, errno};
-use crate::shm::Shm;
+use crate::options::{Options, Way};
+use crate::refusal::{Refusal, errno};
+use crate::shm::{Area, Shm};
 use crate::tcp::Tcp;
 
 /// How long to look for ends before sleeping: below a sleep and its wake-up.
 const SPIN: Duration = Duration::from_micros(50);
-/// Bytes of one piece of a trim: 65,536 blocks of 512, which is what a command can say.
-const TRIM_BYTES: u64 = 32 << 20;
+/// Turns after which the volume is looked at again: over shared memory that is a system call.
+const LOOK_AFTER: u32 = 4096;
+/// Bytes of one piece of a range without data: 65,536 blocks of 512, which is what a command can say.
+const RANGE_BYTES: u64 = 32 << 20;
+const _: () = assert!(RANGE_BYTES <= ringway_core::limits::WRITE_ZEROES_BYTES_MAX as u64);
 
 /// What to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum What {
+pub enum What {
+    /// Fills the memory.
     Read,
+    /// Stores the memory.
     Write,
+    /// What has ended before is on stable storage when this ends.
     Flush,
+    /// Gives the range's space back; whole blocks of 4096 read as zeros afterwards.
     Trim,
+    /// The range reads as zeros afterwards.
+    Zero,
+}
+
+impl What {
+    /// Whether data moves.
+    pub(crate) fn moves(self) -> bool {
+        matches!(self, What::Read | What::Write)
+    }
 }
 
 /// A piece of a request.
@@ -43,20 +62,26 @@ pub(crate) type PieceEnded = (usize, i32);
 
 /// The volume, as the target describes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Volume {
-    pub(crate) size: u64,
-    pub(crate) block_bytes: u32,
-    pub(crate) request_bytes_max: u32,
+pub struct Volume {
+    /// Bytes.
+    pub size: u64,
+    /// Bytes of a logical block: offsets and lengths are multiples of it.
+    pub block_bytes: u32,
+    /// Bytes of the largest piece.
+    pub request_bytes_max: u32,
 }
 
 /// A way to a target.
 pub(crate) trait Carrier {
     fn volume(&self) -> Volume;
 
-    /// Memory that needs no copy on its way, where there is such; once.
-    fn alloc(&mut self, _bytes: usize) -> Option<*mut u8> {
+    /// Memory that needs no copy on its way, where there is such.
+    fn area(&self) -> Option<Area> {
         None
     }
+
+    /// Ends the sleep of [`Carrier::turn`], from any thread.
+    fn waker(&self) -> Arc<dyn Wake>;
 
     /// Takes a piece, or gives it back while there is no room.
     fn submit(&mut self, piece: Piece) -> Result<(), Piece>;
@@ -71,11 +96,11 @@ pub(crate) trait Carrier {
 
 /// The end of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Ended {
+pub struct Ended {
     /// The number it was queued with.
-    pub(crate) user: u64,
+    pub user: u64,
     /// 0, or why not.
-    pub(crate) errno: i32,
+    pub errno: i32,
 }
 
 #[derive(Debug)]
@@ -85,30 +110,35 @@ struct Running {
     errno: i32,
 }
 
-/// See the module's description.
-pub(crate) struct Session {
+/// A volume that is attached, for one thread.
+pub struct Session {
     carrier: Box<dyn Carrier>,
-    /// As it was when the session was opened.
+    /// As it was last.
     volume: Volume,
     running: Slab<Running>,
     /// Pieces that wait for room, in order.
     waiting: VecDeque<Piece>,
     pieces_ended: Vec<PieceEnded>,
     ended: VecDeque<Ended>,
+    turns: u32,
     /// The carrier has given up, and why.
     over: Option<Refusal>,
 }
 
 impl Session {
-    pub(crate) fn open(options: &Options) -> Result<Session, Refusal> {
-        let carrier: Box<dyn Carrier> = match options.transport {
-            Transport::Tcp => Box::new(Tcp::connect(options)?),
-            Transport::Shm => Box::new(Shm::connect(options)?),
+    /// Attaches the volume.
+    ///
+    /// # Errors
+    /// Why it cannot be, in words for a user.
+    pub fn open(options: &Options) -> Result<Session, Refusal> {
+        let carrier: Box<dyn Carrier> = match &options.way {
+            Way::Tcp(addresses) => Box::new(Tcp::connect(options, addresses)?),
+            Way::Shm(socket) => Box::new(Shm::connect(options, socket)?),
         };
         Ok(Session::over(carrier))
     }
 
-    fn over(carrier: Box<dyn Carrier>) -> Session {
+    pub(crate) fn over(carrier: Box<dyn Carrier>) -> Session {
         Session {
             volume: carrier.volume(),
             carrier,
@@ -116,21 +146,33 @@ impl Session {
             waiting: VecDeque::new(),
             pieces_ended: Vec::new(),
             ended: VecDeque::new(),
+            turns: 0,
             over: None,
         }
     }
 
-    pub(crate) fn volume(&self) -> Volume {
+    /// The volume, as the target last described it.
+    #[must_use]
+    pub fn volume(&self) -> Volume {
         self.volume
     }
 
-    /// Memory for fio's buffers that needs no copy on its way.
-    pub(crate) fn alloc(&mut self, bytes: usize) -> Option<*mut u8> {
-        self.carrier.alloc(bytes)
+    /// Memory that needs no copy on its way, where there is such.
+    #[must_use]
+    pub fn area(&self) -> Option<Area> {
+        self.carrier.area()
     }
 
-    /// Takes a request; it ends in a later [`Session::wait`].
-    pub(crate) fn queue(
+    /// What ends a sleep in [`Session::wait`], from any thread.
+    pub(crate) fn waker(&self) -> Arc<dyn Wake> {
+        self.carrier.waker()
+    }
+
+    /// Takes a request; it ends in a later [`Session::wait`]. `memory` is as long as `len` where data moves.
+    ///
+    /// # Errors
+    /// `EINVAL` for what is no range of whole blocks; why it is over, if the target was given up.
+    pub fn queue(
         &mut self,
         what: What,
         offset: u64,
@@ -147,9 +189,12 @@ impl Session {
             let why = format!("{len} bytes at {offset} are not whole blocks of {block}; set bs= to a multiple of it");
             return Err(Refusal::new(errno::EINVAL, why));
         }
-        let moves = matches!(what, What::Read | What::Write);
+        let moves = what.moves();
         assert_eq!(memory.as_ref().map_or(0, CallerMemory::len) as u64, if moves { len } else { 0 });
-        let largest = if moves { u64::from(volume.request_bytes_max) } else { TRIM_BYTES };
+        let largest = match what {
+            What::Read | What::Write => u64::from(volume.request_bytes_max),
+            What::Trim | What::Zero | What::Flush => RANGE_BYTES,
+        };
         let pieces = len.div_ceil(largest).max(1);
         let request = self.running.insert(Running { user, left: pieces as u32, errno: 0 });
         let (mut at, mut rest) = (0, memory);
@@ -173,12 +218,18 @@ impl Session {
     }
 
     /// Sends what was queued.
-    pub(crate) fn commit(&mut self) -> Result<(), Refusal> {
+    ///
+    /// # Errors
+    /// Why it is over, if the target was given up.
+    pub fn commit(&mut self) -> Result<(), Refusal> {
         self.turn(None)
     }
 
     /// Waits until `min` requests have ended, or `timeout` has passed; gives at most `max` of them to `each`.
-    pub(crate) fn wait(
+    ///
+    /// # Errors
+    /// Why it is over, if the target was given up and all ends were taken.
+    pub fn wait(
         &mut self,
         min: usize,
         max: usize,
@@ -210,7 +261,8 @@ impl Session {
         Ok(count)
     }
 
-    fn turn(&mut self, until: Option<Instant>) -> Result<(), Refusal> {
+    /// One turn: sends, takes what has ended, and sleeps until then if nothing has; not at all without.
+    pub(crate) fn turn(&mut self, until: Option<Instant>) -> Result<(), Refusal> {
         if let Some(over) = &self.over {
             // What had ended before is still given out.
             return if self.ended.is_empty() { Err(over.clone()) } else { Ok(()) };
@@ -231,13 +283,22 @@ impl Session {
                 break;
             }
         }
+        self.turns = self.turns.wrapping_add(1);
+        if until.is_some() || self.turns.is_multiple_of(LOOK_AFTER) {
+            self.volume = self.carrier.volume();
+        }
         if let Err(over) = result {
             self.give_up(over);
         }
         Ok(())
     }
 
-    /// Everything ends, as fio has to have it back.
+    /// Ends that were not taken yet.
+    pub(crate) fn take_ended(&mut self) -> Option<Ended> {
+        self.ended.pop_front()
+    }
+
+    /// Everything ends, as the program has to have it back.
     fn give_up(&mut self, over: Refusal) {
         self.waiting.clear();
         for running in self.running.drain() {
@@ -247,17 +308,82 @@ impl Session {
     }
 
     /// Why nothing goes on, if so.
-    pub(crate) fn why(&self) -> Option<&str> {
+    #[must_use]
+    pub fn why(&self) -> Option<&str> {
         self.over.as_ref().map(|over| over.why.as_str())
     }
 
-    pub(crate) fn close(mut self) {
+    /// Detaches the volume.
+    pub fn close(mut self) {
         self.carrier.close();
+    }
+}
+
+/// A carrier for tests.
+#[cfg(test)]
+pub(crate) mod testing {
+    use std::cell::RefCell;
+    use std::rc::Rc;
+
+    use super::*;
+
+    /// Wakes nobody.
+    pub(crate) struct Nobody;
+
+    impl Wake for Nobody {
+        fn wake(&self) {}
+    }
+
+    /// Bytes in memory; two pieces at a time, each done in a turn of its own, the later first.
+    pub(crate) struct Disk {
+        bytes: Rc<RefCell<Vec<u8>>>,
+        taken: Vec<Piece>,
+    }
+
+    impl Disk {
+        pub(crate) fn new(bytes: Rc<RefCell<Vec<u8>>>) -> Disk {
+            Disk { bytes, taken: Vec::new() }
+        }
+    }
+
+    impl Carrier for Disk {
+        fn volume(&self) -> Volume {
+            Volume { size: self.bytes.borrow().len() as u64, block_bytes: 512, request_bytes_max: 1024 }
+        }
+        fn submit(&mut self, piece: Piece) -> Result<(), Piece> {
+            if self.taken.len() == 2 {
+                return Err(piece);
+            }
+            self.taken.push(piece);
+            Ok(())
+        }
+        fn turn(&mut self, _: Option<Instant>, ended: &mut Vec<PieceEnded>) -> Result<(), Refusal> {
+            let Some(mut piece) = self.taken.pop() else { return Ok(()) };
+            let mut bytes = self.bytes.borrow_mut();
+            let range = piece.offset as usize..piece.offset as usize + piece.len as usize;
+            let Some(bytes) = bytes.get_mut(range) else {
+                ended.push((piece.request, errno::EINVAL));
+                return Ok(());
+            };
+            match (piece.what, &mut piece.memory) {
+                (What::Read, Some(memory)) => memory.copy_from(bytes),
+                (What::Write, Some(memory)) => memory.copy_to(bytes),
+                (What::Flush, _) => {}
+                _ => bytes.fill(0),
+            }
+            ended.push((piece.request, 0));
+            Ok(())
+        }
+        fn close(&mut self) {}
+        fn waker(&self) -> Arc<dyn Wake> {
+            Arc::new(Nobody)
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::testing::Nobody;
     use super::*;
 
     /// Keeps pieces until they are taken out, at most three.
@@ -292,6 +418,9 @@ mod tests {
             Ok(())
         }
         fn close(&mut self) {}
+        fn waker(&self) -> Arc<dyn Wake> {
+            Arc::new(Nobody)
+        }
     }
 
     fn wait(session: &mut Session, min: usize) -> Vec<Ended> {

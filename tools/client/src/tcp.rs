@@ -1,6 +1,6 @@
-//! Over NVMe/TCP, by our own host. Data is copied between fio's buffers and those that are registered with the ring.
+//! Over NVMe/TCP, by our own host. Data is copied between the program's buffers and those that are registered with the ring.
 
-use std::net::ToSocketAddrs;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ringway_core::directory::VOLUME_NQN_PREFIX;
@@ -9,12 +9,15 @@ use ringway_core::host::{
 };
 use ringway_core::request::Command;
 use ringway_core::wire::completion::NvmeStatus;
-use ringway_reactor::buf::{BufPool, BufPoolConfig, PAGE};
-use ringway_reactor::io::{Completion, Io, Wait};
+use ringway_reactor::buf::{BufPoolConfig, PAGE};
+use ringway_reactor::io::{Completion, Io, Wait, Wake};
 use ringway_reactor::uring::{UringConfig, UringIo};
 use slab::Slab;
 
-use crate::options::{Options, Refusal, errno};
+use crate::address::Addresses;
+use crate::options::Options;
+use crate::pool::Pool;
+use crate::refusal::{Refusal, errno};
 use crate::session::{Carrier, Piece, PieceEnded, Volume, What};
 
 /// The largest request of any target of ours, and of most others: bounds the buffers before the target is asked.
@@ -35,15 +38,18 @@ pub(crate) struct Tcp {
     room: usize,
     /// What was last said of an outage: each of its attempts to connect would say the same again.
     said: String,
+    tell: fn(&str),
+    /// Behind all that has buffers of it.
+    _pool: Pool,
 }
 
 impl Tcp {
-    pub(crate) fn connect(options: &Options) -> Result<Tcp, Refusal> {
+    pub(crate) fn connect(options: &Options, addresses: &Addresses) -> Result<Tcp, Refusal> {
         let local = |why: String| Refusal::new(errno::EIO, why);
-        let config = host_config(options)?;
-        let pool = BufPool::leak(&buffers(options), 0);
-        let mut io =
-            UringIo::new(&UringConfig::new(vec![pool], 0)).map_err(|error| local(format!("no ring: {error}")))?;
+        let config = host_config(options, addresses);
+        let pool = Pool::take(buffers(options));
+        let mut io = UringIo::new(&UringConfig::new(vec![pool.buffers()], 0))
+            .map_err(|error| local(format!("no ring: {error}")))?;
         let mut host = Host::new(config);
         host.start(&mut io);
         let mut completions = Vec::new();
@@ -58,7 +64,8 @@ impl Tcp {
             }
         };
         let room = options.depth as usize * pieces_of(options) as usize;
-        Ok(Tcp { io, host, namespace, completions, pieces: Slab::with_capacity(room), room, said: String::new() })
+        let (pieces, tell) = (Slab::with_capacity(room), options.tell);
+        Ok(Tcp { io, host, namespace, completions, pieces, room, said: String::new(), tell, _pool: pool })
     }
 
     fn ended(&mut self, completed: &Completed) -> PieceEnded {
@@ -89,13 +96,16 @@ fn pieces_of(options: &Options) -> u64 {
     options.block_bytes.div_ceil(REQUEST_BYTES)
 }
 
-/// Data of everything in flight; a page for each trim's range; what the queues send from and receive into.
+/// Data of everything in flight; a page for each trim's range; what the queues send from and receive into; some of the largest.
 fn buffers(options: &Options) -> BufPoolConfig {
     let connections = usize::from(options.queues) + 1;
     let depth = options.depth as usize * pieces_of(options) as usize;
     let largest = (options.block_bytes.min(REQUEST_BYTES) as usize).next_multiple_of(PAGE);
     let mut classes = vec![(PAGE, depth + 2 * connections + 8)];
-    for (size, count) in [(16 << 10, 2 * connections), (64 << 10, connections), (largest, depth)] {
+    let spare = options.spare_bytes.div_ceil(REQUEST_BYTES) as usize;
+    let wanted =
+        [(16 << 10, 2 * connections), (64 << 10, connections), (largest, depth), (REQUEST_BYTES as usize, spare)];
+    for (size, count) in wanted {
         match classes.iter_mut().find(|class| class.0 == size) {
             Some(class) => class.1 += count,
             None => classes.push((size, count)),
@@ -105,21 +115,18 @@ fn buffers(options: &Options) -> BufPoolConfig {
     BufPoolConfig { classes }
 }
 
-fn host_config(options: &Options) -> Result<HostConfig, Refusal> {
-    let Options { host, port, volume, .. } = options;
-    let unknown = |why: String| Refusal::new(errno::EINVAL, format!("host={host}: {why}"));
-    let mut found = (host.as_str(), *port).to_socket_addrs().map_err(|error| unknown(error.to_string()))?;
-    let addr = found.next().ok_or_else(|| unknown("it has no address".into()))?;
-    let mut config = HostConfig::new(addr, format!("{VOLUME_NQN_PREFIX}{volume}"));
+fn host_config(options: &Options, addresses: &Addresses) -> HostConfig {
+    let mut config = HostConfig::new(addresses.first(), format!("{VOLUME_NQN_PREFIX}{}", options.volume));
+    config.others = addresses.others().to_vec();
     let depth = (options.depth * pieces_of(options) as u32).div_ceil(options.queues.into());
     config.controller = ControllerKind::Io { queues: options.queues, depth: depth.clamp(1, QUEUE_DEPTH_MAX) as u16 };
-    // A job that rests between requests does not call us, so nobody would send it.
-    config.keep_alive = Duration::ZERO;
+    config.keep_alive = options.keep_alive;
+    config.lease = options.lease;
     config.reconnect = Reconnect { give_up_after: options.reconnect, ..Reconnect::default() };
     if let Some(nqn) = &options.host_nqn {
         config.host_nqn.clone_from(nqn);
     }
-    Ok(config)
+    config
 }
 
 fn errno_of(status: NvmeStatus) -> i32 {
@@ -137,6 +144,10 @@ impl Carrier for Tcp {
     fn volume(&self) -> Volume {
         let Namespace { size, lba_bytes, request_bytes_max, .. } = self.namespace;
         Volume { size, block_bytes: lba_bytes, request_bytes_max: request_bytes_max.min(REQUEST_BYTES as u32) }
+    }
+
+    fn waker(&self) -> Arc<dyn Wake> {
+        self.io.waker()
     }
 
     fn submit(&mut self, piece: Piece) -> Result<(), Piece> {
@@ -158,6 +169,7 @@ impl Carrier for Tcp {
             What::Write => Command::Write { fua: false },
             What::Flush => Command::Flush,
             What::Trim => Command::Deallocate,
+            What::Zero => Command::WriteZeroes { fua: false, deallocate: true },
         };
         let (offset, len) = (piece.offset, piece.len);
         let user = self.pieces.insert(piece) as u64;
@@ -181,17 +193,18 @@ impl Carrier for Tcp {
                 Event::Lost(error) => {
                     let says = error.to_string();
                     if says != self.said {
-                        eprintln!("ringway: {says}; connecting again");
+                        (self.tell)(&format!("{says}; connecting again"));
                         self.said = says;
                     }
                 }
                 Event::Reconnected { resent, outage } => {
                     self.said.clear();
-                    eprintln!("ringway: connected again after {outage:.1?}, {resent} commands sent again");
+                    (self.tell)(&format!("connected again after {outage:.1?}, {resent} commands sent again"));
                 }
                 Event::Failed(error) => over = Some(Refusal::from(&error)),
                 Event::Closed => over = Some(Refusal::new(errno::ESHUTDOWN, "the session is closed")),
-                Event::Ready(_) | Event::Resized(_) => {}
+                Event::Resized(namespace) => self.namespace = namespace,
+                Event::Ready(_) => {}
             }
         }
         over.map_or(Ok(()), Err)

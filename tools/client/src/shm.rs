@@ -1,8 +1,15 @@
-//! Over shared memory, by the client of `ringway-shm-ring`. fio's buffers are taken out of the data area ([`Shm::alloc`]), so
-//! that the target's device reads and writes them where they lie; other memory is copied.
+//! Over shared memory, by the client of `ringway-shm-ring`. Buffers that lie in the data area ([`Area`]) are read and written by the
+//! target's device where they are; other memory is copied.
 
+use std::ops::Range;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
+use ringway_core::host::HostConfig;
+use ringway_reactor::event::EventFd;
+use ringway_reactor::io::Wake;
 use ringway_shm_ring::client::{
     Buffer, Client, Command, Completion, ConnectError, ConnectOptions, Host, Queue, RawBuffer, Reject, Status,
 };
@@ -10,54 +17,93 @@ use ringway_shm_ring::message::Reason;
 use slab::Slab;
 
 use crate::memory::CallerMemory;
-use crate::options::{Options, Refusal, errno};
+use crate::options::Options;
+use crate::refusal::{Refusal, errno};
 use crate::session::{Carrier, Piece, PieceEnded, Volume, What};
 
 const PAGE: u64 = 4096;
-/// Room in the data area beside fio's buffers and the lists of trims: what is copied.
-const SPARE_BYTES: u64 = 1 << 20;
 /// Set in the tags of pieces whose data is copied; their place follows. Else the tag is the request.
 const COPIED: u64 = 1 << 63;
 
+/// The memory that is shared with the target: buffers out of it need no copy on their way.
+#[derive(Clone, Debug)]
+pub struct Area {
+    client: Arc<Client>,
+}
+
+impl Area {
+    /// `bytes` of it, zeroed or as their last owner left them, from a multiple of 4096 on; `None` where there is no room.
+    #[must_use]
+    pub fn alloc(&self, bytes: usize) -> Option<RawBuffer> {
+        Some(self.client.alloc(bytes)?.into_raw())
+    }
+
+    /// Gives them back.
+    ///
+    /// # Safety
+    /// `buffer` came from [`Area::alloc`] of the same session, was not given back before, and no request uses it.
+    pub unsafe fn free(&self, buffer: RawBuffer) {
+        // SAFETY: by the caller's promise.
+        drop(unsafe { Buffer::from_raw(&self.client, buffer) });
+    }
+}
+
+/// Ends the sleep of a session's thread.
+struct Bell(EventFd);
+
+impl Wake for Bell {
+    fn wake(&self) {
+        // The counter of an eventfd does not fill up by ones.
+        let _ = self.0.signal();
+    }
+}
+
 /// An attached volume with one queue.
 pub(crate) struct Shm {
-    client: Client,
+    client: Arc<Client>,
     queue: Queue,
     block_bytes: u32,
-    /// What fio was given of the data area.
-    area: Option<RawBuffer>,
+    /// Addresses of the data area.
+    area: Range<usize>,
     ended: Vec<Completion>,
     copied: Slab<Piece>,
+    bell: Arc<Bell>,
 }
 
 impl Shm {
-    pub(crate) fn connect(options: &Options) -> Result<Shm, Refusal> {
+    pub(crate) fn connect(options: &Options, socket: &Path) -> Result<Shm, Refusal> {
         if options.queues > 1 {
-            let why = format!("queues={} is for transport=tcp: a job has one ring", options.queues);
-            return Err(Refusal::new(errno::EINVAL, why));
+            return Err(Refusal::new(errno::EINVAL, format!("{} queues: shared memory has one", options.queues)));
         }
         let pieces = options.block_bytes.div_ceil(u64::from(ringway_core::limits::REQUEST_BYTES_MAX));
         let depth = (u64::from(options.depth) * pieces).next_power_of_two();
         let most = u64::from(ringway_shm_ring::ENTRIES_MAX);
         let each = options.block_bytes.next_multiple_of(PAGE) + pieces * PAGE;
-        let mut connect = ConnectOptions::new(&options.socket, options.volume.as_str());
+        let mut connect = ConnectOptions::new(socket, options.volume.as_str());
         connect.depth = depth.clamp(u64::from(ringway_shm_ring::ENTRIES_MIN), most) as u16;
-        connect.data_bytes = u64::from(options.depth) * each + SPARE_BYTES;
+        connect.data_bytes = u64::from(options.depth) * each + options.spare_bytes;
         connect.patience = options.reconnect;
+        connect.lease = options.lease;
+        if options.lease {
+            // Each is a host of its own: two programs of one machine are not the same writer.
+            connect.host.id = *HostConfig::fresh_id().as_bytes();
+        }
         if let Some(nqn) = &options.host_nqn {
             connect.host = Host { nqn: nqn.clone(), ..connect.host };
         }
-        let client = Client::connect(connect).map_err(|error| refusal(&error))?;
+        let bell = EventFd::new().map_err(|error| Refusal::new(errno::EIO, format!("no eventfd: {error}")))?;
+        let client = Arc::new(Client::connect(connect).map_err(|error| refusal(&error))?);
         let queue = client.take_queue().expect("it was asked for one");
         let block_bytes = client.volume().block_bytes;
-        Ok(Shm { client, queue, block_bytes, area: None, ended: Vec::new(), copied: Slab::new() })
+        let (area, bell) = (client.data_addresses(), Arc::new(Bell(bell)));
+        Ok(Shm { client, queue, block_bytes, area, ended: Vec::new(), copied: Slab::new(), bell })
     }
 
     /// Where a piece's memory lies in the data area, if it does.
     fn place(&self, memory: &CallerMemory) -> Option<u64> {
-        let area = self.area?;
-        let at = memory.address().checked_sub(area.start.addr())? as u64;
-        (at + memory.len() as u64 <= u64::from(area.len)).then_some(area.offset + at)
+        let start = memory.address();
+        let inside = self.area.contains(&start) && memory.len() <= self.area.end - start;
+        inside.then(|| (start - self.area.start) as u64)
     }
 
     fn command(&self, piece: &Piece) -> Command {
@@ -101,6 +147,7 @@ fn refusal(error: &ConnectError) -> Refusal {
         ConnectError::Refused { reason: Reason::NoVolume, .. } => {
             (errno::ENOENT, "; `ringway volume list` shows what there is")
         }
+        ConnectError::Refused { reason: Reason::Busy, .. } => (errno::EBUSY, ""),
         ConnectError::Refused { .. } => (errno::EACCES, ""),
         ConnectError::Unreachable { .. } => {
             (errno::ECONNREFUSED, "; runtime_dir= names the folder, transport=tcp goes without")
@@ -129,13 +176,12 @@ impl Carrier for Shm {
         Volume { size: info.size, block_bytes: info.block_bytes, request_bytes_max: info.request_bytes_max }
     }
 
-    fn alloc(&mut self, bytes: usize) -> Option<*mut u8> {
-        if self.area.is_some() {
-            return None;
-        }
-        let area = self.client.alloc(bytes)?.into_raw();
-        self.area = Some(area);
-        Some(area.start)
+    fn area(&self) -> Option<Area> {
+        Some(Area { client: Arc::clone(&self.client) })
+    }
+
+    fn waker(&self) -> Arc<dyn Wake> {
+        Arc::clone(&self.bell) as Arc<dyn Wake>
     }
 
     fn submit(&mut self, piece: Piece) -> Result<(), Piece> {
@@ -143,11 +189,16 @@ impl Carrier for Shm {
         let taken = match (piece.what, &piece.memory) {
             (What::Read | What::Write, Some(memory)) => {
                 let Some(at) = self.place(memory) else { return self.copy(piece) };
-                // SAFETY: the range lies in what `alloc` took by `into_raw`; fio leaves a request's buffer alone until its end. After
-                // a target is lost the session is over, and nothing is queued or read again.
+                // SAFETY: memory of the program's that lies in the data area was taken by `Area::alloc`, so by `into_raw`; the
+                // program leaves a request's buffer alone until its end. After a target is lost the session is over, and nothing is
+                // queued or read again.
                 unsafe { self.queue.submit_raw(self.command(&piece), at, piece.len, tag) }
             }
             (What::Flush, _) => self.queue.flush(tag).map_err(|rejected| rejected.why),
+            (What::Zero, _) => {
+                let (offset, len) = (piece.offset, piece.len.into());
+                self.queue.write_zeroes(offset, len, true, tag).map_err(|rejected| rejected.why)
+            }
             _ => self.queue.deallocate(piece.offset, piece.len.into(), tag).map_err(|rejected| rejected.why),
         };
         match taken {
@@ -163,7 +214,10 @@ impl Carrier for Shm {
         if self.queue.poll(&mut completions) == 0
             && let Some(until) = until
         {
-            self.queue.wait(until.saturating_duration_since(Instant::now()), &mut completions);
+            let left = until.saturating_duration_since(Instant::now());
+            self.queue.wait_or(left, Some(self.bell.0.as_fd()), &mut completions);
+            // What was not rung has nothing to take.
+            let _ = self.bell.0.take();
         }
         for completion in completions.drain(..) {
             let one = self.end(&completion);
@@ -176,10 +230,5 @@ impl Carrier for Shm {
         Ok(())
     }
 
-    fn close(&mut self) {
-        if let Some(area) = self.area.take() {
-            // SAFETY: it came from `alloc`, and fio has freed it: it does so before it ends the engine.
-            drop(unsafe { Buffer::from_raw(&self.client, area) });
-        }
-    }
+    fn close(&mut self) {}
 }

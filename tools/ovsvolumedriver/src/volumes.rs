@@ -1,0 +1,134 @@
+//! Volumes by the control interface of the target on this machine.
+
+use std::ffi::{c_char, c_int};
+
+use ringway_client::control::{Method, segment};
+use ringway_client::{Refusal, errno};
+use ringway_core::control::VolumeInfo;
+use ringway_core::limits::VOLUME_BYTES_MAX;
+use ringway_core::volume::check_name;
+use serde_json::{Value, json};
+
+use crate::attr::text;
+use crate::ctx::{OvsContext, given};
+use crate::errors::{invalid, number, of_control, status};
+
+/// The name of a volume, and the context.
+///
+/// # Safety
+/// As for [`given`] and [`text`].
+pub(crate) unsafe fn named<'a>(
+    ctx: *const OvsContext,
+    name: *const c_char,
+) -> Result<(&'a OvsContext, &'a str), Refusal> {
+    // SAFETY: by the caller's promise.
+    let (ctx, name) = unsafe { (given(ctx)?, text("the volume's name", name)?) };
+    check_name(name).map_err(|bad| invalid(bad.to_string()))?;
+    Ok((ctx, name))
+}
+
+fn check_size(size: u64) -> Result<(), Refusal> {
+    if size > VOLUME_BYTES_MAX {
+        let why = format!("{size} bytes are more than a volume can have, {VOLUME_BYTES_MAX}");
+        return Err(Refusal::new(errno::EFBIG, why));
+    }
+    Ok(())
+}
+
+fn show(ctx: &OvsContext, name: &str) -> Result<VolumeInfo, Refusal> {
+    let path = format!("/v1/volumes/{}", segment(name));
+    ctx.control.call(Method::GET, &path, None::<&()>).map_err(|error| of_control(&error))
+}
+
+/// Grows a volume.
+pub(crate) fn truncate(ctx: &OvsContext, name: &str, length: u64) -> Result<(), Refusal> {
+    check_size(length)?;
+    let size = show(ctx, name)?.size;
+    if length < size {
+        return Err(Refusal::new(
+            errno::EPERM,
+            format!("volume {name:?} has {size} bytes: it grows and does not shrink"),
+        ));
+    }
+    let path = format!("/v1/volumes/{}/size", segment(name));
+    let grown: Result<Value, _> = ctx.control.call(Method::PUT, &path, Some(&json!({ "size": length })));
+    grown.map(drop).map_err(|error| of_control(&error))
+}
+
+/// Makes a volume of `size` bytes.
+///
+/// # Safety
+/// The name ends in 0; `ctx` is of `ovs_ctx_new` and not being destroyed.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ovs_create_volume(ctx: *mut OvsContext, volume_name: *const c_char, size: u64) -> c_int {
+    let create = || {
+        // SAFETY: by the caller's promise.
+        let (ctx, name) = unsafe { named(ctx, volume_name) }?;
+        check_size(size)?;
+        let body = json!({ "name": name, "size": size });
+        let made: Result<Value, _> = ctx.control.call(Method::POST, "/v1/volumes", Some(&body));
+        made.map(drop).map_err(|error| of_control(&error))
+    };
+    status(create())
+}
+
+/// Removes a volume that nobody has open.
+///
+/// # Safety
+/// As for [`ovs_create_volume`].
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ovs_remove_volume(ctx: *mut OvsContext, volume_name: *const c_char) -> c_int {
+    let remove = || {
+        // SAFETY: by the caller's promise.
+        let (ctx, name) = unsafe { named(ctx, volume_name) }?;
+        let path = format!("/v1/volumes/{}", segment(name));
+        let gone: Result<Value, _> = ctx.control.call(Method::DELETE, &path, None::<&()>);
+        gone.map(drop).map_err(|error| of_control(&error))
+    };
+    status(remove())
+}
+
+/// Grows a volume; `EPERM` for a smaller size.
+///
+/// # Safety
+/// As for [`ovs_create_volume`].
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ovs_truncate_volume(ctx: *mut OvsContext, volume_name: *const c_char, length: u64) -> c_int {
+    let grow = || {
+        // SAFETY: by the caller's promise.
+        let (ctx, name) = unsafe { named(ctx, volume_name) }?;
+        truncate(ctx, name, length)?;
+        if let Some(open) = ctx.opened().filter(|open| open.volume == name) {
+            open.engine.resized(length);
+        }
+        Ok(())
+    };
+    status(grow())
+}
+
+/// Writes all names, each with its 0, and returns the bytes. Where `*size` is too small it is set to what is needed: `ERANGE`.
+///
+/// # Safety
+/// `names` has room for `*size` bytes; `ctx` is of `ovs_ctx_new` and not being destroyed.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ovs_list_volumes(ctx: *mut OvsContext, names: *mut c_char, size: *mut usize) -> c_int {
+    let list = || {
+        // SAFETY: by the caller's promise.
+        let (ctx, size) = unsafe { (given(ctx)?, size.as_mut().ok_or_else(|| invalid("the size is NULL"))?) };
+        let found: Result<Vec<VolumeInfo>, _> = ctx.control.call(Method::GET, "/v1/volumes", None::<&()>);
+        let mut packed = Vec::new();
+        for volume in found.map_err(|error| of_control(&error))? {
+            packed.extend_from_slice(volume.name.as_bytes());
+            packed.push(0);
+        }
+        let bytes = c_int::try_from(packed.len()).map_err(|_| Refusal::new(errno::EFBIG, "too many volumes"))?;
+        if *size < packed.len() || (names.is_null() && !packed.is_empty()) {
+            *size = packed.len();
+            return Err(Refusal::new(errno::ERANGE, format!("the names have {bytes} bytes")));
+        }
+        // SAFETY: there is room for `*size` bytes by the caller's promise, and these are no more.
+        unsafe { std::ptr::copy_nonoverlapping(packed.as_ptr().cast(), names, packed.len()) };
+        Ok(bytes)
+    };
+    number(list())
+}
