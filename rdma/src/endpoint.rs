@@ -114,7 +114,7 @@ impl<H: Hardware> Endpoint<H> {
             }
         }
         if let State::Accepting { private } = &mut pair.state {
-            let (private, spec) = (std::mem::take(private), pair.spec);
+            let (private, spec) = (std::mem::take(private), pair.agreed());
             return match self.hardware.accept(qp, &spec, &private) {
                 Ok(()) => {
                     let until = self.now.plus_ns(CONNECT_NS);
@@ -253,7 +253,8 @@ impl<H: Hardware> Endpoint<H> {
         pair.state = State::Connecting { until };
         let made = self.hardware.make(qp, &spec);
         pair.granted = made.as_ref().ok().copied();
-        let connected = made.and_then(|_| self.hardware.connect(qp, &spec, &private));
+        let agreed = pair.agreed();
+        let connected = made.and_then(|_| self.hardware.connect(qp, &agreed, &private));
         match connected {
             Ok(()) => self.mark(qp),
             Err(error) => self.refuse(qp, Refusal::Failed(error.to_string())),

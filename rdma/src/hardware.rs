@@ -39,6 +39,8 @@ pub(crate) struct Granted {
     pub(crate) inline_max: u32,
     /// RDMA reads at the peer, at most.
     pub(crate) reads_out: u8,
+    /// RDMA reads of the peer's, at most.
+    pub(crate) reads_in: u8,
 }
 
 /// What was noticed besides completions.

@@ -7,6 +7,10 @@
 mod endpoint;
 mod hardware;
 mod pair;
+#[cfg(feature = "verbs")]
+pub mod rdma;
+#[cfg(any(test, feature = "verbs"))]
+mod room;
 pub mod sim;
 #[cfg(test)]
 mod tests;

@@ -186,6 +186,12 @@ impl Pair {
         matches!(self.state, State::Ending { .. })
     }
 
+    /// What was asked for, as far as the device goes along.
+    pub(crate) fn agreed(&self) -> QueueSpec {
+        let Some(granted) = self.granted else { return self.spec };
+        QueueSpec { reads_out: granted.reads_out, reads_in: granted.reads_in, ..self.spec }
+    }
+
     /// Whether the device has anything of it.
     pub(crate) fn has_given(&self) -> bool {
         !(self.sends.given.is_empty() && self.receives.given.is_empty())

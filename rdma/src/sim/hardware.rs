@@ -60,7 +60,8 @@ impl SimHardware {
             return Err(VerbsError::TooMuch { device: device.name.clone(), what, has, asked });
         }
         let reads_out = spec.reads_out.min(device.reads_out_max);
-        let granted = Granted { device: device.id, inline_max: INLINE_MAX, reads_out };
+        let reads_in = spec.reads_in.min(device.reads_in_max);
+        let granted = Granted { device: device.id, inline_max: INLINE_MAX, reads_out, reads_in };
         world.qps.insert((self.end, qp), Qp::default());
         Ok(granted)
     }

@@ -28,9 +28,8 @@ fn every_error_completion_ends_its_queue_pair_and_no_other() {
         let whole = two.connect();
         let lent = two.host.verbs.lend(broken.0, two.buf(4096, 1)).unwrap();
         two.fabric.fail_next(two.target.id, broken.1, error);
-        let mut works: Vec<u64> = (0..3)
-            .map(|_| two.target.post(broken.1, Work::Read { buf: two.buf(512, 0), from: lent.remote }))
-            .collect();
+        let mut works: Vec<u64> =
+            (0..3).map(|_| two.target.post(broken.1, Work::Read { buf: two.buf(512, 0), from: lent.remote })).collect();
         works.push(two.target.post(broken.1, Work::Send { buf: two.buf(16, 1), invalidate: None }));
         two.settle();
         assert_eq!(two.target.result(works[0]), Some(&Err(error)));

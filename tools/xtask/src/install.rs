@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -32,6 +33,10 @@ const fn need(group: Group, program: &'static str, package: &'static str) -> Nee
 
 const NEEDS: &[Need] = &[
     need(Group::Build, "gcc", "gcc"),
+    // The feature `rdma`: bindings to rdma-core are made by cmake and libclang. The plain build needs gcc alone.
+    need(Group::Build, "cmake", "cmake"),
+    need(Group::Build, "clang", "clang"),
+    need(Group::Build, LIBCLANG, "libclang-dev"),
     need(Group::Vm, "qemu-system-x86_64", VM),
     need(Group::Vm, "python3", VM),
     need(Group::Vm, "readelf", VM),
@@ -48,6 +53,8 @@ const NEEDS: &[Need] = &[
 
 /// Installed by tools/vm/install-host, which takes QEMU from backports.
 const VM: &str = "tools/vm/install-host";
+/// A library, not a program: looked for where Debian has it.
+const LIBCLANG: &str = "libclang.so";
 const INSTALL_LIMIT: Duration = Duration::from_secs(20 * 60);
 
 /// Makes sure of everything these groups need.
@@ -84,7 +91,21 @@ pub(crate) fn ensure_cargo_tool(name: &str) -> Result<(), String> {
 }
 
 fn missing(groups: &[Group]) -> Vec<&'static Need> {
-    NEEDS.iter().filter(|need| groups.contains(&need.group) && find_program(need.program).is_none()).collect()
+    NEEDS.iter().filter(|need| groups.contains(&need.group) && !is_there(need.program)).collect()
+}
+
+fn is_there(program: &str) -> bool {
+    if program == LIBCLANG { has_libclang() } else { find_program(program).is_some() }
+}
+
+fn has_libclang() -> bool {
+    if let Some(folder) = std::env::var_os("LIBCLANG_PATH") {
+        return Path::new(&folder).exists();
+    }
+    // /usr/lib/llvm-14/lib/libclang.so and the like.
+    let Ok(versions) = std::fs::read_dir("/usr/lib") else { return false };
+    let folders = versions.flatten().map(|entry| entry.path()).filter(|path| path.to_string_lossy().contains("/llvm"));
+    folders.map(|folder| folder.join("lib")).any(|folder| folder.join(LIBCLANG).exists())
 }
 
 fn packages(missing: &[&'static Need]) -> Vec<&'static str> {
