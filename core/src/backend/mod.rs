@@ -23,6 +23,7 @@ pub mod restore;
 pub mod service;
 pub mod settings;
 pub mod source;
+mod steps;
 pub mod store;
 pub mod sync;
 pub mod url;

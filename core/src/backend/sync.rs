@@ -1,7 +1,7 @@
 //! A snapshot becomes objects: its changed blocks in packs, the map of where they lie, and last the manifest.
 //!
 //! ```text
-//! walk:  changed() -> read() -> pack full? --bounded channel--> upload: put, read back (some at a time)
+//! walk:  changed() -> read()s, some ahead -> pack full? --bounded channel--> upload: put, read back (some at a time)
 //!                            -> chunk done? waits for its packs to be closed -> map object -^
 //! end:   everything is up -> the manifest, in the hands of whoever has to note the attempt before it is put (history C14)
 //! ```
@@ -27,12 +27,14 @@ use super::names::{Attempt, Object};
 use super::pack::{PackRef, PackWriter};
 use super::remote::{Patience, Remote, RemoteError};
 use super::source::{Change, Source, SourceError};
+use super::steps::{Fetch, Step};
 use crate::ids::{Epoch, VolumeId};
 use crate::limits::BLOCK;
 
-/// Bytes of one read of the snapshot, and reads at a time.
-const READ_BYTES: u64 = 256 << 10;
-const READS: usize = 8;
+/// Bytes of one read of the snapshot at most.
+const READ_BYTES: u64 = 128 << 10;
+/// Steps of the walk that are fetched for ahead.
+const AHEAD: usize = 32;
 /// Packs that are on their way at a time; one more waits and one is filled.
 const UPLOADS: usize = 2;
 /// Maps that wait for the pack that is being filled take at most so much memory; then it is closed as it is.
@@ -205,6 +207,8 @@ struct Walk<'a> {
     pack: Option<PackWriter>,
     /// The packs that maps in the making lie in, by number.
     packs: BTreeMap<u32, PackRef>,
+    /// The last chunk that was planned for.
+    planned: Option<u32>,
     draft: Option<ChunkDraft>,
     /// Maps whose last blocks may lie in the pack that is being filled.
     waiting: Vec<ChunkDraft>,
@@ -239,6 +243,7 @@ impl<'a> Walk<'a> {
             numbers,
             pack: None,
             packs: BTreeMap::new(),
+            planned: None,
             draft: None,
             waiting: Vec::new(),
             waiting_bytes: 0,
@@ -260,12 +265,18 @@ impl<'a> Walk<'a> {
         let mut last = 0;
         while let Some(at) = cursor {
             let changes = source.changed(self.job.snapshot, after, at).await?;
-            for change in changes.ranges {
+            for change in &changes.ranges {
                 if change.offset < last || change.len == 0 {
                     return Err(SourceError::Failed("the list of changes is out of order".to_owned()).into());
                 }
                 last = change.offset + change.len;
-                self.change(source, change, patience).await?;
+            }
+            let (remote, snapshot) = (self.remote, self.job.snapshot);
+            let fetches = self.plan(&changes.ranges).into_iter();
+            let fetches = fetches.map(|fetch| fetch.run(remote, source, snapshot, patience));
+            let mut steps = stream::iter(fetches).buffered(AHEAD);
+            while let Some(step) = steps.try_next().await? {
+                self.step(step).await?;
             }
             self.progress.walked.store(changes.next.unwrap_or(self.job.size).min(self.job.size), Ordering::Relaxed);
             if changes.next.is_some_and(|next| next <= at) {
@@ -279,44 +290,54 @@ impl<'a> Walk<'a> {
         Ok(self.manifest())
     }
 
-    /// One range of changes, chunk by chunk.
-    async fn change(&mut self, source: &dyn Source, change: Change, patience: &Patience) -> Result<(), SyncError> {
-        let end = (change.offset + change.len).min(self.job.size.next_multiple_of(BLOCK));
-        let mut at = change.offset;
-        while at < end {
-            let chunk = (at / CHUNK_BYTES) as u32;
-            let until = end.min((u64::from(chunk) + 1) * CHUNK_BYTES);
-            self.enter(chunk, patience).await?;
-            let blocks = in_chunk(at, chunk)..in_chunk(until, chunk);
-            self.draft.as_mut().expect("it was entered").clear(blocks);
-            if change.data {
-                self.data(source, at..until).await?;
+    /// What these changes need from elsewhere, chunk by chunk. Each chunk is come to once, since changes ascend.
+    fn plan(&mut self, changes: &[Change]) -> Vec<Fetch> {
+        let mut fetches = Vec::new();
+        for change in changes {
+            let end = (change.offset + change.len).min(self.job.size.next_multiple_of(BLOCK));
+            let mut at = change.offset;
+            while at < end {
+                let chunk = (at / CHUNK_BYTES) as u32;
+                let until = end.min((u64::from(chunk) + 1) * CHUNK_BYTES);
+                if self.planned != Some(chunk) {
+                    self.planned = Some(chunk);
+                    fetches.push(Fetch::Chunk(chunk, self.chunks.get(&chunk).copied()));
+                }
+                if change.data {
+                    let end = until.min(self.job.size);
+                    let pieces = (at..end).step_by(READ_BYTES as usize);
+                    fetches.extend(pieces.map(|at| Fetch::Data(at, (end - at).min(READ_BYTES) as u32)));
+                } else {
+                    fetches.push(Fetch::Zeros(at..until));
+                }
+                at = until;
             }
-            at = until;
+        }
+        fetches
+    }
+
+    async fn step(&mut self, step: Step) -> Result<(), SyncError> {
+        match step {
+            Step::Chunk(chunk, base) => self.enter(chunk, base.map(|map| *map)).await?,
+            Step::Zeros(range) => self.clear(range),
+            Step::Data(at, bytes) => {
+                let len = bytes.len() as u64;
+                self.progress.changed.fetch_add(len, Ordering::Relaxed);
+                self.clear(at..at + len);
+                for (block, data) in (at / BLOCK..).zip(bytes.chunks(BLOCK as usize)) {
+                    self.block(block, data).await?;
+                }
+                // Compression is work on a thread that others share.
+                tokio::task::yield_now().await;
+            }
         }
         Ok(())
     }
 
-    /// Reads, some pieces ahead, and packs.
-    async fn data(&mut self, source: &dyn Source, range: Range<u64>) -> Result<(), SyncError> {
-        let (size, snapshot) = (self.job.size, self.job.snapshot);
-        let pieces = range.clone().step_by(READ_BYTES as usize).map(|at| {
-            let len = (range.end.min(size) - at).min(READ_BYTES) as u32;
-            async move { Ok::<_, SyncError>((at, len, source.read(snapshot, at, len).await?)) }
-        });
-        let mut read = stream::iter(pieces).buffered(READS);
-        while let Some((at, len, bytes)) = read.try_next().await? {
-            if bytes.len() != len as usize {
-                return Err(SourceError::Failed("a read came back short".to_owned()).into());
-            }
-            self.progress.changed.fetch_add(u64::from(len), Ordering::Relaxed);
-            for (block, data) in (at / BLOCK..).zip(bytes.chunks(BLOCK as usize)) {
-                self.block(block, data).await?;
-            }
-            // Compression is work on a thread that others share.
-            tokio::task::yield_now().await;
-        }
-        Ok(())
+    /// These bytes of the chunk under way are no more what the base has.
+    fn clear(&mut self, range: Range<u64>) {
+        let draft = self.draft.as_mut().expect("its chunk was entered");
+        draft.clear(in_chunk(range.start, draft.chunk())..in_chunk(range.end, draft.chunk()));
     }
 
     async fn block(&mut self, block: u64, data: &[u8]) -> Result<(), SyncError> {
@@ -345,19 +366,12 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// The walk comes to a chunk.
-    async fn enter(&mut self, chunk: u32, patience: &Patience) -> Result<(), SyncError> {
-        if self.draft.as_ref().is_some_and(|draft| draft.chunk() == chunk) {
-            return Ok(());
-        }
+    /// The walk comes to a chunk, of which the base has this map.
+    async fn enter(&mut self, chunk: u32, base: Option<ChunkMap>) -> Result<(), SyncError> {
         self.end_draft();
         if self.waiting_bytes > WAITING_BYTES_MAX {
             self.close_pack().await?;
         }
-        let base = match self.chunks.get(&chunk) {
-            Some(reference) => Some(read_chunk(self.remote, reference, patience).await?),
-            None => None,
-        };
         self.blocks -= base.as_ref().map_or(0, ChunkMap::blocks).min(self.blocks);
         self.draft = Some(ChunkDraft::over(chunk, base));
         Ok(())
