@@ -12,11 +12,13 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::backend::api::{BackendAnswer, BackendRequest};
+use crate::event::{EventList, EventQuery};
 use crate::export::{ExportAdd, ExportInfo};
 use crate::ids::{Epoch, ExportId, ShardId, VolumeId};
 use crate::limits::VOLUME_BYTES_MAX;
 pub use crate::shard::ChangedRange;
-use crate::snapshot::asked::{SnapshotCreate, SnapshotInfo, VolumeClone};
+use crate::snapshot::asked::{DiffQuery, SnapshotCreate, SnapshotInfo, VolumeClone};
+use crate::stream::{StreamInfo, StreamRequest, StreamStepped};
 use crate::volume::{VolumeRecord, check_name};
 
 /// Anything that takes control calls: the running node, or a stand-in in a test. Called from any thread; never blocks.
@@ -131,6 +133,14 @@ pub enum ControlRequest {
     /// Which blocks of a volume or a snapshot may differ from what it held at a cut, stretch by stretch; answered with
     /// [`ControlAnswer::Changed`].
     Changed(ChangedQuery),
+    /// What has changed between two snapshots of a volume, or one and now, by name, stretch by stretch; answered with
+    /// [`ControlAnswer::Changed`].
+    SnapshotDiff(DiffQuery),
+    /// About making clones independent; answered with [`ControlAnswer::Stream`], [`ControlAnswer::Streams`],
+    /// [`ControlAnswer::Stepped`] or [`ControlAnswer::Done`].
+    Stream(StreamRequest),
+    /// What has happened; answered with [`ControlAnswer::Events`].
+    Events(EventQuery),
     /// Copies the next stretch of what a clone has from its parent; answered with [`ControlAnswer::Filled`].
     Fill(FillStep),
     /// What each snapshot of a volume alone keeps from being free, stretch by stretch; answered with
@@ -388,6 +398,14 @@ pub enum ControlAnswer {
     Filled(Filled),
     /// What snapshots keep.
     SnapshotSpace(SnapshotSpace),
+    /// One stream as it is now.
+    Stream(StreamInfo),
+    /// All of them, by volume.
+    Streams(Vec<StreamInfo>),
+    /// An increment of one is done.
+    Stepped(StreamStepped),
+    /// What has happened.
+    Events(EventList),
 }
 
 /// A volume as seen from outside.

@@ -31,6 +31,10 @@ id! {
     AttemptId(u64)
 }
 id! {
+    /// A stream of this pool: the number of the event that tells of its start. Never reused.
+    JobId(u64)
+}
+id! {
     /// A shard of the pool, fixed at format.
     ShardId(u16)
 }

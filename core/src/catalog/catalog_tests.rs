@@ -4,10 +4,12 @@ use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::*;
-use crate::catalog::{AppendError, Frame, KeptLogs};
+use crate::catalog::{AppendError, Frame, KeptLogs, StreamRecord};
+use crate::event::{Event, EventKind};
 use crate::export::{ExportKind, ExportRecord, Polling};
-use crate::ids::{ExportId, ShardId};
+use crate::ids::{ExportId, JobId, ShardId};
 use crate::space::SlabId;
+use crate::stream::OnError;
 use crate::volume::VolumeRecord;
 
 fn seed() -> Seed {
@@ -148,6 +150,12 @@ fn the_bytes_of_a_record_are_pinned() {
     let socket = b"vhost/5.sock";
     let expected = [&[24, 0, 1, 0, 21, 0, 0, 0, 5, 0, 0xAC, 2, 12][..], socket, &[4, 2, 1, 0]].concat();
     assert_eq!(bytes, expected);
+    let mut bytes = Vec::new();
+    CatalogRecord::StreamKept(stream(3)).encode(&mut bytes);
+    assert_eq!(bytes, [40, 0, 1, 0, 12, 0, 0, 0, 3, 7, 1, 0x80, 8, 1, 5, 6, 9, 1, 1, b'x']);
+    let mut bytes = Vec::new();
+    CatalogRecord::EventTold(event(300, 3, "x")).encode(&mut bytes);
+    assert_eq!(bytes, [41, 0, 1, 0, 15, 0, 0, 0, 0xAC, 2, 0, 36, 1, b'v', 1, 3, 1, 7, 0, 1, 5, 1, b'x']);
 }
 
 #[test]
@@ -286,7 +294,7 @@ fn a_kind_of_a_later_version_refuses_the_pool_only_if_it_may_not_be_skipped() {
     for (flags, opens) in [(0u16, true), (1, false)] {
         let mut disk = Disk::new();
         let mut payload = Vec::new();
-        payload.extend(crate::catalog::kind::JOB.to_le_bytes());
+        payload.extend(999u16.to_le_bytes());
         payload.extend(flags.to_le_bytes());
         payload.extend(4u32.to_le_bytes());
         payload.extend([1, 2, 3, 4]);
@@ -322,6 +330,24 @@ fn ids_and_names_are_not_reused_while_they_matter() {
     assert_eq!((state.next_volume(), state.removed().count()), (7, 0));
 }
 
+fn stream(volume: u32) -> StreamRecord {
+    StreamRecord {
+        volume: VolumeId(volume),
+        job: JobId(7),
+        speed: Some(1024),
+        on_error: OnError::Stop,
+        cursor: 5,
+        copied: 6,
+        started_unix_s: 9,
+        paused: Some("x".into()),
+    }
+}
+
+fn event(number: u64, volume: u32, text: &str) -> Event {
+    let event = Event::new(EventKind::StreamPaused, Some(VolumeId(volume)), "v").of_job(Some(JobId(7)));
+    Event { number, code: Some(5), ..event.with_text(text) }
+}
+
 fn any_record() -> impl Strategy<Value = CatalogRecord> {
     let id = || (1u32..30).prop_map(VolumeId);
     prop_oneof![
@@ -337,6 +363,10 @@ fn any_record() -> impl Strategy<Value = CatalogRecord> {
             .prop_map(|(slab, shard)| CatalogRecord::SlabOwned(SlabId(slab), shard.map(ShardId))),
         1 => (1u32..9).prop_map(CatalogRecord::Opened),
         1 => (1u32..9).prop_map(CatalogRecord::Closed),
+        1 => (1u32..30).prop_map(|id| CatalogRecord::StreamKept(stream(id))),
+        1 => id().prop_map(CatalogRecord::StreamEnded),
+        2 => (1u64..400, 1u32..30, ".{0,9}")
+            .prop_map(|(number, id, text)| CatalogRecord::EventTold(event(number, id, &text))),
         1 => (any::<[u8; 16]>(), "[a-z/]{1,20}")
             .prop_map(|(machine, folder)| CatalogRecord::LogsKept(KeptLogs { machine, folder })),
     ]
@@ -392,7 +422,7 @@ proptest! {
     }
 
     #[test]
-    fn hostile_records_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), kind in 0u16..45) {
+    fn hostile_records_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), kind in 0u16..60) {
         let _ = CatalogRecord::decode(&bytes);
         let mut framed = kind.to_le_bytes().to_vec();
         framed.extend([1, 0]);

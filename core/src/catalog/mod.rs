@@ -8,6 +8,7 @@
 //! both copies first. One write at a time; a failed one is final for this run.
 
 mod frame;
+mod jobs;
 mod log;
 mod record;
 mod recovery;
@@ -17,6 +18,7 @@ mod snapshots;
 mod state;
 
 pub use frame::{BadFrame, Frame};
+pub use jobs::StreamRecord;
 pub use log::{AppendError, COPY_BYTES, CatalogLog, HALF_BYTES};
 pub use record::{BadCatalogRecord, CatalogRecord, KeptLogs, kind};
 pub use recovery::{CatalogError, RecoveredCatalog, Repair, recover};

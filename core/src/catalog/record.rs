@@ -10,8 +10,10 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use uuid::Uuid;
 
+use super::jobs::StreamRecord;
 use super::snapshots::{CloneRecord, CutRecord, RemainsRecord, RollbackRecord, SyncedRecord};
 use crate::backend::settings::BackendSettings;
+use crate::event::Event;
 use crate::export::ExportRecord;
 use crate::ids::{AttemptId, ExportId, ShardId, VolumeId};
 use crate::snapshot::sync::{Base, NotedAttempt};
@@ -57,6 +59,7 @@ pub mod kind {
     pub const SNAPSHOT_REMAINS: u16 = 42;
     pub const ATTEMPT_SETTLED: u16 = 43;
     pub const BASE_KEPT: u16 = 44;
+    pub const JOB_ENDED: u16 = 48;
 }
 
 const MUST_UNDERSTAND: u16 = 1;
@@ -126,6 +129,12 @@ pub enum CatalogRecord {
     AttemptSettled(VolumeId, AttemptId),
     /// The cut of a volume that the next sync starts from, kept whatever snapshots there are.
     BaseKept(VolumeId, Option<Base>),
+    /// A clone is streamed, and how: a new job, or another state of the one there is.
+    StreamKept(StreamRecord),
+    /// It is not streamed any more.
+    StreamEnded(VolumeId),
+    /// Something has happened, by the records beside it.
+    EventTold(Event),
 }
 
 /// The logs that survive a process, and not its machine: where the next one finds them.
@@ -189,6 +198,9 @@ impl CatalogRecord {
             CatalogRecord::AttemptNoted(..) => kind::ATTEMPT,
             CatalogRecord::AttemptSettled(..) => kind::ATTEMPT_SETTLED,
             CatalogRecord::BaseKept(..) => kind::BASE_KEPT,
+            CatalogRecord::StreamKept(..) => kind::JOB,
+            CatalogRecord::StreamEnded(..) => kind::JOB_ENDED,
+            CatalogRecord::EventTold(..) => kind::EVENT,
         }
     }
 
@@ -212,7 +224,10 @@ impl CatalogRecord {
             | CatalogRecord::ExportRemoved(id, _)
             | CatalogRecord::Detached(id)
             | CatalogRecord::AttemptSettled(id, _)
-            | CatalogRecord::BaseKept(id, _) => Some(*id),
+            | CatalogRecord::BaseKept(id, _)
+            | CatalogRecord::StreamEnded(id) => Some(*id),
+            CatalogRecord::StreamKept(stream) => Some(stream.volume),
+            CatalogRecord::EventTold(event) => event.volume,
             // What is about a snapshot is about the volume that was cut: that one is faulted if the record is lost.
             CatalogRecord::SnapshotsCommitted(cut) | CatalogRecord::SnapshotsSealed(cut) => match &cut.snapshots[..] {
                 [one] => Some(one.origin),
@@ -264,6 +279,9 @@ impl CatalogRecord {
             CatalogRecord::AttemptNoted(noted) => bytes(noted),
             CatalogRecord::AttemptSettled(volume, attempt) => bytes(&(volume, attempt)),
             CatalogRecord::BaseKept(volume, base) => bytes(&(volume, base)),
+            CatalogRecord::StreamKept(stream) => bytes(stream),
+            CatalogRecord::StreamEnded(volume) => bytes(volume),
+            CatalogRecord::EventTold(event) => bytes(event),
         };
         out.extend(self.kind().to_le_bytes());
         out.extend(MUST_UNDERSTAND.to_le_bytes());
@@ -317,6 +335,9 @@ impl CatalogRecord {
                 content.read().map(|(volume, attempt)| CatalogRecord::AttemptSettled(volume, attempt))?
             }
             kind::BASE_KEPT => content.read().map(|(volume, base)| CatalogRecord::BaseKept(volume, base))?,
+            kind::JOB => CatalogRecord::StreamKept(content.read()?),
+            kind::JOB_ENDED => CatalogRecord::StreamEnded(content.read()?),
+            kind::EVENT => CatalogRecord::EventTold(content.read()?),
             _ if flags & MUST_UNDERSTAND == 0 => return Ok((None, 8 + length)),
             _ => return Err(BadCatalogRecord::Unknown(kind)),
         };

@@ -2,11 +2,14 @@
 
 use uuid::Uuid;
 
+use super::jobs::StreamRecord;
 use super::record::CatalogRecord;
 use super::snapshots::{CloneRecord, CutRecord, RemainsRecord, RollbackRecord, SnapshotRecord, SyncedRecord};
 use super::state::{ApplyError, CatalogState};
-use crate::ids::{AttemptId, Epoch, ShardId, VolumeId};
+use crate::event::{EVENTS_KEPT, Event, EventKind};
+use crate::ids::{AttemptId, Epoch, JobId, ShardId, VolumeId};
 use crate::snapshot::sync::{Base, NotedAttempt};
+use crate::stream::OnError;
 use crate::volume::{Parent, SnapshotView, VolumeRecord};
 
 const VM1: VolumeId = VolumeId(1);
@@ -236,4 +239,46 @@ fn a_removed_volume_takes_what_is_known_of_its_snapshots_along() {
     let state = after(&records);
     assert_eq!(state.volumes().map(|entry| entry.record.name.as_str()).collect::<Vec<_>>(), ["vm2", "vm2@a"]);
     assert_eq!(state.removed().map(|(id, _)| id).collect::<Vec<_>>(), [VM1]);
+}
+
+fn stream(volume: VolumeId, cursor: u64) -> StreamRecord {
+    StreamRecord {
+        volume,
+        job: JobId(5),
+        speed: Some(1 << 20),
+        on_error: OnError::Stop,
+        cursor,
+        copied: 7,
+        started_unix_s: 9,
+        paused: Some("no space".into()),
+    }
+}
+
+#[test]
+fn a_stream_is_kept_as_it_was_said_last_until_it_has_ended_or_its_volume_is_gone() {
+    let kept = |cursor| CatalogRecord::StreamKept(stream(VM2, cursor));
+    let state = after(&[kept(0), kept(1 << 20)]);
+    assert_eq!(state.streams().collect::<Vec<_>>(), [&stream(VM2, 1 << 20)]);
+    let mut ended = after(&[kept(0), CatalogRecord::StreamEnded(VM2)]);
+    assert_eq!(ended.stream(VM2), None);
+    assert_eq!(ended.apply(&CatalogRecord::StreamEnded(VM2)), Err(ApplyError::NoVolume(VM2)));
+    assert_eq!(after(&[kept(0), CatalogRecord::VolumeRemoved(VM2)]).streams().count(), 0);
+    let missing = CatalogRecord::StreamKept(stream(VolumeId(9), 0));
+    assert_eq!(ended.apply(&missing), Err(ApplyError::NoVolume(VolumeId(9))));
+}
+
+#[test]
+fn the_last_events_are_kept_and_their_numbers_only_ascend() {
+    let event = |number| {
+        let event = Event::new(EventKind::VolumeResized, Some(VM1), "vm1").with_bytes(number);
+        CatalogRecord::EventTold(Event { number, ..event })
+    };
+    let told: Vec<_> = (1..=EVENTS_KEPT as u64 + 3).map(event).collect();
+    let mut state = after(&told);
+    let numbers: Vec<u64> = state.events().map(|event| event.number).collect();
+    assert_eq!(numbers, (4..=EVENTS_KEPT as u64 + 3).collect::<Vec<_>>());
+    let last = state.last_event();
+    assert_eq!(state.apply(&event(last)), Err(ApplyError::EventNumber(last)));
+    assert_eq!(state.apply(&event(last + 5)), Ok(()));
+    assert_eq!(state.last_event(), last + 5);
 }

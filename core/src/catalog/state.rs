@@ -3,14 +3,16 @@
 //! Invariants: names of live volumes are unique; `next_volume` is above every id that was ever used; a slab has one owner; an
 //! export is of a live volume, and no two share a socket.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use thiserror::Error;
 use uuid::Uuid;
 
+use super::jobs::StreamRecord;
 use super::record::{CatalogRecord, KeptLogs};
 use super::snapshots::{CloneRecord, RemainsRecord, SnapshotEntry};
 use crate::backend::settings::BackendSettings;
+use crate::event::Event;
 use crate::export::ExportRecord;
 use crate::ids::{AttemptId, ExportId, ShardId, VolumeId};
 use crate::snapshot::name::full_name;
@@ -74,6 +76,10 @@ pub struct CatalogState {
     /// Of each volume the newest cut that the backend holds whole.
     pub(super) bases: BTreeMap<VolumeId, Base>,
     pub(super) attempts: BTreeMap<AttemptId, NotedAttempt>,
+    /// Clones that are streamed.
+    pub(super) streams: BTreeMap<VolumeId, StreamRecord>,
+    /// The last ones, by number.
+    pub(super) events: VecDeque<Event>,
     /// Also of volumes whose own record is lost.
     faults: BTreeMap<VolumeId, BTreeSet<Fault>>,
     slabs: BTreeMap<SlabId, ShardId>,
@@ -126,6 +132,9 @@ pub enum ApplyError {
     /// There is no such export.
     #[error("export {0} does not exist")]
     NoExport(ExportId),
+    /// A number that an earlier event has, or an event beyond it.
+    #[error("event {0} comes after one of a higher number")]
+    EventNumber(u64),
 }
 
 impl CatalogState {
@@ -219,6 +228,11 @@ impl CatalogState {
                 self.entry(*origin)?;
                 self.set_base(*origin, base.clone());
             }
+            CatalogRecord::StreamKept(stream) => self.keep_stream(stream)?,
+            CatalogRecord::StreamEnded(id) => {
+                self.streams.remove(id).ok_or(ApplyError::NoVolume(*id))?;
+            }
+            CatalogRecord::EventTold(event) => self.tell(event)?,
         }
         Ok(())
     }
@@ -236,6 +250,7 @@ impl CatalogState {
         // What shards hold of its snapshots they hold of it.
         self.removed.retain(|_, removed| removed.origin != Some(id));
         self.bases.remove(&id);
+        self.streams.remove(&id);
         // Its faults stay until it is erased: a shard that lost records of it must not give away what it names.
         self.removed.insert(id, Removed { origin: None, shards });
         Ok(())
@@ -461,6 +476,8 @@ impl CatalogState {
         records.extend(origins.into_iter().map(base));
         records.extend(self.attempts.values().cloned().map(CatalogRecord::AttemptNoted));
         records.extend(self.exports.values().cloned().map(CatalogRecord::ExportAdded));
+        records.extend(self.streams.values().cloned().map(CatalogRecord::StreamKept));
+        records.extend(self.events.iter().cloned().map(CatalogRecord::EventTold));
         for (id, fault) in self.faults() {
             records.push(CatalogRecord::VolumeFaulted(id, fault.shard, fault.why.clone()));
         }

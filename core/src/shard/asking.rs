@@ -23,8 +23,9 @@ pub enum Ask {
     /// Which blocks of a volume (or, with its id, of a snapshot) may differ from what it held at the cut `after`; without that:
     /// which it holds as data, its parents' included.
     Changed { volume: VolumeId, after: Option<Epoch>, range: u32 },
-    /// Copy what views of a clone have from its parent to the bottom of its map.
-    Fill { volume: VolumeId, range: u32 },
+    /// Copy what views of a clone have from its parent to the bottom of its map. Once `most` bytes were copied, or more, the
+    /// answer's `next` is the range itself: ask again.
+    Fill { volume: VolumeId, range: u32, most: u64 },
     /// Bytes that are kept for one cut of a volume alone.
     Held { volume: VolumeId, range: u32 },
 }
@@ -153,7 +154,7 @@ impl<L: RecordLog> Shard<L> {
                     next: self.next_of(level, range, false),
                 })
             }
-            Ask::Fill { range, .. } => self.fill_range(io, asking, level.volume, range),
+            Ask::Fill { range, most, .. } => self.fill_range(io, asking, level.volume, range, most),
         }
     }
 
@@ -266,6 +267,7 @@ impl<L: RecordLog> Shard<L> {
         asking: &mut Asking,
         volume: VolumeId,
         range: u32,
+        most: u64,
     ) -> Result<Answer, Wait> {
         if self.volumes[&volume].record.parent.is_none() {
             return Ok(Answer::Filled { copied: asking.copied, next: None });
@@ -296,8 +298,14 @@ impl<L: RecordLog> Shard<L> {
                 return Ok(Answer::Filled { copied: asking.copied, next });
             };
             asking.index = cluster % CLUSTERS_PER_RANGE;
+            if asking.copied >= most {
+                return Ok(Answer::Filled { copied: asking.copied, next: Some(range) });
+            }
             if self.background.has_job(volume, cluster) {
                 return Err(Wait::Later);
+            }
+            if self.background.is_paused(self.now) && !self.draining {
+                return Err(Wait::Nowhere);
             }
             asking.working = Some(cluster);
             self.start_job(io, volume, cluster, Aim::Fill);

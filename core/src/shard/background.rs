@@ -87,6 +87,11 @@ impl Background {
         Some((end, copied))
     }
 
+    /// Whether clients come first for now; it is gone on with when that is over.
+    pub(super) fn is_paused(&self, now: Instant) -> bool {
+        now < self.resume_at
+    }
+
     pub(super) fn later(&mut self, now: Instant) {
         self.resume_at = self.resume_at.max(now.plus_ns(LATER_NS));
     }
@@ -136,7 +141,7 @@ impl<L: RecordLog> Shard<L> {
         if std::mem::take(&mut self.background.wants_space) {
             self.ask_for_slab(true, out);
         }
-        let paused = self.now < self.background.resume_at;
+        let paused = self.background.is_paused(self.now);
         let went = if paused { Went::Nowhere } else { self.start_jobs(io) };
         let due = |went: Went| match went {
             Went::On => Some(self.now),
@@ -173,7 +178,9 @@ impl<L: RecordLog> Shard<L> {
     /// A job is over: pace, and tell whom it concerns.
     pub(super) fn job_ended(&mut self, job: &Job, end: End) {
         let took = self.now.0.saturating_sub(job.began.0);
-        if self.parts.len() > 0 && job.copied > 0 && !self.is_short_of_space() {
+        // A fill gives no space back: it is not hurried where that is short.
+        let hurried = job.aim != Aim::Fill && self.is_short_of_space();
+        if self.parts.len() > 0 && job.copied > 0 && !hurried {
             let pause = (2 * took).min(PAUSE_NS_MAX);
             self.background.resume_at = self.background.resume_at.max(self.now.plus_ns(pause));
         }

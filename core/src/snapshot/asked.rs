@@ -136,6 +136,20 @@ impl VolumeClone {
     }
 }
 
+/// Asks what has changed between two snapshots of a volume, or one and now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiffQuery {
+    /// The older one, `VOLUME@SNAPSHOT`.
+    pub from: String,
+    /// A later one of the same volume; none, or the volume's name: what the volume holds by the time of the answer.
+    #[serde(default)]
+    pub to: Option<String>,
+    /// Where to go on: 0, then [`crate::control::ChangedBlocks::next`].
+    #[serde(default)]
+    pub cursor: u64,
+}
+
 /// How far a snapshot is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -18,4 +18,5 @@ mod requests;
 mod snapshot_crashes;
 mod snapshots;
 mod space;
+mod streams;
 mod syncing;

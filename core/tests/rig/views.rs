@@ -115,7 +115,7 @@ impl Rig {
     pub fn fill(&mut self, id: u32) -> Option<Result<u64, Status>> {
         let (mut range, mut all) = (0, 0);
         loop {
-            match self.ask(Ask::Fill { volume: VolumeId(id), range })? {
+            match self.ask(Ask::Fill { volume: VolumeId(id), range, most: u64::MAX })? {
                 Ok(Answer::Filled { copied, next }) => {
                     all += copied;
                     match next {

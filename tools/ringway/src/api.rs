@@ -13,6 +13,8 @@
 //! PUT    /v1/volumes/{name}/hosts       {"hosts": [nqn, ...]}
 //! DELETE /v1/volumes/{name}?force=true  remove it
 //! …      /v1/snapshots, /v1/clones      see `snapshots.rs`
+//! …      /v1/streams                    see `streams.rs`
+//! GET    /v1/events                     see `events.rs`
 //! GET    /v1/exports                    all exports
 //! POST   /v1/exports                    ExportAdd
 //! DELETE /v1/exports/{id}               take an export away
@@ -27,7 +29,9 @@
 //!
 //! A failure is `{"error": {"kind": ..., "message": ...}}` with the status of its kind.
 
+mod events;
 pub(crate) mod snapshots;
+pub(crate) mod streams;
 
 use std::sync::Arc;
 
@@ -115,6 +119,8 @@ pub(crate) fn routes(node: Node) -> Router {
         .route("/v1/backend/collect", post(|State(node): State<Node>| about(node, BackendRequest::Collect)))
         .route("/metrics", get(metrics))
         .merge(snapshots::routes())
+        .merge(streams::routes())
+        .merge(events::routes())
         .fallback(|| async {
             Refused(ControlError::new(ControlErrorKind::NotFound, "no such path; see docs/operating/control.md"))
         })
@@ -154,6 +160,10 @@ fn respond(answer: ControlAnswer) -> Response {
         ControlAnswer::Changed(changed) => Json(changed).into_response(),
         ControlAnswer::Filled(filled) => Json(filled).into_response(),
         ControlAnswer::SnapshotSpace(space) => Json(space).into_response(),
+        ControlAnswer::Stream(stream) => Json(stream).into_response(),
+        ControlAnswer::Streams(streams) => Json(streams).into_response(),
+        ControlAnswer::Stepped(stepped) => Json(stepped).into_response(),
+        ControlAnswer::Events(events) => Json(events).into_response(),
         ControlAnswer::Backend(answer) => backend_answer(answer),
     }
 }

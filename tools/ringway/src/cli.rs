@@ -8,10 +8,12 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::backend::{BackendCommand, RESTORE_EXAMPLES, RestoreArgs};
 use crate::config::Settings;
 use crate::endpoint::PoolPlace;
+use crate::events::EventsArgs;
 use crate::export::ExportCommand;
 use crate::failure::EXIT_CODES;
 use crate::size::Size;
 use crate::snapshot::{CloneArgs, SnapshotCommand};
+use crate::stream::StreamCommand;
 
 /// Block storage over NVMe/TCP from files, devices or memory: one reactor a core, durable by default.
 #[derive(Parser, Debug)]
@@ -53,6 +55,12 @@ pub(crate) enum Command {
         after_help = "Examples:\n  ringway snapshot create vm1 before-upgrade --timeout 120s\n  ringway snapshot list vm1\n  ringway snapshot rollback vm1@before-upgrade"
     )]
     Snapshot(SnapshotCommand),
+    /// Make clones independent of what they lie over, in the background
+    #[command(subcommand, after_help = "Examples:\n  ringway stream start vm2 --follow\n  ringway stream list")]
+    Stream(StreamCommand),
+    /// Show what happens to volumes, snapshots, streams and the pool's space
+    #[command(after_help = crate::events::EXAMPLES)]
+    Events(EventsArgs),
     /// Give volumes to virtual machines of this host, each through a socket of its own
     #[command(subcommand, after_help = "Example:\n  ringway export list")]
     Export(ExportCommand),

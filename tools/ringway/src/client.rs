@@ -4,24 +4,28 @@ use std::io;
 use std::path::PathBuf;
 
 use http_body_util::{BodyExt, Full};
-use hyper::body::Bytes;
+use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1;
-use hyper::{Method, Request, header};
+use hyper::{Method, Request, Response, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use ringway_core::backend::api::{
     BackendCheck, BackendFrom, BackendInfo, BackendRestore, BackendSet, CheckedSnapshot, CollectInfo, StoredSnapshot,
 };
-use ringway_core::control::{ControlErrorKind, PoolGrow, PoolGrown, PoolInfo, TargetInfo, VolumeCreate, VolumeInfo};
+use ringway_core::control::{
+    ChangedBlocks, ControlErrorKind, PoolGrow, PoolGrown, PoolInfo, TargetInfo, VolumeCreate, VolumeInfo,
+};
 use ringway_core::export::{ExportAdd, ExportInfo};
 use ringway_core::ids::ExportId;
 use ringway_core::snapshot::asked::{SnapshotCreate, SnapshotInfo, VolumeClone};
+use ringway_core::stream::{StreamInfo, StreamStart, StreamStepped};
 use ringway_reactor::socket_path::SocketPath;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use crate::api::snapshots::NewSnapshot;
+use crate::api::streams::{NewSpeed, StepFrom};
 use crate::api::{ErrorBody, NewHosts, NewName, NewSize};
 use crate::failure::Failure;
 
@@ -111,6 +115,41 @@ impl Client {
         self.call(Method::POST, "/v1/clones", Some(clone))
     }
 
+    /// One stretch of what has changed between two snapshots of a volume, or one and now.
+    pub(crate) fn snapshot_diff(&self, from: &str, to: Option<&str>, cursor: u64) -> Result<ChangedBlocks, Failure> {
+        let to = to.map_or(String::new(), |to| format!("&to={}", utf8_percent_encode(to, SEGMENT)));
+        self.call(Method::GET, &snapshot_path(from, &format!("/diff?cursor={cursor}{to}")), None::<&()>)
+    }
+
+    pub(crate) fn streams(&self) -> Result<Vec<StreamInfo>, Failure> {
+        self.call(Method::GET, "/v1/streams", None::<&()>)
+    }
+
+    pub(crate) fn stream(&self, volume: &str) -> Result<StreamInfo, Failure> {
+        self.call(Method::GET, &stream_path(volume, ""), None::<&()>)
+    }
+
+    pub(crate) fn stream_start(&self, start: &StreamStart) -> Result<StreamInfo, Failure> {
+        self.call(Method::POST, "/v1/streams", Some(start))
+    }
+
+    pub(crate) fn stream_step(&self, volume: &str, cursor: u64) -> Result<StreamStepped, Failure> {
+        self.call(Method::POST, &stream_path(volume, "/step"), Some(&StepFrom { cursor }))
+    }
+
+    pub(crate) fn stream_speed(&self, volume: &str, speed: Option<u64>) -> Result<StreamInfo, Failure> {
+        self.call(Method::PUT, &stream_path(volume, "/speed"), Some(&NewSpeed { speed }))
+    }
+
+    pub(crate) fn stream_resume(&self, volume: &str) -> Result<StreamInfo, Failure> {
+        self.call(Method::POST, &stream_path(volume, "/resume"), None::<&()>)
+    }
+
+    pub(crate) fn stream_abort(&self, volume: &str) -> Result<(), Failure> {
+        let _: serde_json::Value = self.call(Method::DELETE, &stream_path(volume, ""), None::<&()>)?;
+        Ok(())
+    }
+
     pub(crate) fn exports(&self) -> Result<Vec<ExportInfo>, Failure> {
         self.call(Method::GET, "/v1/exports", None::<&()>)
     }
@@ -164,7 +203,40 @@ impl Client {
         }
     }
 
+    /// Reads what the daemon sends for as long as it sends something, piece by piece.
+    pub(crate) fn listen(&self, path: &str, each: &mut dyn FnMut(&[u8]) -> Result<(), Failure>) -> Result<(), Failure> {
+        self.with_answer(Method::GET, path, None::<&()>, async |mut response, lost| {
+            if response.status() != StatusCode::OK {
+                let bytes = response.into_body().collect().await.map_err(lost)?.to_bytes();
+                let body: ErrorBody = serde_json::from_slice(&bytes)
+                    .map_err(|error| Failure::internal(format!("the daemon's refusal is not understood: {error}")))?;
+                return Err(body.error.into());
+            }
+            // Its end is the end of the target; who wants to go on connects again.
+            while let Some(Ok(frame)) = response.frame().await {
+                if let Some(bytes) = frame.data_ref() {
+                    each(bytes)?;
+                }
+            }
+            Ok(())
+        })
+    }
+
     fn exchange(&self, method: Method, path: &str, body: Option<&impl Serialize>) -> Result<(u16, Bytes), Failure> {
+        self.with_answer(method, path, body, async |response, lost| {
+            let status = response.status().as_u16();
+            Ok((status, response.into_body().collect().await.map_err(lost)?.to_bytes()))
+        })
+    }
+
+    /// Sends a request, and lets `take` have the answer while the connection is open.
+    fn with_answer<A>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&impl Serialize>,
+        take: impl AsyncFnOnce(Response<Incoming>, &dyn Fn(hyper::Error) -> Failure) -> Result<A, Failure>,
+    ) -> Result<A, Failure> {
         let body = body.map(|body| serde_json::to_vec(body).expect("requests are serialisable")).unwrap_or_default();
         let request = Request::builder()
             .method(method)
@@ -181,7 +253,7 @@ impl Client {
             let unreachable = |error| self.unreachable(&error);
             let path = SocketPath::of(&self.socket).map_err(unreachable)?;
             let stream = UnixStream::connect(path.as_path()).await.map_err(unreachable)?;
-            let lost = |error| {
+            let lost = |error: hyper::Error| {
                 Failure::new(
                     ControlErrorKind::Unavailable,
                     format!("the daemon on {} stopped answering: {error}", self.socket.display()),
@@ -190,10 +262,9 @@ impl Client {
             let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(lost)?;
             let driver = tokio::task::spawn(connection);
             let response = sender.send_request(request).await.map_err(lost)?;
-            let status = response.status().as_u16();
-            let bytes = response.into_body().collect().await.map_err(lost)?.to_bytes();
+            let taken = take(response, &lost).await;
             driver.abort();
-            Ok((status, bytes))
+            taken
         })
     }
 
@@ -211,6 +282,10 @@ impl Client {
         };
         Failure::new(kind, format!("no daemon answers on {socket} ({error}); {advice}"))
     }
+}
+
+fn stream_path(volume: &str, rest: &str) -> String {
+    format!("/v1/streams/{}{rest}", utf8_percent_encode(volume, SEGMENT))
 }
 
 fn snapshot_path(name: &str, rest: &str) -> String {

@@ -70,6 +70,11 @@ impl Failure {
         Failure { kind: FailureKind::Verification(VerificationFailed::VerificationFailed), message: message.into() }
     }
 
+    /// Whether it is of this kind.
+    pub(crate) fn is(&self, kind: ControlErrorKind) -> bool {
+        self.kind == FailureKind::Control(kind)
+    }
+
     /// An operating system's error about a path, with what was attempted.
     pub(crate) fn io(doing: &str, path: &Path, error: &io::Error) -> Failure {
         let kind = match error.kind() {

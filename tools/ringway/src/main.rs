@@ -12,6 +12,7 @@ mod config;
 mod demo;
 mod endpoint;
 mod engine;
+mod events;
 mod export;
 mod failure;
 mod inspect;
@@ -24,6 +25,8 @@ mod runtime;
 mod serve;
 mod size;
 mod snapshot;
+mod snapshot_diff;
+mod stream;
 mod volume;
 mod volume_image;
 
@@ -47,6 +50,8 @@ fn main() -> ExitCode {
         Command::Pool(command) => pool::run(command, format),
         Command::Volume(command) => volume::run(command, format),
         Command::Snapshot(command) => snapshot::run(command, format),
+        Command::Stream(command) => stream::run(command, format),
+        Command::Events(args) => events::run(&args, format),
         Command::Export(command) => export::run(command, format),
         Command::Backend(command) => backend::run(command, format),
         Command::Restore(args) => backend::restore(&args, format),

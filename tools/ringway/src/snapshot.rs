@@ -1,6 +1,7 @@
 //! `ringway snapshot ...`: asks the running target.
 
 use std::io::IsTerminal;
+use std::path::PathBuf;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 use std::time::Duration;
@@ -16,7 +17,9 @@ use crate::client::Client;
 use crate::failure::Failure;
 use crate::output::{Format, columns, facts, utc};
 use crate::size::Size;
+use crate::snapshot_diff::DiffArgs;
 use crate::volume::{client, print_one};
+use crate::volume_image;
 
 /// How often to ask how far a snapshot is.
 const LOOK: Duration = Duration::from_millis(200);
@@ -43,6 +46,14 @@ pub(crate) enum SnapshotCommand {
     /// Take a volume back to a snapshot; later snapshots of it are dropped
     #[command(after_help = ROLLBACK_EXAMPLES)]
     Rollback(RemoveArgs),
+    /// List the ranges that have changed between two snapshots of a volume, or one and now
+    #[command(after_help = crate::snapshot_diff::EXAMPLES)]
+    Diff(DiffArgs),
+    /// Write a snapshot's content to a raw image; runs of zeros become holes
+    #[command(
+        after_help = "Examples:\n  ringway snapshot export vm1@before-upgrade disk.img\n  ringway snapshot export vm1@before-upgrade disk.img --overwrite"
+    )]
+    Export(ExportArgs),
 }
 
 const CREATE_EXAMPLES: &str = "\
@@ -109,6 +120,21 @@ pub(crate) struct RemoveArgs {
     /// Although hosts are attached: they lose what they have open
     #[arg(long)]
     pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) daemon: DaemonArgs,
+}
+
+/// `ringway snapshot export`.
+#[derive(Args, Debug)]
+pub(crate) struct ExportArgs {
+    /// The snapshot
+    #[arg(value_name = "VOLUME@SNAPSHOT")]
+    pub(crate) name: String,
+    /// The image to make
+    pub(crate) file: PathBuf,
+    /// Replace a file that is there already
+    #[arg(long)]
+    pub(crate) overwrite: bool,
     #[command(flatten)]
     pub(crate) daemon: DaemonArgs,
 }
@@ -190,6 +216,11 @@ pub(crate) fn run(command: SnapshotCommand, format: Format) -> Result<(), Failur
             check_full_name(&args.name)?;
             let volume = client(&args.daemon).snapshot_rollback(&args.name, args.force)?;
             format.print(&volume, |volume| format!("{} is as it was at {}", volume.name, args.name));
+        }
+        SnapshotCommand::Diff(args) => crate::snapshot_diff::run(&args, format)?,
+        SnapshotCommand::Export(args) => {
+            check_full_name(&args.name)?;
+            volume_image::export(&client(&args.daemon), &args.name, &args.file, args.overwrite, format)?;
         }
     }
     Ok(())

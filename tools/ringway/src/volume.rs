@@ -32,7 +32,9 @@ pub(crate) fn run(command: VolumeCommand, format: Format) -> Result<(), Failure>
         }
         VolumeCommand::Clone(args) => snapshot::clone(&args, format)?,
         VolumeCommand::Import(args) => volume_image::import(&client(&args.daemon), &args, format)?,
-        VolumeCommand::Export(args) => volume_image::export(&client(&args.daemon), &args, format)?,
+        VolumeCommand::Export(args) => {
+            volume_image::export(&client(&args.daemon), &args.name, &args.file, args.overwrite, format)?;
+        }
     }
     Ok(())
 }

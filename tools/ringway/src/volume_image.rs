@@ -14,7 +14,7 @@ use rustix::fs::{SeekFrom, seek};
 use serde::Serialize;
 
 use crate::attached::Attached;
-use crate::cli::{ExportArgs, ImportArgs};
+use crate::cli::ImportArgs;
 use crate::client::Client;
 use crate::failure::Failure;
 use crate::output::Format;
@@ -75,27 +75,27 @@ pub(crate) fn import(client: &Client, args: &ImportArgs, format: Format) -> Resu
     }
 }
 
-/// Writes a volume's content to a file.
-pub(crate) fn export(client: &Client, args: &ExportArgs, format: Format) -> Result<(), Failure> {
-    let volume = client.volume(&args.name)?;
+/// Writes the content of a volume, or of a snapshot, to a file.
+pub(crate) fn export(client: &Client, name: &str, path: &Path, overwrite: bool, format: Format) -> Result<(), Failure> {
+    let volume = client.volume(name)?;
     let file =
-        File::options().write(true).create(true).create_new(!args.overwrite).truncate(true).open(&args.file).map_err(
-            |error| match error.kind() {
+        File::options().write(true).create(true).create_new(!overwrite).truncate(true).open(path).map_err(|error| {
+            match error.kind() {
                 std::io::ErrorKind::AlreadyExists => Failure::new(
                     ControlErrorKind::Exists,
-                    format!("{} exists already; --overwrite replaces it", args.file.display()),
+                    format!("{} exists already; --overwrite replaces it", path.display()),
                 ),
-                _ => Failure::io("make", &args.file, &error),
-            },
-        )?;
-    let written = |error: std::io::Error| Failure::io("write", &args.file, &error);
+                _ => Failure::io("make", path, &error),
+            }
+        })?;
+    let written = |error: std::io::Error| Failure::io("write", path, &error);
     file.set_len(volume.size).map_err(written)?;
     let mut attached = attach(client, &volume)?;
-    let data = copy_out(&mut attached, &file, volume.size, format, &args.file)?;
+    let data = copy_out(&mut attached, &file, volume.size, format, path)?;
     file.sync_all().map_err(written)?;
     let size = volume.size;
     format.print(&Moved { volume, size, data }, |moved| {
-        format!("exported {} to {}: {}, of it {} data", args.name, args.file.display(), Size(size), Size(moved.data))
+        format!("exported {name} to {}: {}, of it {} data", path.display(), Size(size), Size(moved.data))
     });
     Ok(())
 }

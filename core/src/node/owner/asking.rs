@@ -27,6 +27,14 @@ pub(super) struct Asking {
     next: u64,
 }
 
+/// Who asks.
+pub(super) enum Asker {
+    /// A caller.
+    Caller(Reply),
+    /// A stream of this number, of this volume.
+    Stream(VolumeId, u64),
+}
+
 struct Question {
     request: ControlRequest,
     left: usize,
@@ -40,12 +48,17 @@ struct Question {
     unique: BTreeMap<Epoch, u64>,
     copied: u64,
     next: Option<u32>,
-    reply: Reply,
+    asker: Asker,
+}
+
+/// Bytes of a volume on so many shards that one question is about.
+pub(super) fn stretch_bytes(shards: usize) -> u64 {
+    RANGE_BYTES * shards as u64
 }
 
 impl Owner {
-    /// A question: to every shard of its volume.
-    pub(super) fn ask(&mut self, request: ControlRequest, reply: Reply) {
+    /// A question: to every shard of its volume. Of a fill, each shard copies about `most` bytes.
+    pub(super) fn ask(&mut self, request: ControlRequest, most: u64, asker: Asker) {
         let (volume, cursor) = match request {
             ControlRequest::Changed(ChangedQuery { volume, cursor, .. })
             | ControlRequest::Fill(FillStep { volume, cursor })
@@ -53,20 +66,20 @@ impl Owner {
             ref other => unreachable!("{other:?} asks no shard"),
         };
         let known = self.publishing.directory().entry(volume);
-        let Some(entry) = known else { return reply(Err(no_such_id(volume))) };
+        let Some(entry) = known else { return self.answer_asker(asker, Err(no_such_id(volume))) };
         if let Some(why) = &entry.fault {
             let what = format!("{:?} is faulted: {why}", entry.record.name);
-            return reply(Err(ControlError::new(ControlErrorKind::Corrupt, what)));
+            return self.answer_asker(asker, Err(ControlError::new(ControlErrorKind::Corrupt, what)));
         }
         let (shards, size) = (entry.record.shards.clone(), entry.record.size);
-        let stride = RANGE_BYTES * shards.len() as u64;
+        let stride = stretch_bytes(shards.len());
         let range = (cursor / stride) as u32;
         let token = self.asking.next;
         self.asking.next += 1;
         for &shard in &shards {
             let ask = match request {
                 ControlRequest::Changed(ChangedQuery { volume, after, .. }) => Ask::Changed { volume, after, range },
-                ControlRequest::Fill(FillStep { volume, .. }) => Ask::Fill { volume, range },
+                ControlRequest::Fill(FillStep { volume, .. }) => Ask::Fill { volume, range, most },
                 _ => Ask::Held { volume, range },
             };
             self.send_to_shard(shard, Message::Ask { shard, token, ask });
@@ -82,7 +95,7 @@ impl Owner {
             unique: BTreeMap::new(),
             copied: 0,
             next: None,
-            reply,
+            asker,
         };
         self.asking.open.insert(token, question);
     }
@@ -96,7 +109,15 @@ impl Owner {
             Err(status) => question.worst = question.worst.and(status),
         }
         if question.left == 0 {
-            self.asking.open.remove(&token).expect("just seen").end();
+            let (asker, answer) = self.asking.open.remove(&token).expect("just seen").end();
+            self.answer_asker(asker, answer);
+        }
+    }
+
+    fn answer_asker(&mut self, asker: Asker, answer: Result<ControlAnswer, ControlError>) {
+        match asker {
+            Asker::Caller(reply) => reply(answer),
+            Asker::Stream(volume, number) => self.stream_filled(volume, number, answer),
         }
     }
 }
@@ -120,12 +141,14 @@ impl Question {
         self.next = self.next.into_iter().chain(next).min();
     }
 
-    fn end(mut self) {
+    fn end(mut self) -> (Asker, Result<ControlAnswer, ControlError>) {
         if self.worst != Status::Success {
-            return (self.reply)(Err(refused(self.worst, &self.request)));
+            return (self.asker, Err(refused(self.worst, &self.request)));
         }
         let next = self.next.map(|range| u64::from(range) * self.stride).filter(|&next| next < self.size);
-        assert!(self.next.is_none_or(|next| next > self.range), "a walk goes on");
+        // A fill that was to copy no more goes on where it was.
+        let fills = matches!(self.request, ControlRequest::Fill(_));
+        assert!(self.next.is_none_or(|next| next > self.range || fills && next == self.range), "a walk goes on");
         self.changed.sort_unstable_by_key(|range| range.offset);
         self.changed.dedup_by(|later, first| {
             let joins = first.offset + first.len == later.offset && first.data == later.data;
@@ -134,11 +157,12 @@ impl Question {
             }
             joins
         });
-        (self.reply)(Ok(match self.request {
+        let answer = match self.request {
             ControlRequest::Changed(_) => ControlAnswer::Changed(ChangedBlocks { ranges: self.changed, next }),
             ControlRequest::Fill(_) => ControlAnswer::Filled(Filled { next, copied: self.copied }),
             _ => ControlAnswer::SnapshotSpace(SnapshotSpace { unique: self.unique.into_iter().collect(), next }),
-        }));
+        };
+        (self.asker, Ok(answer))
     }
 }
 

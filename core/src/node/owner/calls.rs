@@ -1,5 +1,6 @@
 //! Control calls: what each of them changes, and what speaks against it.
 
+use super::asking::Asker;
 use super::snapshots::{Caller, Work};
 use super::{FROM_OWNER, Owner, Syncing, Task};
 use crate::backend::api::BackendRequest;
@@ -44,8 +45,11 @@ impl Owner {
             }
             ControlRequest::Sync => self.sync(reply),
             ControlRequest::Changed(_) | ControlRequest::Fill(_) | ControlRequest::SnapshotSpace(_) => {
-                self.ask(request, reply);
+                self.ask(request, u64::MAX, Asker::Caller(reply));
             }
+            ControlRequest::SnapshotDiff(query) => self.diff(&query, reply),
+            ControlRequest::Stream(request) => self.on_stream(request, reply),
+            ControlRequest::Events(query) => self.on_events(query, reply),
             ControlRequest::Backend(BackendRequest::Kept) => reply(Ok(self.kept_manifests())),
             ControlRequest::ExportAdd(_) | ControlRequest::ExportRemove { .. } => {
                 self.tasks.push_back(Task::Export(request, reply));
@@ -176,7 +180,12 @@ impl Owner {
                 ),
             ));
         }
-        Ok((vec![CatalogRecord::VolumeRemoved(id)], None))
+        if !force {
+            self.check_not_streamed(name, id)?;
+        }
+        let mut records = self.stream_goes(id);
+        records.push(CatalogRecord::VolumeRemoved(id));
+        Ok((records, None))
     }
 
     /// Flushes every volume, by requests like any other.
@@ -205,6 +214,9 @@ impl Owner {
     /// A request of the owner's ended.
     pub(in crate::node) fn on_done(&mut self, done: &Done) {
         let number = done.id.0 & !FROM_OWNER;
+        if self.stream_flushed(number, done.status) {
+            return;
+        }
         let syncing = self.syncs.get_mut(&number).expect("it was begun");
         syncing.left -= 1;
         // A volume that was removed meanwhile has nothing left to lose.

@@ -12,6 +12,7 @@ mod asking;
 mod attach;
 mod backend;
 mod calls;
+mod diff;
 mod exports;
 mod growing;
 mod publish;
@@ -20,6 +21,8 @@ mod slabs;
 mod snapshots;
 mod stopping;
 mod store;
+mod streams;
+mod telling;
 mod thresholds;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -39,6 +42,7 @@ use crate::catalog::CatalogRecord;
 use crate::control::{ControlAnswer, ControlError, ControlErrorKind, ControlRequest, Reply, TargetInfo};
 use crate::controller::registry::Registry;
 use crate::directory::Directory;
+use crate::event::Event;
 use crate::ids::{AssociationId, ExportId, RequestId, ShardId, VolumeId};
 use crate::metrics::Metrics;
 use crate::pool::Superblock;
@@ -51,6 +55,8 @@ use publish::Publishing;
 use slabs::Slabs;
 use snapshots::{Caller, Outcome, Snapshots, Work};
 use stopping::Stage;
+use streams::Streams;
+use telling::Telling;
 use thresholds::Thresholds;
 
 /// Set in the ids of requests that the owner makes.
@@ -129,6 +135,10 @@ enum Task {
     Faulted { volume: VolumeId, shard: Option<ShardId>, why: String },
     /// Something about snapshots.
     Snapshot(Work),
+    /// Something about streams.
+    Stream(streams::Work),
+    /// Something has happened that no record tells.
+    Say(Event),
     /// The pool is closed in good order.
     Close,
 }
@@ -149,6 +159,8 @@ enum Then {
     TakenBack { shard: ShardId, slab: SlabId },
     /// Something about snapshots.
     Snapshot(Outcome),
+    /// Something about streams.
+    Stream(streams::Outcome),
     /// Leave the loops.
     Stop,
     /// Nothing.
@@ -195,6 +207,8 @@ pub struct Owner {
     publishing: Publishing,
     slabs: Slabs,
     snapshots: Snapshots,
+    streams: Streams,
+    telling: Telling,
     /// Ids below were given to volumes and snapshots, those included that the catalog does not know yet.
     next_volume: u32,
     growth: Option<Growth>,
@@ -246,6 +260,7 @@ impl Owner {
             parts.metrics.shard(shard).allocated_bytes.set(held);
         }
         let generation = parts.pool.generation;
+        let telling = Telling::new(state.last_event());
         let mut owner = Self {
             reactors: parts.reactors,
             placement: parts.placement,
@@ -259,6 +274,8 @@ impl Owner {
             then: None,
             slabs,
             snapshots: Snapshots::new(parts.epoch, generation, parts.sync_port),
+            streams: Streams::default(),
+            telling,
             next_volume: 0,
             growth: None,
             new_devices: parts.new_devices,
@@ -278,6 +295,7 @@ impl Owner {
             unix_s: parts.unix_s,
             new_uuid: parts.new_uuid,
         };
+        owner.follow_streams();
         if owner.dead.is_empty() {
             owner.count_faults();
         } else {
@@ -326,11 +344,16 @@ impl Owner {
     /// Goes on with whatever can go on.
     pub(super) fn execute<I: Io>(&mut self, io: &mut I, outbox: &mut Vec<(usize, Message)>) {
         self.advance_snapshots(io.now());
+        self.advance_streams(io.now());
         loop {
             if let Some(result) = self.store.take_result(io.now()) {
                 let then = self.then.take().expect("a write has its consequence");
                 match result {
-                    Ok(()) => self.act(then),
+                    Ok(()) => {
+                        self.follow_streams();
+                        self.act(then);
+                        self.change_made();
+                    }
                     Err(why) => self.refuse(then, &why),
                 }
             }
@@ -341,6 +364,7 @@ impl Owner {
         self.store.advance(io);
         self.check_thresholds(io.now());
         self.check_patience(io.now());
+        self.tell(io.now());
         outbox.append(&mut self.outbox);
     }
 
@@ -348,7 +372,8 @@ impl Owner {
     fn next_task(&mut self) -> bool {
         let Some(task) = self.tasks.pop_front() else { return false };
         match self.plan(task) {
-            Plan::Change(records, then) => {
+            Plan::Change(mut records, then) => {
+                self.add_events(&mut records);
                 self.then = Some(then);
                 self.store.write(records);
                 false
@@ -384,6 +409,8 @@ impl Owner {
             Task::Told(volume, host) => self.plan_told(volume, host),
             Task::Faulted { volume, shard, why } => self.plan_fault(volume, shard, why),
             Task::Snapshot(work) => self.plan_snapshot(work),
+            Task::Stream(work) => self.plan_stream(work),
+            Task::Say(event) => self.plan_say(event),
             Task::Close => Plan::Change(vec![CatalogRecord::Closed(self.pool.generation)], Then::Stop),
         }
     }
@@ -392,6 +419,7 @@ impl Owner {
         match then {
             Then::Publish(answer) => drop(self.publish(answer)),
             Then::Snapshot(outcome) => self.act_snapshot(outcome),
+            Then::Stream(outcome) => self.act_stream(outcome),
             Then::Exported(reply, shown) => reply(Ok(self.answer_export(shown))),
             Then::Grow(prepared, reply) => self.grown(prepared, reply),
             Then::Grant { shard, slab } => self.grant(shard, slab),
@@ -423,6 +451,7 @@ impl Owner {
             // Nobody knows whose it is: nobody uses it before the pool is opened again.
             Then::TakenBack { shard, .. } => self.slab_kept(shard),
             Then::Snapshot(outcome) => self.refuse_snapshot(outcome, why),
+            Then::Stream(outcome) => self.refuse_stream(outcome, why),
             Then::Stop => self.stop_all(),
             Then::Attached(volume) => self.not_attached(volume),
             Then::Publish(None) | Then::Rest => {}
@@ -439,9 +468,10 @@ impl Owner {
             Task::Grant { shard } => self.send_to_shard(shard, Message::NoSlab { shard }),
             Task::TakeBack { shard, .. } => self.slab_kept(shard),
             Task::Snapshot(work) => self.refuse_snapshot_work(work, why),
+            Task::Stream(work) => self.refuse_stream_work(work, why),
             Task::Close => self.stop_all(),
             Task::Attached(volume) => self.not_attached(volume),
-            Task::Erased(_) | Task::Faulted { .. } | Task::Told(..) => {}
+            Task::Erased(_) | Task::Faulted { .. } | Task::Told(..) | Task::Say(_) => {}
         }
     }
 
@@ -483,7 +513,8 @@ impl Owner {
 
     /// When it has to run although nothing arrives.
     pub(super) fn next_deadline(&self) -> Instant {
-        self.store.next_deadline().min(self.thresholds.next_look()).min(self.give_up).min(self.next_expiry())
+        let jobs = self.streams.next_deadline().min(self.telling.next_deadline());
+        self.store.next_deadline().min(self.thresholds.next_look()).min(self.give_up).min(self.next_expiry()).min(jobs)
     }
 }
 

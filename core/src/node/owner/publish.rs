@@ -109,6 +109,16 @@ impl Publishing {
     pub(super) fn new(current: Arc<Directory>, generation: u32) -> Self {
         Self { current, generation, seq: 0, waiting: VecDeque::new() }
     }
+
+    /// The number of the newest directory.
+    pub(super) fn newest(&self) -> u64 {
+        self.seq
+    }
+
+    /// Whether every reactor works with the directory of this number, or a later one.
+    pub(super) fn is_in_use(&self, seq: u64) -> bool {
+        self.waiting.front().is_none_or(|first| first.seq > seq)
+    }
 }
 
 impl Owner {

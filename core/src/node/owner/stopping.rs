@@ -31,6 +31,8 @@ impl Owner {
         if self.stage == Stage::Running {
             self.stage = Stage::Quieting(self.reactors);
             self.give_up_all();
+            self.stop_streams();
+            self.dismiss_listeners();
             self.send_all(|| Message::Quiet);
         }
     }

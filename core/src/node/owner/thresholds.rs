@@ -2,8 +2,9 @@
 
 use ringway_reactor::io::Instant;
 
-use super::Owner;
+use super::{Owner, Task};
 use crate::directory::SpaceLevel;
+use crate::event::{Event, EventKind};
 
 /// A threshold is left only this far below it, or a pool at its edge would tell everybody again and again.
 const HYSTERESIS: u64 = 2;
@@ -77,6 +78,10 @@ impl Owner {
         let before = self.thresholds.level;
         let Some(level) = self.thresholds.changed(used) else { return false };
         let percent = threshold(level);
+        if self.is_running() {
+            let event = Event::new(EventKind::SpaceLevel, None, "").with_bytes(percent);
+            self.tasks.push_back(Task::Say(event));
+        }
         self.metrics.pool.threshold_percent.set(percent);
         let size = self.thresholds.size;
         if level > before {

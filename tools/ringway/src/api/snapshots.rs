@@ -6,6 +6,7 @@
 //! GET    /v1/snapshots/{name}                one, `VOLUME@SNAPSHOT`; `/` in a name is written %2F
 //! DELETE /v1/snapshots/{name}?force=true     remove it, or give up one that is being made
 //! POST   /v1/snapshots/{name}/rollback?force=true  take its volume back to it
+//! GET    /v1/snapshots/{name}/diff?to=NAME&cursor=N  what a later one, or the volume, has other than it; stretch by stretch
 //! POST   /v1/clones                          VolumeClone
 //! ```
 
@@ -19,7 +20,7 @@ use axum::http::StatusCode;
 use axum::response::Response;
 use axum::routing::{get, post};
 use ringway_core::control::{ControlAnswer, ControlRequest, HeldQuery};
-use ringway_core::snapshot::asked::{Patience, SnapshotCreate, SnapshotInfo, SnapshotState, VolumeClone};
+use ringway_core::snapshot::asked::{DiffQuery, Patience, SnapshotCreate, SnapshotInfo, SnapshotState, VolumeClone};
 use serde::{Deserialize, Serialize};
 
 use super::{Node, Refused, RemoveQuery, VolumeName, ask, call, respond};
@@ -74,6 +75,7 @@ pub(super) fn routes() -> axum::Router<Node> {
         .route("/v1/snapshots", get(list).post(create))
         .route("/v1/snapshots/{name}", get(show).delete(remove))
         .route("/v1/snapshots/{name}/rollback", post(rollback))
+        .route("/v1/snapshots/{name}/diff", get(diff))
         .route("/v1/clones", post(clone))
 }
 
@@ -136,6 +138,23 @@ async fn rollback(
     query: Result<Query<RemoveQuery>, QueryRejection>,
 ) -> Result<Response, Refused> {
     ask(node, ControlRequest::SnapshotRollback { name: name?.0, force: query?.0.force }).await
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DiffTo {
+    to: Option<String>,
+    #[serde(default)]
+    cursor: u64,
+}
+
+async fn diff(
+    State(node): State<Node>,
+    name: VolumeName,
+    query: Result<Query<DiffTo>, QueryRejection>,
+) -> Result<Response, Refused> {
+    let DiffTo { to, cursor } = query?.0;
+    ask(node, ControlRequest::SnapshotDiff(DiffQuery { from: name?.0, to, cursor })).await
 }
 
 async fn clone(State(node): State<Node>, body: Result<Json<VolumeClone>, JsonRejection>) -> Result<Response, Refused> {

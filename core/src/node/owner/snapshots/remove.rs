@@ -10,7 +10,10 @@ use crate::volume::{Parent, SnapshotView, VolumeRecord};
 
 impl Owner {
     /// A snapshot by its full name.
-    pub(super) fn named_snapshot(&self, name: &str) -> Result<(&VolumeEntry, SnapshotView), ControlError> {
+    pub(in crate::node::owner) fn named_snapshot(
+        &self,
+        name: &str,
+    ) -> Result<(&VolumeEntry, SnapshotView), ControlError> {
         let (volume, _) = check_full_name(name)?;
         let state = self.store.state();
         if state.volume_named(volume).is_none() {
