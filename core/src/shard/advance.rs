@@ -142,7 +142,6 @@ impl<L: RecordLog> Shard<L> {
             || self.background.due() <= self.now
             || self.commit.is_forced()
             || self.checkpoint.is_between_steps()
-            || matches!(self.slab_request, SlabRequest::Refused { .. })
             || self.giving.is_active()
             || self.sealing.wants_turn()
             || (self.draining && !self.drained)
@@ -194,6 +193,11 @@ impl<L: RecordLog> Shard<L> {
         if self.fault.is_some() {
             return Instant::NEVER;
         }
-        self.commit.due().min(self.checkpoint.due()).min(self.background.due())
+        // A shard that was refused a slab asks again then, if it still wants one.
+        let refused = match self.slab_request {
+            SlabRequest::Refused { until } if until > self.now => until,
+            _ => Instant::NEVER,
+        };
+        self.commit.due().min(self.checkpoint.due()).min(self.background.due()).min(refused)
     }
 }

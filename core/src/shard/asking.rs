@@ -17,6 +17,10 @@ use crate::limits::{BLOCK, BLOCKS_PER_CLUSTER, CLUSTER, CLUSTERS_PER_RANGE};
 use crate::map::{BlockState, MapNode, NodeKey, Version, View};
 use crate::request::Status;
 
+/// How often a fill looks for space before it gives up, a few milliseconds apart: what has just been freed is there by then. Each look makes
+/// the shard write a checkpoint, so that a full one must not be looked at for ever.
+const REFUSED_MAX: u32 = 16;
+
 /// What is asked, of range `range`: local clusters `range * 128 .. (range + 1) * 128`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ask {
@@ -61,6 +65,8 @@ pub(super) struct Asking {
     index: u32,
     copied: u64,
     working: Option<u32>,
+    /// How often it has found no space for its copy.
+    refused: u32,
     /// A node was on its way.
     seeking: Option<(NodeKey, u64)>,
     pins: Pins,
@@ -91,7 +97,8 @@ impl<L: RecordLog> Shard<L> {
     /// Takes a question; [`Event::Answer`] follows.
     pub fn ask(&mut self, token: u64, ask: Ask) {
         self.calm = false;
-        let asking = Asking { token, ask, index: 0, copied: 0, working: None, seeking: None, pins: Pins::new() };
+        let asking =
+            Asking { token, ask, index: 0, copied: 0, working: None, refused: 0, seeking: None, pins: Pins::new() };
         self.background.asking.push_back(asking);
     }
 
@@ -282,10 +289,14 @@ impl<L: RecordLog> Shard<L> {
                     Some((End::Done, copied)) => {
                         asking.copied += copied;
                         asking.index = cluster % CLUSTERS_PER_RANGE + 1;
-                        asking.working = None;
+                        (asking.working, asking.refused) = (None, 0);
                     }
                     Some((End::Later, _)) => {
                         asking.working = None;
+                        asking.refused += u32::from(!self.has_space(1));
+                        if asking.refused >= REFUSED_MAX {
+                            return Err(Wait::Over(Status::CapacityExceeded));
+                        }
                         return Err(Wait::Later);
                     }
                     Some((End::Failed(status), _)) => return Err(Wait::Over(status)),

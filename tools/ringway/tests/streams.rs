@@ -29,6 +29,7 @@ fn family(place: &Place, daemon: &Daemon) {
     for at in (0..DATA).step_by(PIECE) {
         assert_eq!(parent.write(at, &pattern(at)), Outcome::Success);
     }
+    assert_eq!(parent.flush(), Outcome::Success);
     drop(parent);
     place.run(&["snapshot", "create", "vm1", "a"]).ends(0);
     place.run(&["volume", "clone", "vm1@a", "vm2"]).ends(0);
