@@ -58,11 +58,6 @@ impl Room {
             self.banks[bank].1 -= entries;
         }
     }
-
-    /// Whether [`Room::drained`] would free something.
-    pub(crate) fn has_leaving(&self) -> bool {
-        !self.leaving.is_empty()
-    }
 }
 
 #[cfg(test)]
@@ -76,7 +71,8 @@ mod tests {
         let mut rng = Rng::new(5);
         let mut room = Room::new(1024, 4096);
         // What may lie in each completion queue: of queue pairs that are there, and of those that left undrained.
-        let (mut there, mut lying): (Vec<(Bank, u32)>, Vec<(Bank, u32)>) = (Vec::new(), Vec::new());
+        let mut there: Vec<(Bank, u32)> = Vec::new();
+        let mut lying = Vec::new();
         let mut sizes = Vec::new();
         for _ in 0..20_000 {
             match rng.below(4) {

@@ -375,9 +375,7 @@ impl Hardware for RdmaHardware {
                 queue.reap(reaped);
             }
             // What was there of queue pairs that are destroyed has been taken.
-            if local.room.has_leaving() {
-                local.room.drained();
-            }
+            local.room.drained();
         }
     }
 

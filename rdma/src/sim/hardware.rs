@@ -68,22 +68,22 @@ impl SimHardware {
 
     /// Shows requests to their listeners, each with a ticket.
     fn show(&self, world: &mut World) {
-        for (request, end, listener, peer, local, mut private, reads) in std::mem::take(&mut world.to_show) {
-            private.resize(PRIVATE_MAX, 0);
-            let ticket = Ticket { world: Arc::downgrade(&self.fabric.0), request: Some(request) };
-            let device = &world.ends[end].device;
+        for mut asked in std::mem::take(&mut world.to_show) {
+            asked.private.resize(PRIVATE_MAX, 0);
+            let ticket = Ticket { world: Arc::downgrade(&self.fabric.0), request: Some(asked.request) };
+            let device = &world.ends[asked.end].device;
             let request = ConnectRequest {
-                listener,
+                listener: asked.listener,
                 device: device.id,
                 numa: device.numa,
-                peer,
-                local,
-                private,
-                peer_reads_in: reads.0,
-                peer_reads_out: reads.1,
+                peer: asked.peer,
+                local: asked.local,
+                private: asked.private,
+                peer_reads_in: asked.reads_in,
+                peer_reads_out: asked.reads_out,
                 ticket: Box::new(ticket),
             };
-            world.ends[end].noticed.push_back(Noticed::Request(request));
+            world.ends[asked.end].noticed.push_back(Noticed::Request(request));
         }
     }
 }

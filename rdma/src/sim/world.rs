@@ -100,6 +100,18 @@ pub(super) struct Asked {
     pub(super) reads_in: u8,
 }
 
+/// A request on its way to a listener.
+pub(super) struct ToShow {
+    pub(super) request: u64,
+    pub(super) end: usize,
+    pub(super) listener: ListenerId,
+    pub(super) peer: SocketAddr,
+    pub(super) local: SocketAddr,
+    pub(super) private: Vec<u8>,
+    pub(super) reads_in: u8,
+    pub(super) reads_out: u8,
+}
+
 pub(super) enum Happening {
     Resolved { which: Which, to: SocketAddr },
     Ask { from: Which, to: SocketAddr, private: Vec<u8>, reads_in: u8, reads_out: u8 },
@@ -121,7 +133,7 @@ pub(super) struct World {
     pub(super) listeners: BTreeMap<SocketAddr, (usize, ListenerId)>,
     pub(super) asked: BTreeMap<u64, Asked>,
     /// Requests that are to be shown to their listeners, which needs a ticket and is done by the hardware.
-    pub(super) to_show: Vec<(u64, usize, ListenerId, SocketAddr, SocketAddr, Vec<u8>, (u8, u8))>,
+    pub(super) to_show: Vec<ToShow>,
     regions: HashMap<u32, Region>,
     pools: Vec<&'static BufPool>,
     last_key: u32,
@@ -234,7 +246,7 @@ impl World {
                 let request = self.order;
                 self.asked.insert(request, Asked { from, reads_in });
                 let peer = SocketAddr::new([10, 0, 0, from.0 as u8 + 1].into(), 40_000 + from.1.0 as u16 % 20_000);
-                self.to_show.push((request, end, listener, peer, to, private, (reads_in, reads_out)));
+                self.to_show.push(ToShow { request, end, listener, peer, local: to, private, reads_in, reads_out });
                 if let Some(wake) = &self.ends[end].wake {
                     wake.wake();
                 }

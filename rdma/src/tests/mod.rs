@@ -1,6 +1,7 @@
 //! Two endpoints on a simulated fabric: everything that [`crate::verbs`] promises, without hardware.
 
 mod faults;
+mod machine;
 mod storm;
 
 use std::collections::BTreeMap;

@@ -8,8 +8,13 @@ set -euo pipefail
 
 TEST=$(basename "$0" .sh)
 TARGET_LOG=/tmp/target.log
+# by what, and where, the target is reached; `over_rdma` changes both
+TRANSPORT=tcp
 ADDRESS=127.0.0.1
 PORT=4420
+# further words of `ringway serve` and of `nvme connect`
+SERVE=()
+ATTACH=()
 # the pool's disk
 DISK=/dev/vdb
 read -r WHICH <tests/target || true
@@ -49,8 +54,8 @@ nqn_of() { echo "nqn.2026-11.io.ringway:$1"; }
 attach() {
   local volume=$1
   shift
-  nvme connect --transport tcp --traddr $ADDRESS --trsvcid $PORT --nqn "$(nqn_of "$volume")" \
-    --reconnect-delay 1 --ctrl-loss-tmo 120 "$@" >/dev/null
+  nvme connect --transport $TRANSPORT --traddr $ADDRESS --trsvcid $PORT --nqn "$(nqn_of "$volume")" \
+    --reconnect-delay 1 --ctrl-loss-tmo 120 "${ATTACH[@]}" "$@" >/dev/null
   wait_until 20 "a block device of $volume" find_device "$volume"
   step "attached $volume as $DEVICE"
 }
@@ -77,8 +82,47 @@ controller_state() { cat /sys/class/nvme/nvme*/state 2>/dev/null | head -n 1; }
 controller_is() { [ "$(controller_state)" = "$1" ]; }
 controller_lost() { ! controller_is live; }
 
+# over_rdma: everything after this goes by soft RoCE, between two interfaces that are joined by a wire: the target is at rd0, the kernel
+# comes from rd1. Both are this machine's, so the kernel has to be talked out of its short cut: packets from the one address to the other
+# leave by the interface that has it, and only what arrives at an interface is looked up among our own addresses.
+over_rdma() {
+  local name key
+  TRANSPORT=rdma
+  ADDRESS=10.0.0.1
+  # not a loopback address: any host may come
+  SERVE=(--insecure)
+  ATTACH=(--host-traddr 10.0.0.2)
+  modprobe -a rdma_rxe rdma_ucm veth
+  ip link add rd0 type veth peer name rd1
+  ip addr add 10.0.0.1/24 dev rd0
+  ip addr add 10.0.0.2/24 dev rd1
+  for name in all rd0 rd1; do
+    for key in accept_local=1 rp_filter=0 arp_ignore=1 arp_announce=2; do sysctl -qw "net.ipv4.conf.$name.$key"; done
+  done
+  ip link set rd0 up mtu 4200
+  ip link set rd1 up mtu 4200
+  rdma_routes
+  ip rule add pref 10 iif rd0 lookup local
+  ip rule add pref 11 iif rd1 lookup local
+  ip rule add pref 20 from 10.0.0.1 to 10.0.0.2 lookup 100
+  ip rule add pref 21 from 10.0.0.2 to 10.0.0.1 lookup 101
+  ip rule add pref 22 oif rd0 lookup 100
+  ip rule add pref 23 oif rd1 lookup 101
+  ip rule add pref 100 lookup local
+  ip rule del pref 0
+  rdma_link_add
+  rdma link add rxe1 type rxe netdev rd1
+  ibv_devinfo -d rxe0 | grep -q PORT_ACTIVE || fail "soft RoCE has no active port"
+}
+# these go when an interface goes down
+rdma_routes() {
+  ip route replace 10.0.0.2 dev rd0 src 10.0.0.1 table 100
+  ip route replace 10.0.0.1 dev rd1 src 10.0.0.2 table 101
+}
+rdma_link_add() { rdma link add rxe0 type rxe netdev rd0; }
+
 fresh_target() { # VOLUME SIZE [LBA]: formats the pool's disk, starts the target, creates one volume
-  modprobe nvme-tcp
+  modprobe nvme-$TRANSPORT
   target_format
   target_start
   volume_create "$@"

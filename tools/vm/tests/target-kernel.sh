@@ -5,7 +5,7 @@ NVMET=/sys/kernel/config/nvmet
 FILES=/tmp/nvmet-files
 
 target_format() {
-  modprobe -a nvmet nvmet-tcp loop
+  modprobe -a nvmet nvmet-$TRANSPORT loop
   grep -q ' /sys/kernel/config ' /proc/mounts || mount -t configfs none /sys/kernel/config
   mkfs.ext4 -q -E lazy_itable_init=0 "$DISK"
   mkdir -p $FILES
@@ -15,7 +15,7 @@ target_format() {
 target_start() {
   mkdir -p $NVMET/ports/1
   echo ipv4 >$NVMET/ports/1/addr_adrfam 2>/dev/null || true
-  echo tcp >$NVMET/ports/1/addr_trtype
+  echo $TRANSPORT >$NVMET/ports/1/addr_trtype
   echo $ADDRESS >$NVMET/ports/1/addr_traddr
   echo $PORT >$NVMET/ports/1/addr_trsvcid
   local subsystem

@@ -12,8 +12,8 @@ target_format() {
 
 target_start() {
   # not by the function: $! would be a shell's, and killing that leaves the target alive
-  /tmp/ringway serve --pool "$DISK" --listen "tcp://$ADDRESS:$PORT" --control $CONTROL --runtime /run/ringway --cores 0 \
-    >>"$TARGET_LOG" 2>&1 &
+  /tmp/ringway serve --pool "$DISK" --listen "$TRANSPORT://$ADDRESS:$PORT" --control $CONTROL --runtime /run/ringway --cores 0 \
+    "${SERVE[@]}" >>"$TARGET_LOG" 2>&1 &
   TARGET=$!
   wait_until 60 "an answer on $CONTROL" target_answers
 }

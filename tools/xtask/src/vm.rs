@@ -127,16 +127,22 @@ fn fill_share(share: &Path, tests: &Path, target: Target) -> Result<(), String> 
         Target::Kernel => "kernel",
         Target::Ringway => {
             command::run(cargo(["build", "--package", "ringway", "--all-features"]), BUILD_LIMIT)?;
-            let binary = target_dir().join("debug/ringway");
-            let stripped = share.join("ringway");
-            let mut strip = Command::new("strip");
-            strip.arg("-o").arg(&stripped).arg(&binary);
-            command::run(strip, BUILD_LIMIT)?;
+            put_stripped("debug/ringway", &share.join("ringway"))?;
             "ringway"
         }
     };
+    let verbs = ["build", "--package", "ringway-rdma", "--all-features", "--example", "ping"];
+    command::run(cargo(verbs), BUILD_LIMIT)?;
+    put_stripped("debug/examples/ping", &share.join("verbs-ping"))?;
     let named = share.join("tests/target");
     fs::write(&named, peer).map_err(|why| fail(&named, why))
+}
+
+/// Without what debuggers want, which is most of it, over an emulated wire.
+fn put_stripped(built: &str, to: &Path) -> Result<(), String> {
+    let mut strip = Command::new("strip");
+    strip.arg("-o").arg(to).arg(target_dir().join(built));
+    command::run(strip, BUILD_LIMIT)
 }
 
 fn boot(test: &Test, share: &Path) -> Result<(), String> {
