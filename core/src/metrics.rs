@@ -4,11 +4,14 @@
 //! addition is therefore a plain load and store (no locked instruction); a reader on another thread sees a recent value and
 //! never a torn one. Locks are taken only where a volume or a connection comes or goes, and by the reader.
 
+mod steps;
+
 use std::array;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+pub use self::steps::{SnapshotMetrics, SnapshotStep};
 use crate::ids::{ShardId, VolumeId};
 use crate::request::Command;
 
@@ -459,6 +462,8 @@ pub struct Metrics {
     pub shards: Box<[ShardMetrics]>,
     /// The pool.
     pub pool: PoolMetrics,
+    /// Snapshots that are being made.
+    pub snapshots: SnapshotMetrics,
     /// The backend.
     pub backend: BackendMetrics,
     names: Mutex<BTreeMap<VolumeId, String>>,
@@ -473,6 +478,7 @@ impl Metrics {
             reactors: (0..reactors).map(|_| ReactorMetrics::default()).collect(),
             shards: (0..shards).map(|_| ShardMetrics::default()).collect(),
             pool: PoolMetrics::default(),
+            snapshots: SnapshotMetrics::default(),
             backend: BackendMetrics::default(),
             names: Mutex::default(),
             connections: Mutex::default(),

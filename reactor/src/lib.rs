@@ -14,6 +14,7 @@ pub mod io;
 pub mod mailbox;
 pub mod pin;
 pub mod prefetch;
+pub mod priority;
 pub mod shared;
 pub mod sim;
 pub mod socket_path;

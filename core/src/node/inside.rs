@@ -17,8 +17,9 @@ use crate::request::{Command, Done, Request, Status};
 
 /// Set in the ids of requests that come from here.
 pub(super) const FROM_INSIDE: u64 = 1 << 61;
-/// Requests at a time: 2 MiB of buffers.
-const RUNNING_MAX: usize = 8;
+/// Requests at a time, and bytes of buffers that they have.
+const RUNNING_MAX: usize = 16;
+const RUNNING_BYTES_MAX: usize = 2 << 20;
 
 /// Takes how a request ended, and what a read has read. Runs on reactor 0, so it must not block.
 pub type InsideReply = Box<dyn FnOnce(Status, Vec<u8>) + Send>;
@@ -48,6 +49,8 @@ impl fmt::Debug for InsideCall {
 struct Running {
     reply: InsideReply,
     read: bool,
+    /// Of its buffer.
+    bytes: usize,
 }
 
 /// See the module's description.
@@ -55,6 +58,7 @@ struct Running {
 pub(super) struct Inside {
     waiting: VecDeque<Box<InsideCall>>,
     running: Slab<Running>,
+    running_bytes: usize,
     /// The buffers had run out: asked again next turn.
     starved: bool,
 }
@@ -65,17 +69,21 @@ impl Inside {
         self.waiting.push_back(call);
     }
 
+    /// Whether a call may run beside those that do. One always may.
+    fn has_room(&self, call: &InsideCall) -> bool {
+        let fits = self.running_bytes + call.len as usize <= RUNNING_BYTES_MAX;
+        self.running.len() < RUNNING_MAX && (fits || self.running.is_empty())
+    }
+
     /// Whether there is something to start now.
     pub(super) fn busy(&self) -> bool {
-        !self.waiting.is_empty() && self.running.len() < RUNNING_MAX && !self.starved
+        self.waiting.front().is_some_and(|call| self.has_room(call)) && !self.starved
     }
 
     /// Starts what may run.
     pub(super) fn start(&mut self, buffers: &'static BufPool, requests: &mut Vec<(RequestId, Request)>) {
         self.starved = false;
-        while self.running.len() < RUNNING_MAX
-            && let Some(call) = self.waiting.front()
-        {
+        while let Some(call) = self.waiting.front().filter(|call| self.has_room(call)) {
             let (read, write) = (call.command == Command::Read, matches!(call.command, Command::Write { .. }));
             let mut data = None;
             if read || write {
@@ -90,7 +98,9 @@ impl Inside {
                 data = Some(Data::from(buf));
             }
             let call = self.waiting.pop_front().expect("it was looked at");
-            let slot = self.running.insert(Running { reply: call.reply, read });
+            let bytes = data.as_ref().map_or(0, |_| call.len as usize);
+            self.running_bytes += bytes;
+            let slot = self.running.insert(Running { reply: call.reply, read, bytes });
             let request = Request {
                 association: AssociationId::default(),
                 volume: call.volume,
@@ -105,7 +115,8 @@ impl Inside {
 
     /// One has ended.
     pub(super) fn done(&mut self, done: Done) {
-        let Running { reply, read } = self.running.remove((done.id.0 & !FROM_INSIDE) as usize);
+        let Running { reply, read, bytes } = self.running.remove((done.id.0 & !FROM_INSIDE) as usize);
+        self.running_bytes -= bytes;
         let data = match done.data {
             Some(data) if read && done.status == Status::Success => data.bytes().into_owned(),
             _ => Vec::new(),

@@ -1,6 +1,6 @@
 //! The thread that answers callers whose deadline has passed, whatever the reactors are doing (history H16).
 //!
-//! It waits on CLOCK_MONOTONIC and does nothing else; the reactors' ticks look at the same deadlines, and the first swap answers.
+//! It waits on CLOCK_MONOTONIC, before every other thread where the kernel lets it, and does nothing else; the reactors' ticks look at the same deadlines, and the first swap answers.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use ringway_reactor::clock::monotonic;
 use ringway_reactor::pin::run_on;
+use ringway_reactor::priority::run_before_others;
 
 use super::promise::Promise;
 
@@ -30,6 +31,14 @@ impl Deadlines {
                 && let Err(error) = run_on(&cores)
             {
                 tracing::warn!(%error, "the thread of deadlines shares a reactor's core");
+            }
+            if let Err(error) = run_before_others() {
+                // Once a start: it is as good as ever where the machine is not busy.
+                tracing::info!(
+                    %error,
+                    "the thread of deadlines has no real-time priority: on busy cores a missed deadline is answered later \
+                     (CAP_SYS_NICE or LimitRTPRIO=1 allow it)"
+                );
             }
             watch(&receiver, &expired);
         };
@@ -76,7 +85,7 @@ fn watch(arrived: &Receiver<Arc<Promise>>, expired: &impl Fn()) {
             if !decided && first.0.deadline() > now {
                 break;
             }
-            if !decided && first.0.expire() {
+            if !decided && first.0.expire(monotonic()) {
                 expired();
             }
             waiting.pop();

@@ -7,7 +7,7 @@
 //! The swap to `Committing` is the point of no return (history C14): behind it the answer is what the catalog's write comes to.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -60,8 +60,11 @@ pub struct Promise {
     waiting: AtomicU8,
     reply: Mutex<Option<Reply>>,
     name: String,
+    begun: Instant,
     timeout: Option<Duration>,
     deadline: Instant,
+    /// When an expiry was answered, nanoseconds; 0: it was not.
+    expired_at: AtomicU64,
 }
 
 impl fmt::Debug for Promise {
@@ -77,7 +80,22 @@ impl Promise {
         let ns = |timeout: Duration| u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX);
         let deadline = timeout.map_or(Instant::NEVER, |timeout| Instant(now.0.saturating_add(ns(timeout))));
         let waiting = AtomicU8::new(Waiting::Start as u8);
-        Promise { fate: AtomicU8::new(PENDING), waiting, reply: Mutex::new(Some(reply)), name, timeout, deadline }
+        Promise {
+            fate: AtomicU8::new(PENDING),
+            waiting,
+            reply: Mutex::new(Some(reply)),
+            name,
+            begun: now,
+            timeout,
+            deadline,
+            expired_at: AtomicU64::new(0),
+        }
+    }
+
+    /// When the call arrived, on CLOCK_MONOTONIC.
+    #[must_use]
+    pub fn begun(&self) -> Instant {
+        self.begun
     }
 
     /// When it expires, on CLOCK_MONOTONIC.
@@ -103,16 +121,27 @@ impl Promise {
         self.swap(COMMITTING)
     }
 
-    /// The deadline has passed. Whether this was first; then the caller has its answer.
-    pub fn expire(&self) -> bool {
-        self.withdraw(|| {
+    /// How long after the deadline its expiry was answered; none if it did not expire.
+    #[must_use]
+    pub fn late_ns(&self) -> Option<u64> {
+        let at = self.expired_at.load(Ordering::Relaxed);
+        (at > 0).then(|| Instant(at).since_ns(self.deadline))
+    }
+
+    /// The deadline has passed, it is `now`. Whether this was first; then the caller has its answer.
+    pub fn expire(&self, now: Instant) -> bool {
+        let first = self.withdraw(|| {
             let waiting = Waiting::ALL[usize::from(self.waiting.load(Ordering::Relaxed))];
             let within = self.timeout.map_or(String::new(), |timeout| format!(" within {timeout:?}"));
             ControlError::new(
                 ControlErrorKind::TimedOut,
                 format!("{} was not made{within}: {}; nothing is left of it", self.name, waiting.text()),
             )
-        })
+        });
+        if first {
+            self.expired_at.store(now.0.max(1), Ordering::Relaxed);
+        }
+        first
     }
 
     /// It will not be kept, for this reason. Whether nobody had decided before; then the caller has this answer.
@@ -158,7 +187,7 @@ mod tests {
     fn c14_after_the_swap_to_committing_no_deadline_answers() {
         let (promise, answers) = promise(Some(Duration::from_nanos(10)));
         assert_eq!(promise.deadline(), Instant(15));
-        assert!(promise.commit() && !promise.expire() && !promise.commit());
+        assert!(promise.commit() && !promise.expire(Instant(20)) && !promise.commit());
         assert!(answers.try_recv().is_err());
         promise.answer(Ok(ControlAnswer::Done));
         assert_eq!(answers.try_iter().collect::<Vec<_>>(), [Ok(ControlAnswer::Done)]);
@@ -168,10 +197,11 @@ mod tests {
     fn c14_after_expiry_nothing_is_committed_and_the_caller_knows_what_it_waited_for() {
         let (promise, answers) = promise(Some(Duration::from_millis(500)));
         promise.waits_for(Waiting::Seal);
-        assert!(promise.expire() && !promise.commit() && !promise.expire());
+        assert!(promise.expire(Instant(20)) && !promise.commit() && !promise.expire(Instant(20)));
         let error = answers.try_recv().unwrap().unwrap_err();
         assert_eq!(error.kind, ControlErrorKind::TimedOut);
         assert!(error.message.contains("500ms") && error.message.contains("seal"), "{error}");
+        assert_eq!(promise.late_ns(), Some(0), "the deadline is half a second away");
         promise.answer(Ok(ControlAnswer::Done));
         assert!(answers.try_recv().is_err(), "it is answered once");
     }
@@ -190,7 +220,9 @@ mod tests {
                 let racers: Vec<_> = (0..4)
                     .map(|n| {
                         let promise = &promise;
-                        scope.spawn(move || usize::from(if n % 2 == 0 { promise.expire() } else { promise.commit() }))
+                        scope.spawn(move || {
+                            usize::from(if n % 2 == 0 { promise.expire(Instant(20)) } else { promise.commit() })
+                        })
                     })
                     .collect();
                 racers.into_iter().map(|racer| racer.join().expect("no panic")).sum()

@@ -14,6 +14,7 @@ mod on_demand;
 mod running;
 pub mod shm;
 mod start;
+mod tls;
 pub mod unix;
 mod vhost;
 
@@ -24,6 +25,7 @@ pub use in_process::InProcess;
 pub use ringway_reactor::files::Progress;
 pub use running::{RunningTarget, StopError};
 pub use start::start;
+pub use tls::{TlsFiles, certificates, server_config};
 
 use crate::pool::OpenPool;
 

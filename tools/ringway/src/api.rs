@@ -287,7 +287,7 @@ async fn metrics(State(node): State<Node>) -> Response {
 type VolumeName = Result<Path<String>, PathRejection>;
 
 /// A failure on its way out.
-struct Refused(ControlError);
+pub(crate) struct Refused(pub(crate) ControlError);
 
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {

@@ -94,6 +94,7 @@ Examples:
   ringway serve --pool /dev/nvme1n1 --cores 2-5 --listen tcp://10.0.0.1:4420
   ringway serve --config /etc/ringway.toml
   ringway serve --pool mem:1GiB --listen tcp://127.0.0.1:0  # port 0 picks one
+  ringway serve --control-listen https://10.0.0.1:4421 --tls-cert c.pem --tls-key k.pem --control-token-file token
 
 One line of JSON with the addresses is printed when the target is ready. SIGTERM and SIGINT finish what is in flight
 and stop; SIGHUP rereads the configuration file and applies its log filter.";
@@ -120,9 +121,15 @@ pub(crate) struct ServeArgs {
 /// Where the daemon is found.
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct DaemonArgs {
-    /// Control socket of the daemon [default: control.sock in the runtime folder]
-    #[arg(long, value_name = "SOCKET")]
+    /// Control socket of the daemon, or https://HOST:PORT of one on another machine [default: control.sock in the runtime folder]
+    #[arg(long, value_name = "SOCKET|https://HOST:PORT")]
     pub(crate) control: Option<PathBuf>,
+    /// With https: the daemon's certificate, or that of who signed it, PEM [default: $RINGWAY_CONTROL_CA]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) control_ca: Option<PathBuf>,
+    /// With https: the file with the daemon's token [default: $RINGWAY_CONTROL_TOKEN_FILE]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) control_token_file: Option<PathBuf>,
     /// Runtime folder of the daemon [default: $RINGWAY_RUNTIME_DIR, /run/ringway as root, or $XDG_RUNTIME_DIR/ringway]
     #[arg(long, value_name = "DIR")]
     pub(crate) runtime: Option<PathBuf>,

@@ -1,6 +1,7 @@
 //! The other end of the control interface, for our own commands.
 
-use std::io;
+mod way;
+
 use std::path::PathBuf;
 
 use http_body_util::{BodyExt, Full};
@@ -19,11 +20,10 @@ use ringway_core::export::{ExportAdd, ExportInfo};
 use ringway_core::ids::ExportId;
 use ringway_core::snapshot::asked::{SnapshotCreate, SnapshotInfo, VolumeClone};
 use ringway_core::stream::{StreamInfo, StreamStart, StreamStepped};
-use ringway_reactor::socket_path::SocketPath;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::net::UnixStream;
 
+pub(crate) use self::way::Way;
 use crate::api::snapshots::NewSnapshot;
 use crate::api::streams::{NewSpeed, StepFrom};
 use crate::api::{ErrorBody, NewHosts, NewName, NewSize};
@@ -32,15 +32,22 @@ use crate::failure::Failure;
 /// What may stand in one path segment as it is.
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'.').remove(b'_').remove(b'-');
 
-/// Talks to the daemon behind one control socket; every call makes a connection of its own.
+/// Talks to one daemon; every call makes a connection of its own.
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
-    socket: PathBuf,
+    /// What is wrong with it is told by the first call: the command may have more to say before.
+    way: Result<Way, Failure>,
 }
 
 impl Client {
+    /// The one behind this socket.
     pub(crate) fn new(socket: PathBuf) -> Client {
-        Client { socket }
+        Client { way: Ok(Way::Socket(socket)) }
+    }
+
+    /// The one that is reached so.
+    pub(crate) fn by(way: Result<Way, Failure>) -> Client {
+        Client { way }
     }
 
     pub(crate) fn target(&self) -> Result<TargetInfo, Failure> {
@@ -238,25 +245,26 @@ impl Client {
         take: impl AsyncFnOnce(Response<Incoming>, &dyn Fn(hyper::Error) -> Failure) -> Result<A, Failure>,
     ) -> Result<A, Failure> {
         let body = body.map(|body| serde_json::to_vec(body).expect("requests are serialisable")).unwrap_or_default();
-        let request = Request::builder()
+        let way = self.way.clone()?;
+        let mut request = Request::builder()
             .method(method)
             .uri(path)
             .header(header::HOST, "ringway")
-            .header(header::CONTENT_TYPE, "application/json")
-            .body(Full::<Bytes>::from(body))
-            .expect("the path is percent-encoded");
+            .header(header::CONTENT_TYPE, "application/json");
+        if let Way::Remote(remote) = &way {
+            request = request.header(header::AUTHORIZATION, remote.token.header());
+        }
+        let request = request.body(Full::<Bytes>::from(body)).expect("the path is percent-encoded");
         let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_io()
+            .enable_all()
             .build()
             .map_err(|error| Failure::internal(format!("cannot start the client: {error}")))?;
         runtime.block_on(async {
-            let unreachable = |error| self.unreachable(&error);
-            let path = SocketPath::of(&self.socket).map_err(unreachable)?;
-            let stream = UnixStream::connect(path.as_path()).await.map_err(unreachable)?;
+            let stream = way.connect().await?;
             let lost = |error: hyper::Error| {
                 Failure::new(
                     ControlErrorKind::Unavailable,
-                    format!("the daemon on {} stopped answering: {error}", self.socket.display()),
+                    format!("the daemon on {} stopped answering: {error}", way.name()),
                 )
             };
             let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(lost)?;
@@ -266,21 +274,6 @@ impl Client {
             driver.abort();
             taken
         })
-    }
-
-    fn unreachable(&self, error: &io::Error) -> Failure {
-        let socket = self.socket.display();
-        let (kind, advice) = match error.kind() {
-            io::ErrorKind::PermissionDenied => (
-                ControlErrorKind::Denied,
-                "run as the daemon's user, or start it with --socket-group and --socket-mode 0660",
-            ),
-            _ => (
-                ControlErrorKind::Unavailable,
-                "start it by `ringway serve`, or name its socket by --control or --runtime",
-            ),
-        };
-        Failure::new(kind, format!("no daemon answers on {socket} ({error}); {advice}"))
     }
 }
 

@@ -4,11 +4,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use ringway_core::target::PoolSpec;
 use ringway_core::target::unix::SocketAccess;
+use ringway_core::target::{PoolSpec, TlsFiles};
 use serde::Deserialize;
 
-use crate::endpoint::{Listen, PoolPlace};
+use crate::endpoint::{ControlListen, Listen, PoolPlace};
 use crate::failure::Failure;
 use crate::runtime::{group_id, parse_mode};
 use crate::size::Size;
@@ -55,6 +55,18 @@ pub(crate) struct Settings {
     /// Folder of the log that survives this process, for where /dev/shm does not [default: /dev/shm]
     #[arg(long, value_name = "DIR")]
     pub(crate) crash_log: Option<PathBuf>,
+    /// Listen for control from other machines here; may be repeated; wants --tls-cert and --control-token-file
+    #[arg(long, value_name = "https://ADDR:PORT")]
+    pub(crate) control_listen: Option<Vec<ControlListen>>,
+    /// File with the token that control from other machines has to have, readable by its owner alone
+    #[arg(long, value_name = "FILE")]
+    pub(crate) control_token_file: Option<PathBuf>,
+    /// Certificate of this target, with those between it and its authority, PEM
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// Private key of the certificate, PEM
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tls_key: Option<PathBuf>,
     /// File with the credentials of the pool's backend, lines such as aws_access_key_id=… [default: the environment]
     #[arg(long, value_name = "FILE")]
     pub(crate) backend_credentials: Option<PathBuf>,
@@ -82,8 +94,15 @@ impl Settings {
         })?;
         // Paths in a file mean the same wherever the daemon is started.
         let base = path.parent().unwrap_or(Path::new(""));
-        let places =
-            [&mut settings.control, &mut settings.runtime, &mut settings.crash_log, &mut settings.backend_credentials];
+        let places = [
+            &mut settings.control,
+            &mut settings.runtime,
+            &mut settings.crash_log,
+            &mut settings.backend_credentials,
+            &mut settings.control_token_file,
+            &mut settings.tls_cert,
+            &mut settings.tls_key,
+        ];
         for place in places.into_iter().flatten() {
             *place = base.join(&place);
         }
@@ -107,6 +126,10 @@ impl Settings {
             control: over.control.or(self.control),
             runtime: over.runtime.or(self.runtime),
             crash_log: over.crash_log.or(self.crash_log),
+            control_listen: over.control_listen.or(self.control_listen),
+            control_token_file: over.control_token_file.or(self.control_token_file),
+            tls_cert: over.tls_cert.or(self.tls_cert),
+            tls_key: over.tls_key.or(self.tls_key),
             backend_credentials: over.backend_credentials.or(self.backend_credentials),
             socket_mode: over.socket_mode.or(self.socket_mode),
             socket_group: over.socket_group.or(self.socket_group),
@@ -137,6 +160,29 @@ impl Settings {
         let mode = self.socket_mode.as_deref().map(parse_mode).transpose().map_err(Failure::usage)?;
         let group = self.socket_group.as_deref().map(group_id).transpose()?;
         Ok(SocketAccess { mode: mode.unwrap_or(default.mode), group })
+    }
+
+    /// The target's certificate, if it has one.
+    pub(crate) fn tls(&self) -> Result<Option<TlsFiles>, Failure> {
+        match (&self.tls_cert, &self.tls_key) {
+            (Some(certificate), Some(key)) => {
+                Ok(Some(TlsFiles { certificate: certificate.clone(), key: key.clone(), client_authority: None }))
+            }
+            (None, None) => Ok(None),
+            _ => Err(Failure::usage("a certificate needs its key: give tls-cert and tls-key together")),
+        }
+    }
+
+    /// Where other machines may control the target, with what that needs.
+    pub(crate) fn remote_control(&self) -> Result<Option<(Vec<ControlListen>, TlsFiles, PathBuf)>, Failure> {
+        let Some(listen) = self.control_listen.clone().filter(|listen| !listen.is_empty()) else { return Ok(None) };
+        match (self.tls()?, self.control_token_file.clone()) {
+            (Some(tls), Some(token)) => Ok(Some((listen, tls, token))),
+            _ => Err(Failure::usage(
+                "control from other machines needs a certificate (tls-cert and tls-key) and a token \
+                 (control-token-file): whoever gets in may do everything",
+            )),
+        }
     }
 
     /// Who may use the control socket.
@@ -184,12 +230,27 @@ mod tests {
             ("pool-size = \"1X\"\n", "1.5GiB"),
             ("pool-size = -1\n", "negative"),
             ("insecure = 1\n", "boolean"),
+            ("control-listen = [\"127.0.0.1:1\"]\n", "https://10.0.0.1:4421"),
         ] {
             let failure = read(text).unwrap_err();
             assert!(failure.exit_code() == 2 && failure.message.contains(says), "{text}: {failure}");
         }
         let failure = Settings::read(Path::new("/no/such/file")).unwrap_err();
         assert_eq!(failure.exit_code(), 3);
+    }
+
+    #[test]
+    fn control_from_other_machines_is_refused_without_a_certificate_or_without_a_token() {
+        let listen = "control-listen = [\"https://127.0.0.1:0\"]\n";
+        let (tls, token) = ("tls-cert = \"c\"\ntls-key = \"k\"\n", "control-token-file = \"t\"\n");
+        for text in [listen.to_owned(), format!("{listen}{tls}"), format!("{listen}{token}")] {
+            let failure = read(&text).unwrap().remote_control().unwrap_err();
+            assert!(failure.exit_code() == 2 && failure.message.contains("whoever gets in"), "{text}: {failure}");
+        }
+        assert!(read("tls-cert = \"c\"\n").unwrap().tls().unwrap_err().message.contains("its key"));
+        assert_eq!(read(&format!("{tls}{token}")).unwrap().remote_control().unwrap(), None);
+        let (listen, tls, token) = read(&format!("{listen}{tls}{token}")).unwrap().remote_control().unwrap().unwrap();
+        assert!(listen[0].addr.ip().is_loopback() && tls.key.ends_with("k") && token.ends_with("t"));
     }
 
     #[test]

@@ -42,6 +42,44 @@ impl From<Listen> for String {
     }
 }
 
+/// Where to listen for control.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub(crate) struct ControlListen {
+    /// What it means.
+    pub(crate) addr: SocketAddr,
+}
+
+impl FromStr for ControlListen {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<ControlListen, String> {
+        let (host, port) = control_url(text)?;
+        let addr = resolve(&format!("{host}:{port}")).map_err(|why| format!("{text:?}: {why}"))?;
+        Ok(ControlListen { addr })
+    }
+}
+
+impl TryFrom<String> for ControlListen {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<ControlListen, String> {
+        text.parse()
+    }
+}
+
+/// Host and port of `https://HOST:PORT`; the host of an address of version 6 keeps its brackets.
+pub(crate) fn control_url(text: &str) -> Result<(String, u16), String> {
+    let wrong = |why: &str| format!("{text:?} is no place for control: {why}; write it like https://10.0.0.1:4421");
+    let place = text.strip_prefix("https://").ok_or_else(|| wrong("it does not begin with https://"))?;
+    let (host, port) = place.trim_end_matches('/').rsplit_once(':').ok_or_else(|| wrong("the port is missing"))?;
+    let port = port.parse().map_err(|_| wrong("the port is not a number from 0 to 65535"))?;
+    if host.is_empty() || host.contains('/') {
+        return Err(wrong("the host is missing"));
+    }
+    Ok((host.to_owned(), port))
+}
+
 fn resolve_listener(text: &str) -> Result<SocketAddr, String> {
     const EXAMPLE: &str = "write it like tcp://127.0.0.1:4420";
     let addr = match text.split_once("://") {
@@ -126,6 +164,24 @@ mod tests {
         ] {
             let error = text.parse::<Listen>().unwrap_err();
             assert!(error.contains(says), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_place_for_control_is_a_host_with_a_port_behind_tls() {
+        assert_eq!(control_url("https://a.b:1"), Ok(("a.b".into(), 1)));
+        assert_eq!(control_url("https://[::1]:4421/"), Ok(("[::1]".into(), 4421)));
+        assert_eq!("https://[::1]:0".parse::<ControlListen>().unwrap().addr, "[::1]:0".parse().unwrap());
+        for (text, says) in [
+            ("http://a:1", "https://"),
+            ("a:1", "https://"),
+            ("https://a", "port is missing"),
+            ("https://a:x", "0 to 65535"),
+            ("https://:1", "host is missing"),
+            ("https://a/b:1", "host is missing"),
+        ] {
+            let error = control_url(text).unwrap_err();
+            assert!(error.contains(says) && error.contains("https://10.0.0.1:4421"), "{text}: {error}");
         }
     }
 

@@ -21,6 +21,7 @@ mod metrics_text;
 mod output;
 mod pool;
 mod pool_show;
+mod remote;
 mod runtime;
 mod serve;
 mod size;

@@ -1,5 +1,7 @@
 //! The node's counters as Prometheus reads them. One doc line a metric: its help text.
 
+mod steps;
+
 use std::fmt;
 use std::sync::Arc;
 
@@ -58,6 +60,7 @@ impl Collector for Snapshot {
         self.encode_reactors(&mut encoder)?;
         self.encode_connections(&mut encoder)?;
         self.encode_pool(&mut encoder)?;
+        steps::encode(&mut encoder, &self.metrics.snapshots)?;
         self.encode_backend(&mut encoder)
     }
 }
@@ -339,7 +342,7 @@ fn each(
 #[cfg(test)]
 mod tests {
     use ringway_core::ids::VolumeId;
-    use ringway_core::metrics::ConnectionLabel;
+    use ringway_core::metrics::{ConnectionLabel, SnapshotStep};
 
     use super::*;
 
@@ -350,6 +353,8 @@ mod tests {
         volume.begin(true);
         volume.begin(false);
         volume.finish(OperationKind::Read, 4096, 20_000, true);
+        metrics.snapshots.step(SnapshotStep::Seal, 3_000_000);
+        metrics.snapshots.made.add(1);
         metrics.pool.size_bytes.set(1 << 30);
         metrics.shards[0].allocated_bytes.set(65536);
         metrics.reactors[0].polls_empty.add(5);
@@ -373,6 +378,10 @@ mod tests {
             r#"ringway_shard_hops_total{shard="1"} 1"#,
             r#"ringway_reactor_polls_empty_total{reactor="0"} 5"#,
             r#"ringway_connection_commands_total{peer="127.0.0.1:1",reactor="0",queue="1",subsystem="nqn.2026-11.io.ringway:a/b"} 3"#,
+            r#"ringway_snapshot_calls_total{outcome="made"} 1"#,
+            r#"ringway_snapshot_step_seconds_count{step="seal"} 1"#,
+            r#"ringway_snapshot_step_seconds_count{step="sync"} 0"#,
+            "ringway_snapshot_expiry_late_seconds_count 0",
             "ringway_pool_size_bytes 1073741824",
             "ringway_pool_used_bytes 65536",
             "# TYPE ringway_volume_latency_seconds histogram",

@@ -13,6 +13,7 @@ use std::time::Duration;
 use ringway_core::control::ControlPort;
 use ringway_core::metrics::Metrics;
 use ringway_core::target::unix::SocketAccess;
+use ringway_core::target::{TlsFiles, server_config};
 use ringway_reactor::pin::{allowed_cores, check_cores, parse_core_list};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use serde::Serialize;
@@ -21,10 +22,11 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::api::{Node, routes};
 use crate::cli::ServeArgs;
 use crate::config::Settings;
-use crate::endpoint::{Listen, PoolPlace};
+use crate::endpoint::{ControlListen, Listen, PoolPlace};
 use crate::failure::Failure;
 use crate::logging::LogFilter;
 use crate::output::write_line;
+use crate::remote::{Remote, Token};
 use crate::runtime::{ControlSocket, control_socket, folder, prepare_folder};
 use crate::size::Size;
 
@@ -47,6 +49,7 @@ pub(crate) struct Plan {
     pub(crate) socket_access: SocketAccess,
     pub(crate) crash_log: Option<PathBuf>,
     pub(crate) backend_credentials: Option<PathBuf>,
+    remote: Option<(Vec<ControlListen>, TlsFiles, PathBuf)>,
     control: PathBuf,
     control_access: SocketAccess,
 }
@@ -65,6 +68,7 @@ impl Plan {
             runtime: folder(settings.runtime.as_deref()),
             crash_log: settings.crash_log.clone(),
             backend_credentials: settings.backend_credentials.clone(),
+            remote: settings.remote_control()?,
             control: control_socket(settings.control.as_deref(), settings.runtime.as_deref()),
             socket_access: settings.socket_access()?,
             control_access: settings.control_access()?,
@@ -106,6 +110,9 @@ pub(crate) struct Ready {
     /// As `--listen` takes them.
     pub(crate) listeners: Vec<String>,
     pub(crate) control: PathBuf,
+    /// Where other machines may control it, as `--control` takes them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) control_listeners: Vec<String>,
     pub(crate) pool: PoolPlace,
     pub(crate) cores: Vec<usize>,
 }
@@ -128,12 +135,14 @@ pub(crate) fn run(
     let log = LogFilter::start(settings.log.as_deref())?;
     prepare_folder(&plan.runtime)?;
     let mut socket = ControlSocket::bind(&plan.control, plan.control_access)?;
+    let remote = bind_remote(&plan)?;
     let engine = start(&plan)?;
     let ready = Ready {
         ready: true,
         pid: std::process::id(),
         listeners: engine.listeners().iter().map(|addr| format!("tcp://{addr}")).collect(),
         control: socket.path.clone(),
+        control_listeners: remote.as_ref().map_or(Vec::new(), Remote::addresses),
         pool: plan.pool.clone(),
         cores: plan.cores.clone(),
     };
@@ -141,6 +150,7 @@ pub(crate) fn run(
     let control = ControlThread {
         node: Node { port: engine.port(), metrics: engine.metrics() },
         listener: socket.take_listener(),
+        remote,
         reactor_cores: plan.cores,
         ready,
         reload: Box::new(move || reload(&reread, &settings, &log)),
@@ -159,6 +169,13 @@ pub(crate) fn run(
     engine.stop()?;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Certificates, token and ports are looked at before the pool is touched.
+fn bind_remote(plan: &Plan) -> Result<Option<Remote>, Failure> {
+    let Some((listen, tls, token)) = &plan.remote else { return Ok(None) };
+    let tls = server_config(tls).map_err(Failure::usage)?;
+    Remote::bind(listen, tls, Token::read(token)?).map(Some)
 }
 
 fn stop_after(engine: Box<dyn Engine>, outcome: Result<(), Failure>) -> Result<(), Failure> {
@@ -191,6 +208,7 @@ fn reload(reread: &dyn Fn() -> Result<Settings, Failure>, running: &Settings, lo
 struct ControlThread {
     node: Node,
     listener: UnixListener,
+    remote: Option<Remote>,
     reactor_cores: Vec<usize>,
     ready: Ready,
     reload: Box<dyn Fn() + Send>,
@@ -209,7 +227,11 @@ impl ControlThread {
         let mut signals = Signals::install()?;
         self.listener.set_nonblocking(true)?;
         let listener = tokio::net::UnixListener::from_std(self.listener)?;
-        let server = tokio::spawn(async move { axum::serve(listener, routes(self.node)).await });
+        let routes = routes(self.node);
+        if let Some(remote) = self.remote {
+            remote.serve(&routes)?;
+        }
+        let server = tokio::spawn(async move { axum::serve(listener, routes).await });
         // Only now: who reads this line may connect at once.
         write_line(&serde_json::to_string(&self.ready).expect("addresses are serialisable"));
         let reason = loop {

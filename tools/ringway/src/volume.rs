@@ -1,10 +1,12 @@
 //! `ringway volume ...`: asks the running target.
 
+use std::path::PathBuf;
+
 use ringway_core::control::{VolumeCreate, VolumeInfo, check_volume_size};
 use ringway_core::ids::ShardId;
 
 use crate::cli::{CreateArgs, DaemonArgs, ShapeArgs, VolumeCommand};
-use crate::client::Client;
+use crate::client::{Client, Way};
 use crate::failure::Failure;
 use crate::output::{Format, columns, facts};
 use crate::runtime::control_socket;
@@ -41,7 +43,13 @@ pub(crate) fn run(command: VolumeCommand, format: Format) -> Result<(), Failure>
 
 /// The daemon that these flags name.
 pub(crate) fn client(daemon: &DaemonArgs) -> Client {
-    Client::new(control_socket(daemon.control.as_deref(), daemon.runtime.as_deref()))
+    let file = |given: &Option<PathBuf>, variable: &str| {
+        given.clone().or_else(|| std::env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from))
+    };
+    let control = control_socket(daemon.control.as_deref(), daemon.runtime.as_deref());
+    let authority = file(&daemon.control_ca, "RINGWAY_CONTROL_CA");
+    let token = file(&daemon.control_token_file, "RINGWAY_CONTROL_TOKEN_FILE");
+    Client::by(Way::of(&control, authority.as_deref(), token.as_deref()))
 }
 
 fn creation(args: &CreateArgs) -> Result<VolumeCreate, Failure> {

@@ -12,6 +12,7 @@ const UNSAFE_FILES: &[(&str, &str)] = &[
     ("reactor/src/clock.rs", "reads the time stamp counter"),
     ("reactor/src/crash_log/map.rs", "maps the log that outlives the process"),
     ("reactor/src/prefetch.rs", "hints to the CPU's cache"),
+    ("reactor/src/priority.rs", "a call of the scheduler's that has no safe wrapper"),
     ("reactor/src/shared.rs", "maps memory that another process writes to, and catches its faults"),
     ("reactor/src/uring/in_flight.rs", "message headers that the kernel reads point into their own operation"),
     ("reactor/src/uring/ring.rs", "the kernel's ring"),

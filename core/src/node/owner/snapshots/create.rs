@@ -104,7 +104,7 @@ impl Owner {
     /// A shard is armed. After the last one comes the cut: every volume of the group by the same step.
     pub(super) fn group_armed(&mut self, id: GroupId, shard: ShardId, attempt: AttemptId) {
         let group = self.snapshots.groups.get_mut(&id).expect("looked up");
-        if !group.armed(attempt, shard) {
+        if !group.armed(attempt, shard, self.snapshots.now) {
             return;
         }
         if !group.promise.is_pending() {

@@ -12,7 +12,7 @@ impl Owner {
         let now = self.snapshots.now;
         let over = |group: &Group| {
             if group.stage() != Stage::Committing && group.promise.deadline() <= now {
-                group.promise.expire();
+                group.promise.expire(now);
             }
             group.stage() != Stage::Committing && !group.promise.is_pending()
         };
@@ -42,7 +42,15 @@ impl Owner {
 
     /// Nothing of the group is to be left: not in shards, not in the backend, and its name is free.
     fn forget_group(&mut self, id: GroupId) {
-        let group = self.snapshots.groups.remove(&id).expect("it was there");
+        let mut group = self.snapshots.groups.remove(&id).expect("it was there");
+        self.count_steps(&mut group);
+        match group.promise.late_ns() {
+            Some(late) => {
+                self.metrics.snapshots.expired.add(1);
+                self.metrics.snapshots.late.record(late);
+            }
+            None => self.metrics.snapshots.failed.add(1),
+        }
         let mut shown = false;
         for member in &group.members {
             shown |= self.stop_sync(member.attempt);
@@ -51,6 +59,13 @@ impl Owner {
         if shown {
             // Shards forget the views by which it was read.
             self.publish(None);
+        }
+    }
+
+    /// What its steps took goes into the metrics.
+    fn count_steps(&self, group: &mut Group) {
+        for (step, ns) in group.take_steps() {
+            self.metrics.snapshots.step(step, ns);
         }
     }
 
@@ -92,6 +107,8 @@ impl Owner {
     pub(in crate::node::owner) fn committed(&mut self, id: GroupId) {
         let mut group = self.snapshots.groups.remove(&id).expect("a group that commits stays");
         group.committed(self.snapshots.now);
+        self.count_steps(&mut group);
+        self.metrics.snapshots.made.add(1);
         let times = group.times();
         tracing::info!(
             name = group.name,

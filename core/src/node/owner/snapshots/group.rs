@@ -17,6 +17,7 @@ use uuid::Uuid;
 
 use crate::catalog::{CutRecord, SnapshotRecord};
 use crate::ids::{AttemptId, Epoch, ShardId, VolumeId};
+use crate::metrics::SnapshotStep;
 use crate::snapshot::asked::SnapshotTimes;
 use crate::snapshot::promise::{Promise, Waiting};
 use crate::volume::VolumeRecord;
@@ -91,6 +92,8 @@ pub(super) struct Group {
     /// When the last stage ended.
     since: Instant,
     times: SnapshotTimes,
+    /// Steps that have ended since somebody counted them.
+    ended: Vec<(SnapshotStep, u64)>,
 }
 
 impl Group {
@@ -102,8 +105,20 @@ impl Group {
         (now, created_unix_s): (Instant, u64),
     ) -> Group {
         promise.waits_for(Waiting::Arm);
-        let times = SnapshotTimes::default();
-        Group { promise, name, level, members, created_unix_s, stage: Stage::Arming, cut: None, since: now, times }
+        let mut group = Group {
+            since: promise.begun(),
+            promise,
+            name,
+            level,
+            members,
+            created_unix_s,
+            stage: Stage::Arming,
+            cut: None,
+            times: SnapshotTimes::default(),
+            ended: Vec::new(),
+        };
+        group.times.cut_us = group.lap(SnapshotStep::Start, now);
+        group
     }
 
     pub(super) fn stage(&self) -> Stage {
@@ -131,9 +146,13 @@ impl Group {
     }
 
     /// A shard is armed. True once all are: now is the time to step the word, once.
-    pub(super) fn armed(&mut self, attempt: AttemptId, shard: ShardId) -> bool {
+    pub(super) fn armed(&mut self, attempt: AttemptId, shard: ShardId, now: Instant) -> bool {
         assert_eq!(self.stage, Stage::Arming, "shards are armed before the cut");
-        self.answered(attempt, shard)
+        let all = self.answered(attempt, shard);
+        if all {
+            self.times.cut_us += self.lap(SnapshotStep::Arm, now);
+        }
+        all
     }
 
     /// The word was stepped. `size_of` is what each volume has at this moment.
@@ -145,7 +164,7 @@ impl Group {
             member.size = size_of(member.origin);
         }
         self.cut = Some(cut);
-        self.times.cut_us = self.lap(now);
+        self.times.cut_us += self.lap(SnapshotStep::Cut, now);
         self.enter(Stage::Sealing, Waiting::Seal);
     }
 
@@ -154,7 +173,7 @@ impl Group {
         assert_eq!(self.stage, Stage::Sealing, "shards seal after the cut");
         let all = self.answered(attempt, shard);
         if all {
-            self.times.sealed_us = self.lap(now);
+            self.times.sealed_us = self.lap(SnapshotStep::Seal, now);
         }
         all
     }
@@ -176,7 +195,7 @@ impl Group {
         let member = self.member(attempt);
         (member.synced, member.manifest) = (true, Some(manifest));
         if self.members.iter().all(|member| member.synced) {
-            self.times.synced_us = self.lap(now);
+            self.times.synced_us = self.lap(SnapshotStep::Sync, now);
             self.ready();
         }
     }
@@ -208,7 +227,7 @@ impl Group {
     /// The record is durable.
     pub(super) fn committed(&mut self, now: Instant) {
         assert_eq!(self.stage, Stage::Committing);
-        self.times.committed_us = self.lap(now);
+        self.times.committed_us = self.lap(SnapshotStep::Commit, now);
     }
 
     /// Whether this one has to exist before `later`, which has been cut, may: an older cut of one of its volumes that waits for
@@ -239,11 +258,17 @@ impl Group {
         self.promise.waits_for(waiting);
     }
 
-    /// Microseconds since the last stage ended.
-    fn lap(&mut self, now: Instant) -> u64 {
-        let us = now.since_ns(self.since) / 1000;
+    /// Microseconds since the last step ended, which were this one's.
+    fn lap(&mut self, step: SnapshotStep, now: Instant) -> u64 {
+        let ns = now.since_ns(self.since);
         self.since = now;
-        us
+        self.ended.push((step, ns));
+        ns / 1000
+    }
+
+    /// Steps that have ended since this was asked last, and their nanoseconds.
+    pub(super) fn take_steps(&mut self) -> std::vec::Drain<'_, (SnapshotStep, u64)> {
+        self.ended.drain(..)
     }
 }
 
@@ -268,7 +293,7 @@ mod tests {
     fn cut(volumes: &[u32], level: Level, at: u64) -> Group {
         let mut group = group(volumes, level);
         for attempt in (1..=volumes.len() as u64).map(AttemptId) {
-            let armed = [0, 1].map(|shard| group.armed(attempt, ShardId(shard)));
+            let armed = [0, 1].map(|shard| group.armed(attempt, ShardId(shard), Instant(4000)));
             assert!(!armed[0]);
         }
         group.cut_at(Epoch(at), Instant(5000), |_| 4096);
@@ -278,7 +303,8 @@ mod tests {
     #[test]
     fn c2_the_word_is_stepped_after_the_last_shard_of_the_last_volume_is_armed() {
         let mut group = group(&[1, 2], Level::Synced);
-        let answers = [(A, 0), (B, 1), (B, 0), (A, 1)].map(|(attempt, shard)| group.armed(attempt, ShardId(shard)));
+        let answers =
+            [(A, 0), (B, 1), (B, 0), (A, 1)].map(|(attempt, shard)| group.armed(attempt, ShardId(shard), Instant(0)));
         assert_eq!(answers, [false, false, false, true]);
     }
 
@@ -286,7 +312,7 @@ mod tests {
     #[should_panic(expected = "every shard is armed")]
     fn c2_a_group_of_which_a_shard_is_not_armed_cannot_be_cut() {
         let mut group = group(&[1], Level::Synced);
-        group.armed(A, ShardId(0));
+        group.armed(A, ShardId(0), Instant(0));
         group.cut_at(Epoch(9), Instant(0), |_| 0);
     }
 
@@ -303,8 +329,11 @@ mod tests {
         group.queue();
         group.commit();
         group.committed(Instant(20_000));
-        let times = SnapshotTimes { cut_us: 4, sealed_us: 4, synced_us: 0, committed_us: 11 };
+        let times = SnapshotTimes { cut_us: 5, sealed_us: 4, synced_us: 0, committed_us: 11 };
         assert_eq!(group.times(), times);
+        let steps: Vec<_> = group.take_steps().map(|(step, ns)| (step.name(), ns)).collect();
+        assert_eq!(steps, [("start", 1000), ("arm", 3000), ("cut", 1000), ("seal", 4000), ("commit", 11_000)]);
+        assert_eq!(group.take_steps().count(), 0, "each is told once");
     }
 
     #[test]
