@@ -1,7 +1,7 @@
 //! The admin queue of one association: its commands, and the events that its host waits for.
 //!
 //! A connection calls [`AdminQueue::reply_len`] when a capsule has arrived, finds a buffer of that many bytes, and calls
-//! [`AdminQueue::on_command`]. No admin command here takes data from the host.
+//! [`AdminQueue::on_command`]. What [`AdminQueue::data_in`] knows brings its data from the host: the buffer holds that then.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -15,6 +15,7 @@ use super::features::{self, Features};
 use super::logs::{self, ErrorLog};
 use super::properties::Properties;
 use super::usage::Usages;
+use super::vendor::{self, Front, Requests};
 use super::{discovery, identify};
 use crate::directory::{Directory, SpaceLevel, VolumeEntry};
 use crate::ids::VolumeId;
@@ -97,6 +98,8 @@ pub struct AdminQueue {
     changed: BTreeSet<u32>,
     told: Told,
     aborted: VecDeque<u16>,
+    /// Control that came this way.
+    requests: Requests,
 }
 
 impl AdminQueue {
@@ -105,7 +108,9 @@ impl AdminQueue {
         (entries, sq_flow_control): (u16, bool),
         directory: &Directory,
         usages: Arc<dyn Usages>,
+        front: Arc<Front>,
     ) -> AdminQueue {
+        let requests = Requests::new(front, association.host.nqn.clone());
         let told = Told::of(&association, directory);
         AdminQueue {
             association,
@@ -118,6 +123,7 @@ impl AdminQueue {
             changed: BTreeSet::new(),
             told,
             aborted: VecDeque::new(),
+            requests,
         }
     }
 
@@ -139,6 +145,17 @@ impl AdminQueue {
         self.sq_flow_control
     }
 
+    /// Where the data is that a command brings, for one that does; the rest is for [`AdminQueue::reply_len`]. `Err` is the command's
+    /// end, to be given to [`AdminQueue::refuse`].
+    pub fn data_in(&self, sqe: &Sqe, capsule_data: usize) -> Option<Result<DataPlace, NvmeStatus>> {
+        let checked = || {
+            self.check_time(sqe)?;
+            check_fields(sqe)?;
+            self.requests.check_send(sqe, capsule_data)
+        };
+        (sqe.opcode == vendor::SEND).then(checked)
+    }
+
     /// Bytes that the command returns if it succeeds: the length of the buffer for [`AdminQueue::on_command`]. `Err` is the
     /// command's end, to be given to [`AdminQueue::refuse`].
     pub fn reply_len(&self, sqe: &Sqe, capsule_data: usize) -> Result<u32, NvmeStatus> {
@@ -146,10 +163,11 @@ impl AdminQueue {
         if sqe.opcode == FABRICS {
             return Ok(0);
         }
-        if sqe.fuse()? != Fuse::Normal || sqe.psdt() != PSDT_SGL || sqe.reserved_flags() != 0 {
-            return Err(NvmeStatus::INVALID_FIELD.dnr());
-        }
+        check_fields(sqe)?;
         let len = match sqe.opcode {
+            // Its data was to come before.
+            vendor::SEND => return Err(NvmeStatus::INVALID_FIELD.dnr()),
+            vendor::RECEIVE => return self.requests.check_receive(sqe, capsule_data),
             admin::IDENTIFY => IDENTIFY_BYTES as u32,
             admin::GET_LOG_PAGE => logs::check(sqe, &self.association)?,
             admin::GET_FEATURES => features::data_len(sqe),
@@ -192,7 +210,9 @@ impl AdminQueue {
         });
         match ended {
             Ok(None) => AdminAction::Hold,
-            Ok(Some(result)) if out.is_empty() => AdminAction::Complete { result, status: NvmeStatus::SUCCESS },
+            Ok(Some(result)) if out.is_empty() || sqe.opcode == vendor::SEND => {
+                AdminAction::Complete { result, status: NvmeStatus::SUCCESS }
+            }
             Ok(Some(result)) => AdminAction::SendData { result },
             Err(status) => self.refuse(sqe, status, now),
         }
@@ -221,6 +241,8 @@ impl AdminQueue {
             admin::GET_LOG_PAGE => self.get_log_page(sqe, out, directory).map(|()| 0),
             admin::GET_FEATURES => self.features.get(sqe, &self.association, &self.events, out).map(u64::from),
             admin::SET_FEATURES => self.features.set(sqe, &self.association, &mut self.events).map(u64::from),
+            vendor::SEND => self.requests.send(out).map(u64::from),
+            vendor::RECEIVE => self.requests.receive(sqe, out).map(|()| 0),
             admin::KEEP_ALIVE => Ok(0),
             admin::ABORT if self.is_discovery() => Err(NvmeStatus::INVALID_OPCODE.dnr()),
             admin::ABORT => Ok(self.abort(sqe)),
@@ -313,6 +335,14 @@ impl AdminQueue {
         let volumes = subsystem.namespaces.iter().filter_map(|namespace| directory.volume(namespace.volume));
         volumes.into_iter().all(|record| directory.may_attach(record, &self.association.host.nqn, loopback))
     }
+}
+
+/// What every admin command has in common.
+fn check_fields(sqe: &Sqe) -> Result<(), NvmeStatus> {
+    if sqe.fuse()? != Fuse::Normal || sqe.psdt() != PSDT_SGL || sqe.reserved_flags() != 0 {
+        return Err(NvmeStatus::INVALID_FIELD.dnr());
+    }
+    Ok(())
 }
 
 /// An event request that was taken is answered later.

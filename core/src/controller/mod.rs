@@ -18,6 +18,7 @@ pub mod queue;
 pub mod registry;
 pub mod status;
 pub mod usage;
+pub mod vendor;
 
 #[cfg(test)]
 mod tests;

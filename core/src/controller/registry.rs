@@ -14,6 +14,7 @@ use super::association::{Association, AssociationState, ControllerKind, HostIden
 use super::connect::{Path, Refusal, Wish, bad_command, bad_data};
 use super::queue::IoQueue;
 use super::usage::{Uncounted, Usages};
+use super::vendor::Front;
 use crate::directory::{Directory, Subsystem};
 use crate::ids::{AssociationId, VolumeId};
 use crate::limits::ASSOCIATIONS_MAX;
@@ -33,6 +34,8 @@ const CONTROLLERS_MAX: usize = 0xF000;
 pub struct Registry {
     associations_max: usize,
     usages: Arc<dyn Usages>,
+    /// Who carries out control that comes by admin commands.
+    front: Arc<Front>,
     inner: Mutex<Inner>,
 }
 
@@ -103,13 +106,19 @@ impl Registry {
     #[must_use]
     pub fn new(associations_max: usize) -> Registry {
         assert!((1..CONTROLLERS_MAX).contains(&associations_max));
-        Registry { associations_max, usages: Arc::new(Uncounted), inner: Mutex::default() }
+        Registry { associations_max, usages: Arc::new(Uncounted), front: Arc::default(), inner: Mutex::default() }
     }
 
     /// Likewise, with what its controllers tell of their volumes' use.
     #[must_use]
     pub fn counted_by(self, usages: Arc<dyn Usages>) -> Registry {
         Registry { usages, ..self }
+    }
+
+    /// Who carries out control that comes by admin commands.
+    #[must_use]
+    pub fn front(&self) -> &Arc<Front> {
+        &self.front
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -157,8 +166,8 @@ impl Registry {
             return Err(NvmeStatus::CONNECT_CONTROLLER_BUSY.into());
         }
         let association = inner.enter(&wish, kind, path, now, exclusive);
-        let queue =
-            AdminQueue::new(association, (wish.entries, wish.sq_flow_control), directory, Arc::clone(&self.usages));
+        let (usages, front) = (Arc::clone(&self.usages), Arc::clone(&self.front));
+        let queue = AdminQueue::new(association, (wish.entries, wish.sq_flow_control), directory, usages, front);
         Ok(Connected::Admin { queue: Box::new(queue), superseded })
     }
 

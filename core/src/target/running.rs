@@ -15,6 +15,7 @@ use super::log_place::forget;
 use super::unix::UnixSockets;
 use crate::backend::service::BackendThread;
 use crate::control::{ControlCall, ControlPort, ControlRequest};
+use crate::controller::vendor::Front;
 use crate::metrics::Metrics;
 use crate::node::message::Message;
 use crate::snapshot::deadline::Deadlines;
@@ -40,6 +41,8 @@ pub struct RunningTarget {
 /// What serves callers and clients of this machine, beside the reactors.
 pub(super) struct Ways {
     pub(super) control: Arc<dyn ControlPort>,
+    /// Control that comes by admin commands.
+    pub(super) front: Arc<Front>,
     pub(super) sockets: UnixSockets,
     pub(super) backend: BackendThread,
     /// Lives as long as the target.
@@ -109,6 +112,12 @@ impl RunningTarget {
     #[must_use]
     pub fn control(&self) -> Arc<dyn ControlPort> {
         Arc::clone(&self.ways.control)
+    }
+
+    /// Where to say who carries out control that comes by admin commands.
+    #[must_use]
+    pub fn front(&self) -> Arc<Front> {
+        Arc::clone(&self.ways.front)
     }
 
     /// Its counters.

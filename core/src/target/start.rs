@@ -140,7 +140,8 @@ pub fn start(config: TargetConfig, progress: &mut dyn FnMut(&Progress)) -> Resul
             let held = (files, log_paths);
             let door = entry.map(|entry| entry.listen(&sockets.remote()));
             let control = backend.control_port(Arc::new(exports));
-            let ways = Ways { control, sockets, backend, _door: door };
+            let front = Arc::clone(plan.registry().front());
+            let ways = Ways { front, control, sockets, backend, _door: door };
             Ok(RunningTarget::new(injector, ways, metrics, listeners, threads, held))
         }
         Err(error) => {

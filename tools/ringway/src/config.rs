@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use ringway_core::control::check_host_nqn;
 use ringway_core::target::unix::SocketAccess;
 use ringway_core::target::{PoolSpec, TlsFiles};
 use serde::Deserialize;
@@ -58,6 +59,9 @@ pub(crate) struct Settings {
     /// Listen for control from other machines here; may be repeated; wants --tls-cert and --control-token-file
     #[arg(long, value_name = "https://ADDR:PORT")]
     pub(crate) control_listen: Option<Vec<ControlListen>>,
+    /// Host NQN that may control the target by vendor-specific admin commands over NVMe; may be repeated [default: none]
+    #[arg(long, value_name = "NQN")]
+    pub(crate) control_host: Option<Vec<String>>,
     /// File with the token that control from other machines has to have, readable by its owner alone
     #[arg(long, value_name = "FILE")]
     pub(crate) control_token_file: Option<PathBuf>,
@@ -127,6 +131,7 @@ impl Settings {
             runtime: over.runtime.or(self.runtime),
             crash_log: over.crash_log.or(self.crash_log),
             control_listen: over.control_listen.or(self.control_listen),
+            control_host: over.control_host.or(self.control_host),
             control_token_file: over.control_token_file.or(self.control_token_file),
             tls_cert: over.tls_cert.or(self.tls_cert),
             tls_key: over.tls_key.or(self.tls_key),
@@ -171,6 +176,13 @@ impl Settings {
             (None, None) => Ok(None),
             _ => Err(Failure::usage("a certificate needs its key: give tls-cert and tls-key together")),
         }
+    }
+
+    /// Hosts that may control the target over NVMe.
+    pub(crate) fn control_hosts(&self) -> Result<Vec<String>, Failure> {
+        let hosts = self.control_host.clone().unwrap_or_default();
+        hosts.iter().try_for_each(|nqn| check_host_nqn(nqn))?;
+        Ok(hosts)
     }
 
     /// Where other machines may control the target, with what that needs.
@@ -247,6 +259,8 @@ mod tests {
             let failure = read(&text).unwrap().remote_control().unwrap_err();
             assert!(failure.exit_code() == 2 && failure.message.contains("whoever gets in"), "{text}: {failure}");
         }
+        let failure = read("control-host = [\"me\"]\n").unwrap().control_hosts().unwrap_err();
+        assert!(failure.exit_code() == 2 && failure.message.contains("nqn.2014-08"), "{failure}");
         assert!(read("tls-cert = \"c\"\n").unwrap().tls().unwrap_err().message.contains("its key"));
         assert_eq!(read(&format!("{tls}{token}")).unwrap().remote_control().unwrap(), None);
         let (listen, tls, token) = read(&format!("{listen}{tls}{token}")).unwrap().remote_control().unwrap().unwrap();

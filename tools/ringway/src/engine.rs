@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ringway_core::control::ControlPort;
+use ringway_core::controller::vendor::Front;
 use ringway_core::metrics::Metrics;
 use ringway_core::target::{self, FormatOptions, PoolSpec, Progress, RunningTarget, TargetConfig};
 
@@ -92,6 +93,10 @@ struct Core(RunningTarget);
 impl Engine for Core {
     fn port(&self) -> Arc<dyn ControlPort> {
         self.0.control()
+    }
+
+    fn front(&self) -> Arc<Front> {
+        self.0.front()
     }
 
     fn metrics(&self) -> Arc<Metrics> {

@@ -15,6 +15,7 @@ mod engine;
 mod events;
 mod export;
 mod failure;
+mod front;
 mod inspect;
 mod logging;
 mod metrics_text;

@@ -11,6 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use ringway_core::control::ControlPort;
+use ringway_core::controller::vendor::Front;
 use ringway_core::metrics::Metrics;
 use ringway_core::target::unix::SocketAccess;
 use ringway_core::target::{TlsFiles, server_config};
@@ -24,6 +25,7 @@ use crate::cli::ServeArgs;
 use crate::config::Settings;
 use crate::endpoint::{ControlListen, Listen, PoolPlace};
 use crate::failure::Failure;
+use crate::front::HttpFront;
 use crate::logging::LogFilter;
 use crate::output::write_line;
 use crate::remote::{Remote, Token};
@@ -50,6 +52,7 @@ pub(crate) struct Plan {
     pub(crate) crash_log: Option<PathBuf>,
     pub(crate) backend_credentials: Option<PathBuf>,
     remote: Option<(Vec<ControlListen>, TlsFiles, PathBuf)>,
+    control_hosts: Vec<String>,
     control: PathBuf,
     control_access: SocketAccess,
 }
@@ -69,6 +72,7 @@ impl Plan {
             crash_log: settings.crash_log.clone(),
             backend_credentials: settings.backend_credentials.clone(),
             remote: settings.remote_control()?,
+            control_hosts: settings.control_hosts()?,
             control: control_socket(settings.control.as_deref(), settings.runtime.as_deref()),
             socket_access: settings.socket_access()?,
             control_access: settings.control_access()?,
@@ -94,6 +98,8 @@ fn cores(list: Option<&str>) -> Result<Vec<usize>, Failure> {
 pub(crate) trait Engine {
     /// Takes control calls.
     fn port(&self) -> Arc<dyn ControlPort>;
+    /// Where to say who carries out control that comes by admin commands.
+    fn front(&self) -> Arc<Front>;
     /// Its counters.
     fn metrics(&self) -> Arc<Metrics>;
     /// Where it listens; port 0 is resolved.
@@ -151,6 +157,7 @@ pub(crate) fn run(
         node: Node { port: engine.port(), metrics: engine.metrics() },
         listener: socket.take_listener(),
         remote,
+        front: (engine.front(), plan.control_hosts),
         reactor_cores: plan.cores,
         ready,
         reload: Box::new(move || reload(&reread, &settings, &log)),
@@ -209,6 +216,7 @@ struct ControlThread {
     node: Node,
     listener: UnixListener,
     remote: Option<Remote>,
+    front: (Arc<Front>, Vec<String>),
     reactor_cores: Vec<usize>,
     ready: Ready,
     reload: Box<dyn Fn() + Send>,
@@ -228,6 +236,10 @@ impl ControlThread {
         self.listener.set_nonblocking(true)?;
         let listener = tokio::net::UnixListener::from_std(self.listener)?;
         let routes = routes(self.node);
+        let (front, hosts) = self.front;
+        if !hosts.is_empty() {
+            front.set(hosts, Arc::new(HttpFront::new(routes.clone())));
+        }
         if let Some(remote) = self.remote {
             remote.serve(&routes)?;
         }

@@ -5,6 +5,7 @@ mod connect;
 mod identify;
 mod io;
 mod logs;
+mod vendor;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -210,10 +210,13 @@ impl Connection {
                 };
                 (work, io.direction, io.data)
             }
-            Queue::Admin { admin, .. } => {
-                let len = admin.reply_len(sqe, frame.data_len)?;
-                (Work::Admin(Box::new(*sqe)), Direction::ControllerToHost, DataPlace::Transport { len })
-            }
+            Queue::Admin { admin, .. } => match admin.data_in(sqe, frame.data_len) {
+                Some(place) => (Work::Admin(Box::new(*sqe)), Direction::HostToController, place?),
+                None => {
+                    let len = admin.reply_len(sqe, frame.data_len)?;
+                    (Work::Admin(Box::new(*sqe)), Direction::ControllerToHost, DataPlace::Transport { len })
+                }
+            },
             Queue::Unconnected | Queue::Fencing { .. } | Queue::Attaching { .. } => {
                 (Work::Admin(Box::new(*sqe)), sqe.direction()?, sqe.sgl.locate(frame.data_len)?)
             }
