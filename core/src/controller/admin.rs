@@ -165,8 +165,8 @@ impl AdminQueue {
         }
         check_fields(sqe)?;
         let len = match sqe.opcode {
-            // Its data was to come before.
-            vendor::SEND => return Err(NvmeStatus::INVALID_FIELD.dnr()),
+            // Its data was to come before; to hosts that may not use it, it does not exist.
+            vendor::SEND if self.requests.are_allowed() => return Err(NvmeStatus::INVALID_FIELD.dnr()),
             vendor::RECEIVE => return self.requests.check_receive(sqe, capsule_data),
             admin::IDENTIFY => IDENTIFY_BYTES as u32,
             admin::GET_LOG_PAGE => logs::check(sqe, &self.association)?,
@@ -283,7 +283,10 @@ impl AdminQueue {
                 }
             }
             other => {
-                let whole = logs::whole(other, &self.association, directory, &*self.usages);
+                let mut whole = logs::whole(other, &self.association, directory, &*self.usages);
+                if other == page::COMMAND_EFFECTS && self.requests.are_allowed() {
+                    logs::claim(&mut whole, &[vendor::SEND, vendor::RECEIVE]);
+                }
                 beyond(whole.len() as u64)?;
                 copy_window(&whole, fields.offset, out);
             }

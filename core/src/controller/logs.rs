@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use zerocopy::{FromZeros, IntoBytes};
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::association::{Association, ControllerKind};
 use super::features::IO_FEATURES;
@@ -106,6 +106,14 @@ pub(super) fn whole(log_page: u8, association: &Association, directory: &Directo
         page::FEATURE_EFFECTS => supported(&IO_FEATURES, 1024),
         page::MANAGEMENT_EFFECTS => vec![0; 4096],
         other => unreachable!("log page {other:#04x} was checked"),
+    }
+}
+
+/// Says in a log of command effects that further admin commands are known.
+pub(super) fn claim(log: &mut [u8], opcodes: &[u8]) {
+    let (log, _) = CommandEffects::mut_from_prefix(log).expect("it is one");
+    for &opcode in opcodes {
+        log.admin[usize::from(opcode)] = EFFECT_SUPPORTED.into();
     }
 }
 

@@ -88,6 +88,11 @@ impl Requests {
         Requests { front, host, tickets: BTreeMap::new(), last: 0 }
     }
 
+    /// Whether its host may send any.
+    pub(super) fn are_allowed(&self) -> bool {
+        self.front().is_ok()
+    }
+
     /// To hosts that may not, these commands do not exist.
     fn front(&self) -> Result<&Arc<dyn ControlFront>, NvmeStatus> {
         self.front.of(&self.host).ok_or(NvmeStatus::INVALID_OPCODE.dnr())

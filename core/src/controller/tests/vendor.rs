@@ -2,8 +2,12 @@
 
 use std::sync::Mutex;
 
+use zerocopy::FromBytes;
+
 use super::*;
 use crate::controller::vendor::{ControlFront, FrontAnswer, FrontReply, HEAD_BYTES, RECEIVE, SEND, TICKETS_MAX};
+use crate::wire::command::admin;
+use crate::wire::log_page::{CommandEffects, page};
 use crate::wire::sgl::DataPlace;
 
 /// Answers when it is told to.
@@ -58,6 +62,11 @@ fn reply(
 #[test]
 fn a_host_that_may_sends_a_request_and_fetches_its_reply_piece_by_piece() {
     let (front, mut queue, directory) = set_up(&["nqn.other", HOST]);
+    let mut sqe = Sqe::new(admin::GET_LOG_PAGE, 0);
+    sqe.cdw10 = (u32::from(page::COMMAND_EFFECTS) | 1023 << 16).into();
+    let effects = fetch(&mut queue, sqe, 4096, &directory).unwrap();
+    let effects = CommandEffects::read_from_bytes(&effects).unwrap();
+    assert!([SEND, RECEIVE, admin::IDENTIFY].iter().all(|&opcode| effects.admin[usize::from(opcode)].get() & 1 == 1));
     let ticket = request(&mut queue, b"{\"method\":\"GET\"}", &directory).unwrap();
     assert_eq!(reply(&mut queue, ticket, (0, 64), &directory), Ok(vec![0; 64]), "there is no reply yet");
     assert_eq!(front.answer(201, &[7; 40]), (HOST.to_owned(), b"{\"method\":\"GET\"}".to_vec()));
