@@ -136,10 +136,16 @@ impl Registry {
         now: Instant,
     ) -> Result<Connected, Refusal> {
         let wish = Wish::check(connect, data)?;
-        if wish.queue_id == 0 { self.connect_admin(wish, path, directory, now) } else { self.connect_io(&wish, now) }
+        if wish.queue_id == 0 { self.connect_admin(&wish, path, directory, now) } else { self.connect_io(&wish, now) }
     }
 
-    fn connect_admin(&self, wish: Wish, path: Path, directory: &Directory, now: Instant) -> Result<Connected, Refusal> {
+    fn connect_admin(
+        &self,
+        wish: &Wish,
+        path: Path,
+        directory: &Directory,
+        now: Instant,
+    ) -> Result<Connected, Refusal> {
         if wish.controller_id != CNTLID_DYNAMIC {
             // There are no controllers before somebody connects (dynamic controller model).
             return Err(bad_data(parameter::DATA_CONTROLLER_ID));
@@ -153,19 +159,19 @@ impl Registry {
         let mut inner = self.inner();
         let mut exclusive = false;
         if let ControllerKind::Io(subsystem) = &kind {
-            admit(subsystem, &wish, path, directory)?;
+            admit(subsystem, wish, path, directory)?;
             inner.check_not_held(subsystem)?;
-            exclusive = inner.check_exclusive(subsystem, &wish, directory)? | inner.check_lease(subsystem, &wish)?;
+            exclusive = inner.check_exclusive(subsystem, wish, directory)? | inner.check_lease(subsystem, wish)?;
         }
         if inner.by_controller.len() >= CONTROLLERS_MAX {
             return Err(NvmeStatus::CONNECT_CONTROLLER_BUSY.into());
         }
-        let superseded = inner.supersede(&kind, &wish, path);
+        let superseded = inner.supersede(&kind, wish, path);
         if inner.entries().filter(|entry| !entry.association.is_dead()).count() >= self.associations_max {
             assert!(superseded.is_empty(), "who ends one may have one, and those that ended are told to the caller");
             return Err(NvmeStatus::CONNECT_CONTROLLER_BUSY.into());
         }
-        let association = inner.enter(&wish, kind, path, now, exclusive);
+        let association = inner.enter(wish, kind, path, now, exclusive);
         let (usages, front) = (Arc::clone(&self.usages), Arc::clone(&self.front));
         let queue = AdminQueue::new(association, (wish.entries, wish.sq_flow_control), directory, usages, front);
         Ok(Connected::Admin { queue: Box::new(queue), superseded })

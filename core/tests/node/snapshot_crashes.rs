@@ -148,7 +148,7 @@ fn crash_at(change: Change, seed: u64, n: u64, power_loss: bool) -> (bool, bool)
     made(&mut target, "b");
     fill(&mut target, volume, 3);
     assert_eq!(target.flush(volume), Status::Success);
-    let point = if n % 2 == 0 { CrashPoint::Submitted(n / 2) } else { CrashPoint::Completed(n / 2) };
+    let point = if n.is_multiple_of(2) { CrashPoint::Submitted(n / 2) } else { CrashPoint::Completed(n / 2) };
     target.world.crash_after(point);
     let pending = target.ask(request(change));
     let crashed = !drive(&mut target);
