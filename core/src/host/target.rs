@@ -4,6 +4,7 @@
 
 use std::fmt;
 
+use crate::snapshot::name::full_name;
 use crate::volume::check_name;
 
 /// The port of NVMe/TCP where a spelling has none.
@@ -60,16 +61,21 @@ impl Target {
         Ok(Target { transport: Transport::Tcp { host: "127.0.0.1".into(), port: PORT_DEFAULT }, volume, snapshot })
     }
 
-    /// The subsystem that the target lists for this volume.
+    /// The volume's name, or `VOLUME@SNAPSHOT`: what the target calls it.
+    #[must_use]
+    pub fn name(&self) -> String {
+        self.snapshot.as_ref().map_or_else(|| self.volume.clone(), |snapshot| full_name(&self.volume, snapshot))
+    }
+
+    /// Where the target listens for NVMe/TCP.
     ///
     /// # Errors
-    /// If this version has no way to reach it.
+    /// If it is reached by another transport.
     pub fn tcp(&self) -> Result<(&str, u16), BadTarget> {
         let bad = |why: &str| Err(BadTarget { spelling: self.to_string(), why: why.into() });
         match &self.transport {
-            _ if self.snapshot.is_some() => bad("attaching a snapshot is not in this version"),
             Transport::Tcp { host, port } => Ok((host, *port)),
-            Transport::Shm => bad("shared memory is not in this version"),
+            Transport::Shm => bad("it is not reached by TCP"),
         }
     }
 }
@@ -181,10 +187,11 @@ mod tests {
     }
 
     #[test]
-    fn what_this_version_cannot_reach_is_recognised_and_refused() {
-        for (spelling, why) in [("shm:v", "shared memory"), ("tcp://h/v@s", "snapshot")] {
-            let error = Target::parse(spelling).unwrap().tcp().unwrap_err();
-            assert!(error.why.contains(why) && error.why.contains("not in this version"), "{error}");
-        }
+    fn a_target_knows_what_it_is_called_and_where_it_listens() {
+        let snapshot = Target::parse("tcp://h:1/v@s").unwrap();
+        assert_eq!((snapshot.name().as_str(), snapshot.tcp()), ("v@s", Ok(("h", 1))));
+        let shared = Target::parse("shm:v").unwrap();
+        assert_eq!(shared.name(), "v");
+        assert!(shared.tcp().unwrap_err().why.contains("not reached by TCP"));
     }
 }

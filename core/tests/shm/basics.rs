@@ -192,6 +192,25 @@ fn who_may_not_attach_is_told_why() {
 }
 
 #[test]
+fn a_volume_has_one_client_that_asked_to_be_its_writer_and_any_that_did_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = serve(config(PoolSpec::Memory(256 * MIB), dir.path()));
+    create(&target, volume("vm1", 8 * MIB));
+    let writer = |number| ConnectOptions { lease: true, ..options(dir.path(), "vm1", number) };
+    let first = Client::connect(writer(1)).unwrap();
+    let refused = Client::connect(writer(2)).unwrap_err();
+    assert!(matches!(&refused, ConnectError::Refused { reason: Reason::Busy, .. }), "{refused}");
+    let beside = connect(dir.path(), "vm1");
+    beside.take_queue().unwrap().flush_now().unwrap();
+    drop((first, beside));
+    let started = Instant::now();
+    while Client::connect(writer(2)).is_err() {
+        assert!(started.elapsed() < Duration::from_secs(10), "a client that left still is the writer");
+    }
+    stop(target);
+}
+
+#[test]
 fn a_client_hears_of_a_new_size_and_of_the_end_of_its_volume() {
     let dir = tempfile::tempdir().unwrap();
     let target = serve(config(PoolSpec::Memory(256 * MIB), dir.path()));

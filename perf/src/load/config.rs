@@ -141,6 +141,8 @@ pub struct Verify {
 pub struct LoadConfig {
     /// What to load.
     pub target: Target,
+    /// `shm.sock` of the target of this machine, for `shm:` targets.
+    pub shm_socket: Option<PathBuf>,
     /// How offsets follow each other.
     pub pattern: Pattern,
     /// What is done.
@@ -187,6 +189,7 @@ impl LoadConfig {
     pub fn new(target: Target) -> Self {
         Self {
             target,
+            shm_socket: None,
             pattern: Pattern::Random,
             mix: Mix::READ,
             block_bytes: 4096,

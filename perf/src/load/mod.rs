@@ -2,6 +2,7 @@
 
 pub mod block;
 mod config;
+mod line;
 pub mod oracle;
 pub mod pattern;
 mod progress;
@@ -15,7 +16,7 @@ use std::net::ToSocketAddrs;
 
 use rand::RngCore;
 use ringway_core::directory::VOLUME_NQN_PREFIX;
-use ringway_core::host::{ControllerKind, Host, HostConfig, HostError, Reconnect};
+use ringway_core::host::{ControllerKind, HostConfig, HostError, Reconnect};
 use ringway_reactor::uring::{UringConfig, UringIo};
 
 pub use config::{Limit, LoadConfig, Mix, Pattern, Verify};
@@ -51,7 +52,7 @@ pub enum LoadError {
 pub fn run(config: &LoadConfig, progress: &mut dyn Progress) -> Result<LoadReport, LoadError> {
     config.check().map_err(LoadError::Config)?;
     let seed = config.seed.unwrap_or_else(|| rand::rng().next_u64());
-    let host = Host::new(host_config(config)?);
+    let host = line::Line::of(config)?;
     let pool = pools::rent(pools::for_host(config.depth, config.block_bytes, config.queues));
     let before = cpu::allowed();
     if let Some(core) = config.core {
@@ -73,7 +74,7 @@ pub fn run(config: &LoadConfig, progress: &mut dyn Progress) -> Result<LoadRepor
 /// The host of a run.
 fn host_config(config: &LoadConfig) -> Result<HostConfig, LoadError> {
     let (name, port) = config.target.tcp().map_err(|error| LoadError::Config(error.to_string()))?;
-    let nqn = format!("{VOLUME_NQN_PREFIX}{}", config.target.volume);
+    let nqn = format!("{VOLUME_NQN_PREFIX}{}", config.target.name());
     let unknown =
         |why: &str| LoadError::Config(format!("{}: the address of {name:?} is not known: {why}", config.target));
     let mut addresses = (name, port).to_socket_addrs().map_err(|error| unknown(&error.to_string()))?;

@@ -3,13 +3,14 @@
 use std::ops::ControlFlow;
 use std::time::Duration;
 
-use ringway_core::host::{Completed, Event, Host, HostError, HostErrorKind, HostRequest, Namespace, Outcome};
+use ringway_core::host::{Completed, Event, HostError, HostErrorKind, HostRequest, Namespace, Outcome};
 use ringway_core::request::Command;
 use ringway_reactor::buf::Buf;
 use ringway_reactor::io::{Completion, Instant, Io, Wait};
 
 use super::block::{Stamp, classify, fill};
 use super::config::{Limit, LoadConfig};
+use super::line::Line;
 use super::oracle::{Covered, Oracle, Promise};
 use super::pattern::{Source, Step};
 use super::progress::{Progress, Snapshot, Stage};
@@ -44,7 +45,7 @@ struct Lane {
 /// One run.
 pub(super) struct Run<'a, I: Io> {
     pub(super) io: I,
-    pub(super) host: Host,
+    pub(super) host: Line,
     pub(super) config: &'a LoadConfig,
     progress: &'a mut dyn Progress,
     pub(super) oracle: Option<Oracle>,
@@ -75,7 +76,7 @@ impl<'a, I: Io> Run<'a, I> {
     /// Connects and lays the run out.
     pub(super) fn begin(
         mut io: I,
-        mut host: Host,
+        mut host: Line,
         config: &'a LoadConfig,
         seed: u64,
         progress: &'a mut dyn Progress,
@@ -140,7 +141,8 @@ impl<'a, I: Io> Run<'a, I> {
         }
         self.host.close(&mut self.io);
         while !self.host.is_over() {
-            self.io.poll(Wait::Until(self.io.now().plus_ns(TELL_NS)), &mut self.completions);
+            let until = Wait::Until(self.io.now().plus_ns(TELL_NS));
+            self.host.poll(&mut self.io, until, &mut self.completions);
             self.completions.drain(..).for_each(|completion| self.host.on_completion(&mut self.io, completion));
             self.host.turn(&mut self.io);
         }
@@ -181,8 +183,8 @@ impl<'a, I: Io> Run<'a, I> {
             self.host.flush(&mut self.io);
         }
         let wait = if self.config.polling { Wait::No } else { Wait::Until(self.wake_at()) };
-        self.io.poll(wait, &mut self.completions);
-        if self.completions.is_empty() && self.io.now() < self.due {
+        self.host.poll(&mut self.io, wait, &mut self.completions);
+        if self.completions.is_empty() && !self.host.has_event() && self.io.now() < self.due {
             return Ok(());
         }
         let mut completions = std::mem::take(&mut self.completions);
@@ -331,7 +333,7 @@ impl<'a, I: Io> Run<'a, I> {
         self.lanes[lane as usize].work = Some(work);
         let request = HostRequest { user: u64::from(lane), command, offset, len, buf };
         self.issued = true;
-        self.host.submit(&mut self.io, request).map_err(|(_, error)| LoadError::Host(error))
+        self.host.submit(&mut self.io, request)
     }
 
     fn on_completed(&mut self, completed: Completed, promise: Promise) -> Result<(), LoadError> {
@@ -480,13 +482,14 @@ fn judge(oracle: &mut Oracle, stats: &mut Stats, first_unit: u64, bytes: &[u8], 
 
 fn connect<I: Io>(
     io: &mut I,
-    host: &mut Host,
+    host: &mut Line,
     completions: &mut Vec<Completion>,
     progress: &mut dyn Progress,
 ) -> Result<Namespace, LoadError> {
     let begun = io.now_precise();
     loop {
-        io.poll(Wait::Until(host.next_deadline().min(io.now().plus_ns(TELL_NS))), completions);
+        let until = Wait::Until(host.next_deadline().min(io.now().plus_ns(TELL_NS)));
+        host.poll(io, until, completions);
         completions.drain(..).for_each(|completion| host.on_completion(io, completion));
         host.turn(io);
         match host.next_event() {

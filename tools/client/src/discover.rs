@@ -28,7 +28,7 @@ pub fn discover(addresses: &Addresses) -> Result<Vec<Discovered>, Refusal> {
 }
 
 fn discover_at(addr: SocketAddr) -> Result<Vec<Discovered>, Refusal> {
-    let pool = Pool::take(BufPoolConfig { classes: vec![(PAGE, 16), (16 << 10, 4)] });
+    let pool = Pool::take(BufPoolConfig { classes: vec![(PAGE, 16), (16 << 10, 4), (64 << 10, 2)] });
     let mut io = UringIo::new(&UringConfig::new(vec![pool.buffers()], 0))
         .map_err(|error| Refusal::new(errno::EIO, format!("no ring: {error}")))?;
     let mut reader = DiscoveryReader::new(HostConfig::new(addr, DISCOVERY_NQN));

@@ -2,7 +2,7 @@
 //! their ends are told on the session's thread.
 //!
 //! Why a thread and not a lock around the session: a ring has one thread that submits to it, keep-alives and reconnects go on while
-//! the program does something else, and callbacks need a thread in any case (docs/decisions/0220).
+//! the program does something else, and callbacks need a thread in any case (docs/decisions/0220-a-session-has-a-thread-of-its-own.md).
 //!
 //! The thread looks for work for a while after the last, then sleeps:
 //! ```text

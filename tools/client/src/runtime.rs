@@ -39,3 +39,23 @@ pub fn shm_socket(runtime: &Path) -> PathBuf {
 pub fn control_socket(runtime: &Path) -> PathBuf {
     runtime.join("control.sock")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_folder_is_looked_for_in_one_order_by_everybody() {
+        let var = |set: &'static [(&str, &str)]| {
+            move |name: &str| set.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(value))
+        };
+        let all = var(&[("RINGWAY_RUNTIME_DIR", "/r"), ("XDG_RUNTIME_DIR", "/x")]);
+        let xdg = var(&[("XDG_RUNTIME_DIR", "/x")]);
+        let none = var(&[]);
+        assert_eq!(folder_from(Some(Path::new("/g")), 7, all), Path::new("/g"));
+        assert_eq!(folder_from(None, 0, all), Path::new("/r"));
+        assert_eq!(folder_from(None, 0, xdg), Path::new("/run/ringway"));
+        assert_eq!(folder_from(None, 7, xdg), Path::new("/x/ringway"));
+        assert_eq!(folder_from(None, 7, none), Path::new("/tmp/ringway-7"));
+    }
+}

@@ -59,7 +59,8 @@ impl Tcp {
             match host.next_event() {
                 Some(Event::Ready(Some(namespace))) => break namespace,
                 Some(Event::Ready(None)) => return Err(local("the target gave a volume without a namespace".into())),
-                Some(Event::Lost(error) | Event::Failed(error)) => return Err(Refusal::from(&error)),
+                // At another address of the target it may be better: what is final is said as such.
+                Some(Event::Failed(error)) => return Err(Refusal::from(&error)),
                 _ => {}
             }
         };

@@ -13,7 +13,7 @@ use ringway_core::limits::VOLUME_NAME_MAX;
 use ringway_core::snapshot::name::split_name;
 
 use crate::attr::{OvsContextAttr, Place, copy, text};
-use crate::errors::{invalid, pointer, status};
+use crate::errors::{invalid, patiently, pointer, status};
 use crate::live::{self, Kind};
 use crate::operation::Ending;
 
@@ -131,10 +131,11 @@ impl OvsContext {
             return Err(Refusal::new(errno::EROFS, "a snapshot is only read: open it with O_RDONLY"));
         }
         let shm = matches!(options.way, Way::Shm(_));
-        let engine = without_signals(|| Engine::open(options)).map_err(|refusal| match refusal.errno {
-            errno::ENOENT if shm => Refusal { errno: errno::EACCES, ..refusal },
-            _ => refusal,
-        })?;
+        let engine =
+            without_signals(|| patiently(|| Engine::open(options.clone()))).map_err(|refusal| match refusal.errno {
+                errno::ENOENT if shm => Refusal { errno: errno::EACCES, ..refusal },
+                _ => refusal,
+            })?;
         let open = Open { engine, volume: volume.to_owned(), mode };
         assert!(self.open.set(open).is_ok(), "one at a time, looked at above");
         Ok(())

@@ -2,6 +2,8 @@
 
 use std::cell::RefCell;
 use std::ffi::{CString, c_char, c_int};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use ringway_client::{Refusal, errno};
 use ringway_core::control::{ControlError, ControlErrorKind};
@@ -24,6 +26,22 @@ pub(crate) fn of_control(error: &ControlError) -> Refusal {
         ControlErrorKind::Internal | ControlErrorKind::Unavailable | ControlErrorKind::Corrupt => errno::EIO,
     };
     Refusal::new(number, error.message.as_str())
+}
+
+/// How long what is refused as busy is tried again: the target may not have noticed yet that a context was destroyed just now.
+const BUSY: Duration = Duration::from_secs(1);
+/// Between two attempts.
+const BUSY_PAUSE: Duration = Duration::from_millis(10);
+
+/// Tries until it is not refused as busy, or that has gone on for a moment.
+pub(crate) fn patiently<T>(mut attempt: impl FnMut() -> Result<T, Refusal>) -> Result<T, Refusal> {
+    let begun = Instant::now();
+    loop {
+        match attempt() {
+            Err(refusal) if refusal.errno == errno::EBUSY && begun.elapsed() < BUSY => thread::sleep(BUSY_PAUSE),
+            result => return result,
+        }
+    }
 }
 
 /// A call's argument is wrong.

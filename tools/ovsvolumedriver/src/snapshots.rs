@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::attr::text;
 use crate::ctx::OvsContext;
-use crate::errors::{invalid, number, of_control, status};
+use crate::errors::{invalid, number, of_control, patiently, status};
 use crate::volumes::named;
 
 /// `ovs_snapshot_info_t`: public.
@@ -102,7 +102,11 @@ pub unsafe extern "C" fn ovs_snapshot_rollback(
 ) -> c_int {
     // SAFETY: by the caller's promise.
     let named = unsafe { snapshot(ctx, volume_name, snap_name) };
-    status(named.and_then(|(ctx, volume, name)| ask(ctx, Method::POST, &path(volume, name, "/rollback"), None)))
+    status(
+        named.and_then(|(ctx, volume, name)| {
+            patiently(|| ask(ctx, Method::POST, &path(volume, name, "/rollback"), None))
+        }),
+    )
 }
 
 /// Removes a snapshot. `ENOTEMPTY` where a clone lies over it.
@@ -117,7 +121,7 @@ pub unsafe extern "C" fn ovs_snapshot_remove(
 ) -> c_int {
     // SAFETY: by the caller's promise.
     let named = unsafe { snapshot(ctx, volume_name, snap_name) };
-    status(named.and_then(|(ctx, volume, name)| ask(ctx, Method::DELETE, &path(volume, name, ""), None)))
+    status(named.and_then(|(ctx, volume, name)| patiently(|| ask(ctx, Method::DELETE, &path(volume, name, ""), None))))
 }
 
 /// 1: synced, 0: not yet.

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::attr::text;
 use crate::ctx::{OvsContext, given};
-use crate::errors::{invalid, number, of_control, status};
+use crate::errors::{invalid, number, of_control, patiently, status};
 
 /// The name of a volume, and the context.
 ///
@@ -82,8 +82,10 @@ pub unsafe extern "C" fn ovs_remove_volume(ctx: *mut OvsContext, volume_name: *c
         // SAFETY: by the caller's promise.
         let (ctx, name) = unsafe { named(ctx, volume_name) }?;
         let path = format!("/v1/volumes/{}", segment(name));
-        let gone: Result<Value, _> = ctx.control.call(Method::DELETE, &path, None::<&()>);
-        gone.map(drop).map_err(|error| of_control(&error))
+        patiently(|| {
+            let gone: Result<Value, _> = ctx.control.call(Method::DELETE, &path, None::<&()>);
+            gone.map(drop).map_err(|error| of_control(&error))
+        })
     };
     status(remove())
 }

@@ -41,6 +41,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post, put};
 use axum::{Json, Router};
+pub(crate) use ringway_client::control::ErrorBody;
 use ringway_core::backend::api::{
     BackendAnswer, BackendCheck, BackendFrom, BackendRequest, BackendRestore, BackendSet,
 };
@@ -83,12 +84,6 @@ pub(crate) struct NewName {
 #[serde(deny_unknown_fields)]
 pub(crate) struct NewHosts {
     pub(crate) hosts: Vec<String>,
-}
-
-/// Body of every failure.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct ErrorBody {
-    pub(crate) error: ControlError,
 }
 
 #[derive(Clone, Copy, Debug, Default, Deserialize)]

@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use ringway_client::{runtime_folder, shm_socket};
 use ringway_core::control::ControlErrorKind;
 use ringway_core::host::Target;
 use ringway_perf::load::{self, Bar, Limit, LoadConfig, LoadError, LoadReport, Mix, Pattern, Promise, Verify};
@@ -19,9 +20,12 @@ use crate::size::Size;
 /// What to load, how, and what to check.
 #[derive(Args, Debug)]
 pub(crate) struct BenchArgs {
-    /// The volume, tcp://HOST:PORT/VOLUME
+    /// The volume, tcp://HOST:PORT/VOLUME or shm:VOLUME; a snapshot, VOLUME@SNAPSHOT, is only read
     #[arg(value_parser = |text: &str| Target::parse(text))]
     pub(crate) target: Target,
+    /// Runtime folder of the target, for shm: [default: as for every command]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) runtime: Option<PathBuf>,
     /// Operations and their weights: read, write, fua, trim, zeroes, flush
     #[arg(long, default_value = "read")]
     pub(crate) mix: Mix,
@@ -148,6 +152,7 @@ impl BenchArgs {
             header_digest: self.header_digest,
             data_digest: self.data_digest,
             host_nqn: self.host_nqn,
+            shm_socket: Some(shm_socket(&runtime_folder(self.runtime.as_deref()))),
             target_pid: Arc::new(AtomicU32::new(self.target_pid.unwrap_or(0))),
             reconnect_for: self.reconnect,
             command_timeout: self.timeout,

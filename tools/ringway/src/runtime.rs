@@ -3,8 +3,6 @@
 //! `--runtime DIR`, else RINGWAY_RUNTIME_DIR, else /run/ringway as root, else `ringway` below XDG_RUNTIME_DIR, else
 //! `ringway-UID` below /tmp. The last is checked to belong to this user, since anybody may create names there.
 
-use std::env;
-use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
@@ -18,34 +16,14 @@ use rustix::fs::{FlockOperation, flock};
 
 use crate::failure::Failure;
 
-/// Name of the control socket below the runtime folder.
-const CONTROL_SOCKET: &str = "control.sock";
-
 /// Where the folder is, without touching it.
 pub(crate) fn folder(given: Option<&Path>) -> PathBuf {
-    let uid = rustix::process::geteuid().as_raw();
-    folder_from(given, uid, |name| env::var_os(name).filter(|value| !value.is_empty()))
-}
-
-fn folder_from(given: Option<&Path>, uid: u32, var: impl Fn(&str) -> Option<OsString>) -> PathBuf {
-    if let Some(given) = given {
-        return given.to_owned();
-    }
-    if let Some(dir) = var("RINGWAY_RUNTIME_DIR") {
-        return dir.into();
-    }
-    if uid == 0 {
-        return "/run/ringway".into();
-    }
-    match var("XDG_RUNTIME_DIR") {
-        Some(dir) => PathBuf::from(dir).join("ringway"),
-        None => format!("/tmp/ringway-{uid}").into(),
-    }
+    ringway_client::runtime_folder(given)
 }
 
 /// Where the control socket is, without touching it.
 pub(crate) fn control_socket(control: Option<&Path>, runtime: Option<&Path>) -> PathBuf {
-    control.map_or_else(|| folder(runtime).join(CONTROL_SOCKET), Path::to_owned)
+    control.map_or_else(|| ringway_client::control_socket(&folder(runtime)), Path::to_owned)
 }
 
 /// Makes the folder if need be and checks that nobody else can put something there.
@@ -179,21 +157,6 @@ pub(crate) fn parse_mode(text: &str) -> Result<u32, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_folder_is_looked_for_in_one_order_by_everybody() {
-        let var = |set: &'static [(&str, &str)]| {
-            move |name: &str| set.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(value))
-        };
-        let all = var(&[("RINGWAY_RUNTIME_DIR", "/r"), ("XDG_RUNTIME_DIR", "/x")]);
-        let xdg = var(&[("XDG_RUNTIME_DIR", "/x")]);
-        let none = var(&[]);
-        assert_eq!(folder_from(Some(Path::new("/g")), 7, all), Path::new("/g"));
-        assert_eq!(folder_from(None, 0, all), Path::new("/r"));
-        assert_eq!(folder_from(None, 0, xdg), Path::new("/run/ringway"));
-        assert_eq!(folder_from(None, 7, xdg), Path::new("/x/ringway"));
-        assert_eq!(folder_from(None, 7, none), Path::new("/tmp/ringway-7"));
-    }
 
     #[test]
     fn a_running_daemons_socket_is_not_taken_and_a_leftover_is() {

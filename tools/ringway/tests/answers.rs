@@ -84,6 +84,31 @@ fn every_command_answers_in_json_with_the_fields_it_always_had() {
     assert_eq!(fields(&grown), "device devices serve shards size slab_bytes uuid");
 }
 
+#[test]
+fn a_load_reaches_a_volume_and_its_snapshots_over_tcp_and_over_shared_memory() {
+    let place = Place::new();
+    let daemon = place.serve(&["--pool-size", "256MiB"]);
+    place.run(&["volume", "create", "vm1", "16MiB"]).ends(0);
+    let runtime = place.path("run");
+    let shm = ["--runtime", runtime.to_str().unwrap()];
+    let mixed = ["--mix", "write=4,read=4,trim=1,zeroes=1,flush=1", "--operations", "3000", "--depth", "16"];
+    let verified = ["--verify", "--fresh", "--sweep", "acknowledged", "--json"];
+    let report = run([&["bench", "shm:vm1"][..], &shm, &mixed, &verified].concat()).json();
+    assert!(report["verify"]["units_checked"].as_u64().is_some_and(|units| units > 500), "{report}");
+    assert!(report["verify"]["units_swept"].as_u64().is_some_and(|units| units > 500), "{report}");
+    place.run(&["snapshot", "create", "vm1", "s", "--timeout", "20s"]).ends(0);
+    let tcp = format!("{}/vm1@s", daemon.listener());
+    for target in [tcp.as_str(), "shm:vm1@s"] {
+        let of = |mix| run([&["bench", target, "--operations", "200", "--mix", mix][..], &shm].concat());
+        of("read").ends(0);
+        of("write").fails(1, "operations failed");
+    }
+    run([&["bench", "shm:none"][..], &shm].concat()).fails(3, "no volume none");
+    run([&["bench", "shm:vm1", "--queues", "2"][..], &shm].concat()).fails(2, "one queue");
+    run(["bench", "shm:vm1", "--runtime", "/no/such/folder"]).fails(6, "/no/such/folder");
+    assert_eq!(daemon.stop().code, Some(0));
+}
+
 /// Of each exit code that `ringway --help` lists, a way to it.
 #[test]
 fn every_exit_code_of_the_table_is_given_for_what_the_table_says() {

@@ -14,9 +14,9 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("core", &["rdma", "shm-ring", "reactor"]),
     ("perf", &["core", "rdma", "shm-ring", "reactor"]),
     ("tools/client", &["core", "shm-ring", "reactor"]),
-    ("tools/ringway", &["tools/client", "perf", "core", "rdma", "shm-ring", "reactor"]),
-    ("tools/fio-engine", &["tools/client"]),
     ("tools/ovsvolumedriver", &["tools/client", "core"]),
+    ("tools/ringway", &["tools/ovsvolumedriver", "tools/client", "perf", "core", "rdma", "shm-ring", "reactor"]),
+    ("tools/fio-engine", &["tools/client"]),
     ("tools/xtask", &[]),
 ];
 

@@ -10,6 +10,7 @@ mod direction;
 mod fio_engine;
 mod fuzz;
 mod install;
+mod ovsvolumedriver;
 mod plain;
 mod report;
 mod sanitize;
@@ -64,6 +65,8 @@ enum Task {
     },
     /// The engine that Debian's fio loads, target/release/libringway-fio.so, and its tests
     FioEngine(fio_engine::Options),
+    /// The C library libovsvolumedriver.so.1, with its header and its pkg-config file
+    Ovsvolumedriver(ovsvolumedriver::Options),
     /// The benchmarks; arguments go to the benchmark program
     Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -85,6 +88,7 @@ fn main() -> ExitCode {
         Task::Fuzz { seconds, targets } => fuzz::run(seconds, &targets),
         Task::Sanitize { short } => sanitize::run(short),
         Task::FioEngine(options) => fio_engine::run(&options),
+        Task::Ovsvolumedriver(options) => ovsvolumedriver::run(&options),
         Task::Bench { arguments } => bench::run(&arguments),
     };
     finish(report)

@@ -166,6 +166,47 @@ fn an_exclusive_volume_has_one_host_at_a_time() {
     assert_eq!(waits_for, [first.association().id, second.association().id], "theirs may still be at a device");
 }
 
+/// Of host `number`, under the volume's name with `said` behind it.
+fn writer(number: u8, said: &str) -> Attempt {
+    let nqn = format!("{VOLUME}{said}");
+    Attempt::admin(VOLUME).with(|a| a.data = ConnectData::new([number; 16], CNTLID_DYNAMIC, &nqn, "nqn.writer"))
+}
+
+#[test]
+fn of_hosts_that_ask_for_the_lease_one_has_it_and_the_next_waits_for_its_fence() {
+    let (registry, directory) = (Registry::default(), directory());
+    let first = writer(1, ",writer").make(&registry, &directory).unwrap();
+    let refusal = refused(&writer(2, ",writer"), &registry, &directory);
+    assert_eq!(refusal.status, NvmeStatus::RESERVATION_CONFLICT.dnr());
+    let without = writer(3, "").make(&registry, &directory).unwrap();
+    assert!(registry.unfenced(without.association()).is_empty(), "the lease binds those that ask for it");
+    let queue = Attempt::io(1, first.association().controller_id);
+    let queue = queue.with(|a| {
+        a.data =
+            ConnectData::new([1; 16], first.association().controller_id, &format!("{VOLUME},writer"), "nqn.writer");
+    });
+    assert_eq!(refused(&queue, &registry, &directory).status, NvmeStatus::COMMAND_SEQUENCE_ERROR.dnr(), "not enabled");
+    assert!(registry.end(first.association()));
+    let next = writer(2, ",writer").make(&registry, &directory).unwrap();
+    assert_eq!(registry.unfenced(next.association()), [first.association().id], "its writes may still be at a device");
+    let unknown = refused(&writer(4, ",reader"), &registry, &directory);
+    assert!(unknown.status.is(NvmeStatus::CONNECT_INVALID_PARAMETERS), "{unknown:?}");
+}
+
+#[test]
+fn who_lost_the_lease_to_another_writer_does_not_get_it_back() {
+    let (registry, directory) = (Registry::default(), directory());
+    let first = writer(1, ",writer").make(&registry, &directory).unwrap();
+    registry.end(first.association());
+    let again = writer(1, ",writer-again").make(&registry, &directory).unwrap();
+    registry.end(again.association());
+    let other = writer(2, ",writer").make(&registry, &directory).unwrap();
+    registry.end(other.association());
+    let refusal = refused(&writer(1, ",writer-again"), &registry, &directory);
+    assert_eq!(refusal.status, NvmeStatus::RESERVATION_CONFLICT.dnr(), "what it would send again is older");
+    writer(1, ",writer").make(&registry, &directory).unwrap();
+}
+
 #[test]
 fn c11_a_host_that_comes_back_is_not_answered_before_its_dead_association_is_fenced() {
     let (registry, directory) = (Registry::default(), directory());

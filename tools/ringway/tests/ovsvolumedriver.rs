@@ -1,0 +1,246 @@
+//! libovsvolumedriver against the real binary: programs in C, compiled by gcc, do what programs of Open vStorage's library rely on.
+
+mod common;
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{Daemon, Place};
+
+/// Longer than all behaviours take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(240);
+
+/// The crate's folder.
+fn sources() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../ovsvolumedriver")
+}
+
+/// The static library that was built for this test, which depends on it.
+fn archive() -> PathBuf {
+    let program = std::env::current_exe().unwrap();
+    let built = fs::read_dir(program.parent().unwrap()).unwrap().map(|entry| entry.unwrap().path());
+    let named = |path: &PathBuf| {
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        name.starts_with("libringway_ovsvolumedriver") && name.ends_with(".a")
+    };
+    let newest = built.filter(named).max_by_key(|path| fs::metadata(path).unwrap().modified().unwrap());
+    newest.expect("a dependency of this test")
+}
+
+#[track_caller]
+fn succeed(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}\n{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// A place with a target, and the library linked beside it.
+struct Rig {
+    place: Place,
+    daemon: Option<Daemon>,
+    port: u16,
+}
+
+impl Rig {
+    fn new() -> Rig {
+        let place = Place::new();
+        succeed(Command::new(sources().join("link.sh")).arg(archive()).arg(place.path("lib")));
+        place.format();
+        fs::create_dir(place.path("run")).unwrap();
+        symlink(place.control(), place.path("run/control.sock")).unwrap();
+        let mut rig = Rig { place, daemon: None, port: 0 };
+        rig.start();
+        rig
+    }
+
+    /// Starts the target, at the port that it had.
+    fn start(&mut self) {
+        let (pool, run) = (self.place.pool(), self.place.path("run"));
+        let listen = format!("tcp://127.0.0.1:{}", self.port);
+        let (pool, run) = (pool.to_str().unwrap(), run.to_str().unwrap());
+        let args = ["--pool", pool, "--runtime", run, "--crash-log", run, "--listen", &listen];
+        let daemon = self.place.serve_plainly(&args);
+        let address: SocketAddr = daemon.listener().strip_prefix("tcp://").unwrap().parse().unwrap();
+        self.port = address.port();
+        self.daemon = Some(daemon);
+    }
+
+    fn kill(&mut self) {
+        self.daemon.take().unwrap().kill();
+    }
+
+    /// Compiles a program of `tests` as the manual says.
+    fn compile(&self, name: &str) -> PathBuf {
+        let (folder, program) = (self.place.path("lib"), self.place.path(name));
+        let source = sources().join("tests").join(format!("{name}.c"));
+        let mut gcc = Command::new("gcc");
+        gcc.args([
+            "-std=gnu11",
+            "-O1",
+            "-g",
+            "-Wall",
+            "-Wextra",
+            "-Werror",
+            "-Wno-nonnull",
+            "-Wno-sign-compare",
+            "-pthread",
+        ]);
+        gcc.arg("-I").arg(folder.join("include")).arg("-o").arg(&program).arg(source);
+        succeed(gcc.arg("-L").arg(folder.join("lib")).arg("-lovsvolumedriver"));
+        program
+    }
+
+    fn command(&self, program: &Path, transport: &str, port: u16) -> Command {
+        let mut command = Command::new(program);
+        command.args([transport, "127.0.0.1", &port.to_string()]);
+        command.env("LD_LIBRARY_PATH", self.place.path("lib/lib")).env("RINGWAY_RUNTIME_DIR", self.place.path("run"));
+        command
+    }
+}
+
+/// A program that runs; killed when dropped.
+struct Program(Child);
+
+impl Program {
+    fn start(command: &mut Command) -> Program {
+        Program(command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
+    }
+
+    /// Waits until it says `word`, and lets it go on.
+    #[track_caller]
+    fn says(&mut self, word: &str) {
+        let mut line = String::new();
+        BufReader::new(self.0.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        if line.trim() != word {
+            panic!("{line:?} where {word:?} was to be said: {}", self.errors());
+        }
+        self.0.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
+    }
+
+    fn errors(&mut self) -> String {
+        let _ = self.0.kill();
+        let mut text = String::new();
+        let _ = self.0.stderr.take().unwrap().read_to_string(&mut text);
+        text
+    }
+
+    /// Waits for its end, which has to be a good one.
+    #[track_caller]
+    fn succeeds(mut self) {
+        let begun = Instant::now();
+        let status = loop {
+            if let Some(status) = self.0.try_wait().unwrap() {
+                break Some(status);
+            }
+            if begun.elapsed() > PATIENCE {
+                break None;
+            }
+            thread::sleep(Duration::from_millis(20));
+        };
+        assert!(status.is_some_and(|status| status.success()), "{status:?}: {}", self.errors());
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn over_shared_memory_the_library_does_what_its_programs_rely_on() {
+    let rig = Rig::new();
+    Program::start(&mut rig.command(&rig.compile("conformance"), "shm", 0)).succeeds();
+}
+
+#[test]
+fn over_tcp_the_library_does_what_its_programs_rely_on() {
+    let rig = Rig::new();
+    Program::start(&mut rig.command(&rig.compile("conformance"), "tcp", rig.port)).succeeds();
+}
+
+#[test]
+fn a_target_that_goes_away_ends_every_call_with_a_number_and_one_that_comes_back_costs_no_error() {
+    let mut rig = Rig::new();
+    let away = rig.compile("away");
+    rig.place.run(&["volume", "create", "away", "1MiB"]).ends(0);
+    for transport in ["tcp", "shm"] {
+        let mut program = Program::start(rig.command(&away, transport, rig.port).arg("high_availability"));
+        program.says("running");
+        for _ in 0..2 {
+            thread::sleep(Duration::from_millis(1500));
+            rig.kill();
+            rig.start();
+        }
+        program.succeeds();
+        let mut program = Program::start(rig.command(&away, transport, rig.port).arg("unmount_while_doing_io"));
+        program.says("running");
+        thread::sleep(Duration::from_millis(300));
+        rig.kill();
+        program.succeeds();
+        rig.start();
+    }
+}
+
+#[test]
+fn what_is_no_target_is_told_from_one() {
+    let rig = Rig::new();
+    let away = rig.compile("away");
+    for greeting in [None, Some(&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..])] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let program = Program::start(rig.command(&away, "tcp", port).arg("not_a_target"));
+        // Kept open: it accepts and says nothing, or something else.
+        let (mut stream, _) = listener.accept().unwrap();
+        if let Some(greeting) = greeting {
+            stream.write_all(greeting).unwrap();
+        }
+        program.succeeds();
+    }
+}
+
+#[test]
+fn the_shared_object_has_its_name_and_the_functions_of_its_interface_and_no_others() {
+    let rig = Rig::new();
+    let object = rig.place.path("lib/lib/libovsvolumedriver.so.1");
+    let header = succeed(Command::new("readelf").arg("-d").arg(&object));
+    assert!(header.contains("Library soname: [libovsvolumedriver.so.1]"), "{header}");
+    let symbols = succeed(Command::new("nm").args(["-D", "--defined-only", "--with-symbol-versions"]).arg(&object));
+    let functions: Vec<&str> = symbols.lines().filter_map(|line| line.split(" T ").nth(1)).collect();
+    let of = |version: &str| functions.iter().filter(|name| name.ends_with(version)).count();
+    assert_eq!((of("@@OVSVOLUMEDRIVER_1"), of("@@RINGWAY_1"), functions.len()), (42, 8, 50), "{functions:?}");
+}
+
+/// docs/edges/libovsvolumedriver.md, "One working command".
+#[test]
+fn the_manuals_program_is_built_as_the_manual_says_and_works() {
+    let rig = Rig::new();
+    rig.place.run(&["volume", "create", "vm1", "64MiB"]).ends(0);
+    let mut config = Command::new("pkg-config");
+    config.args(["--cflags", "--libs", "libovsvolumedriver"]);
+    config.env("PKG_CONFIG_PATH", rig.place.path("lib/lib/pkgconfig"));
+    let said = match config.output() {
+        Ok(output) if output.status.success() => String::from_utf8(output.stdout).unwrap(),
+        found => return common::skip("the manual's program", &format!("pkg-config is needed: {found:?}")),
+    };
+    let program = rig.place.path("hello");
+    let mut gcc = Command::new("gcc");
+    gcc.arg(sources().join("tests/hello.c")).arg("-o").arg(&program).args(said.split_whitespace());
+    succeed(&mut gcc);
+    let mut hello = Command::new(&program);
+    hello
+        .arg("vm1")
+        .env("LD_LIBRARY_PATH", rig.place.path("lib/lib"))
+        .env("RINGWAY_RUNTIME_DIR", rig.place.path("run"));
+    let printed = succeed(&mut hello);
+    assert!(printed.starts_with("hello-") && printed.ends_with(": hello, volume\n"), "{printed:?}");
+    let snapshot = printed.split(':').next().unwrap();
+    rig.place.run(&["snapshot", "show", &format!("vm1@{snapshot}")]).ends(0);
+}

@@ -1,0 +1,36 @@
+//! `cargo xtask ovsvolumedriver`: libovsvolumedriver.so.1 with its header and its pkg-config file.
+//!
+//! The tests of the workspace link the same by the same script, with what was built for them.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use clap::Args;
+
+use crate::command::{self, cargo, root, target_dir};
+use crate::report::Report;
+
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Where to put lib/ and include/ [default: target/release/ovsvolumedriver]
+    #[arg(long, value_name = "FOLDER")]
+    prefix: Option<PathBuf>,
+}
+
+const LIMIT: Duration = Duration::from_secs(30 * 60);
+
+pub(crate) fn run(options: &Options) -> Report {
+    let mut report = Report::new();
+    report.step("libovsvolumedriver builds", || {
+        command::run(cargo(["build", "--release", "--package", "ringway-ovsvolumedriver"]), LIMIT)?;
+        let release = target_dir().join("release");
+        let folder = options.prefix.clone().unwrap_or_else(|| release.join("ovsvolumedriver"));
+        let mut link = Command::new(root().join("tools/ovsvolumedriver/link.sh"));
+        link.arg(release.join("libringway_ovsvolumedriver.a")).arg(&folder);
+        command::run(link, LIMIT)?;
+        println!("{}", folder.join("lib/libovsvolumedriver.so.1").display());
+        Ok(())
+    });
+    report
+}
