@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use clap::Args;
 
+use crate::built;
 use crate::command::{self, cargo, output, root, target_dir};
 use crate::install;
 use crate::report::Report;
@@ -56,8 +57,7 @@ pub(crate) fn run_in(report: &mut Report, options: &Options) {
     }
     let mut ringway = PathBuf::new();
     let served = report.step("a target for its tests builds", || {
-        command::run(cargo(["build", "--release", "--package", "ringway"]), BUILD_LIMIT)?;
-        ringway = target_dir().join("release/ringway");
+        ringway = built::program("ringway")?;
         Ok(())
     });
     if !served {

@@ -4,6 +4,7 @@
 //! without a line that says so; a SKIP counts as a failure where `CI=true`, but for the one named in `check`.
 
 mod bench;
+mod built;
 mod check;
 mod command;
 mod direction;

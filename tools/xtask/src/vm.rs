@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
-use crate::command::{self, cargo, root, target_dir};
+use crate::built;
+use crate::command::{self, root, target_dir};
 use crate::install;
 use crate::report::Report;
 
@@ -126,22 +127,19 @@ fn fill_share(share: &Path, tests: &Path, target: Target) -> Result<(), String> 
     let peer = match target {
         Target::Kernel => "kernel",
         Target::Ringway => {
-            command::run(cargo(["build", "--package", "ringway", "--all-features"]), BUILD_LIMIT)?;
-            put_stripped("debug/ringway", &share.join("ringway"))?;
+            put_stripped(&built::program("ringway")?, &share.join("ringway"))?;
             "ringway"
         }
     };
-    let verbs = ["build", "--package", "ringway-rdma", "--all-features", "--example", "ping"];
-    command::run(cargo(verbs), BUILD_LIMIT)?;
-    put_stripped("debug/examples/ping", &share.join("verbs-ping"))?;
+    put_stripped(&built::program("examples/ping")?, &share.join("verbs-ping"))?;
     let named = share.join("tests/target");
     fs::write(&named, peer).map_err(|why| fail(&named, why))
 }
 
 /// Without what debuggers want, which is most of it, over an emulated wire.
-fn put_stripped(built: &str, to: &Path) -> Result<(), String> {
+fn put_stripped(program: &Path, to: &Path) -> Result<(), String> {
     let mut strip = Command::new("strip");
-    strip.arg("-o").arg(to).arg(target_dir().join(built));
+    strip.arg("-o").arg(to).arg(program);
     command::run(strip, BUILD_LIMIT)
 }
 
