@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ringway_client::{Refusal, What, errno};
 
-use crate::ctx::{OvsContext, given};
+use crate::ctx::{OvsCtx, given};
 use crate::data::{Span, begin, begin_range, volume};
 use crate::errors::{invalid, number, pointer, status};
 use crate::live::{self, Kind};
@@ -58,7 +58,7 @@ unsafe fn completion(at: *mut OvsCompletion) -> Result<Arc<OvsCompletion>, Refus
 /// # Safety
 /// The control block and its bytes are the library's until `ovs_aio_finish`; the rest as for [`given`].
 unsafe fn start(
-    ctx: *const OvsContext,
+    ctx: *const OvsCtx,
     aiocb: *mut OvsAiocb,
     what: What,
     completed: Option<*mut OvsCompletion>,
@@ -83,7 +83,7 @@ unsafe fn start(
 /// # Safety
 /// The control block and its bytes are the library's until `ovs_aio_finish`; `ctx` is of `ovs_ctx_new` and not being destroyed.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn ovs_aio_read(ctx: *mut OvsContext, ovs_aiocbp: *mut OvsAiocb) -> c_int {
+pub unsafe extern "C" fn ovs_aio_read(ctx: *mut OvsCtx, ovs_aiocbp: *mut OvsAiocb) -> c_int {
     // SAFETY: by the caller's promise.
     status(unsafe { start(ctx, ovs_aiocbp, What::Read, None) })
 }
@@ -93,7 +93,7 @@ pub unsafe extern "C" fn ovs_aio_read(ctx: *mut OvsContext, ovs_aiocbp: *mut Ovs
 /// # Safety
 /// As for [`ovs_aio_read`].
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn ovs_aio_write(ctx: *mut OvsContext, ovs_aiocbp: *mut OvsAiocb) -> c_int {
+pub unsafe extern "C" fn ovs_aio_write(ctx: *mut OvsCtx, ovs_aiocbp: *mut OvsAiocb) -> c_int {
     // SAFETY: by the caller's promise.
     status(unsafe { start(ctx, ovs_aiocbp, What::Write, None) })
 }
@@ -104,7 +104,7 @@ pub unsafe extern "C" fn ovs_aio_write(ctx: *mut OvsContext, ovs_aiocbp: *mut Ov
 /// As for [`ovs_aio_read`]; the completion is of `ovs_aio_create_completion`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ovs_aio_readcb(
-    ctx: *mut OvsContext,
+    ctx: *mut OvsCtx,
     ovs_aiocbp: *mut OvsAiocb,
     completion: *mut OvsCompletion,
 ) -> c_int {
@@ -118,7 +118,7 @@ pub unsafe extern "C" fn ovs_aio_readcb(
 /// As for [`ovs_aio_readcb`].
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ovs_aio_writecb(
-    ctx: *mut OvsContext,
+    ctx: *mut OvsCtx,
     ovs_aiocbp: *mut OvsAiocb,
     completion: *mut OvsCompletion,
 ) -> c_int {
@@ -131,7 +131,7 @@ pub unsafe extern "C" fn ovs_aio_writecb(
 /// # Safety
 /// The completion is of `ovs_aio_create_completion`; `ctx` is of `ovs_ctx_new` and not being destroyed.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn ovs_aio_flushcb(ctx: *mut OvsContext, completion: *mut OvsCompletion) -> c_int {
+pub unsafe extern "C" fn ovs_aio_flushcb(ctx: *mut OvsCtx, completion: *mut OvsCompletion) -> c_int {
     let flush = || {
         // SAFETY: by the caller's promise.
         let (open, completed) = unsafe { (volume(ctx, What::Flush)?, self::completion(completion)?) };
@@ -146,7 +146,7 @@ pub unsafe extern "C" fn ovs_aio_flushcb(ctx: *mut OvsContext, completion: *mut 
 /// # Safety
 /// The control block was begun or zeroed; `ctx` is of `ovs_ctx_new` and not being destroyed.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn ovs_aio_error(ctx: *mut OvsContext, ovs_aiocbp: *mut OvsAiocb) -> c_int {
+pub unsafe extern "C" fn ovs_aio_error(ctx: *mut OvsCtx, ovs_aiocbp: *mut OvsAiocb) -> c_int {
     // SAFETY: by the caller's promise.
     let result = unsafe { given(ctx).and_then(|_| running(ovs_aiocbp)) };
     number(result.map(|operation| match operation.result() {
@@ -161,7 +161,7 @@ pub unsafe extern "C" fn ovs_aio_error(ctx: *mut OvsContext, ovs_aiocbp: *mut Ov
 /// # Safety
 /// As for [`ovs_aio_error`].
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn ovs_aio_return(ctx: *mut OvsContext, ovs_aiocbp: *mut OvsAiocb) -> isize {
+pub unsafe extern "C" fn ovs_aio_return(ctx: *mut OvsCtx, ovs_aiocbp: *mut OvsAiocb) -> isize {
     let result = || {
         // SAFETY: by the caller's promise.
         let operation = unsafe { given(ctx).and_then(|_| running(ovs_aiocbp)) }?;
@@ -177,7 +177,7 @@ pub unsafe extern "C" fn ovs_aio_return(ctx: *mut OvsContext, ovs_aiocbp: *mut O
 /// As for [`ovs_aio_error`]; `timeout` is NULL or readable.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ovs_aio_suspend(
-    ctx: *mut OvsContext,
+    ctx: *mut OvsCtx,
     ovs_aiocb: *mut OvsAiocb,
     timeout: *const libc::timespec,
 ) -> c_int {
@@ -197,7 +197,7 @@ pub unsafe extern "C" fn ovs_aio_suspend(
 /// # Safety
 /// None of its arguments is looked at.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn ovs_aio_cancel(_ctx: *mut OvsContext, _ovs_aiocbp: *mut OvsAiocb) -> c_int {
+pub unsafe extern "C" fn ovs_aio_cancel(_ctx: *mut OvsCtx, _ovs_aiocbp: *mut OvsAiocb) -> c_int {
     status(Err(Refusal::new(errno::ENOSYS, "a request is not cancelled: wait for its end")))
 }
 
@@ -206,7 +206,7 @@ pub unsafe extern "C" fn ovs_aio_cancel(_ctx: *mut OvsContext, _ovs_aiocbp: *mut
 /// # Safety
 /// As for [`ovs_aio_error`].
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn ovs_aio_finish(ctx: *mut OvsContext, ovs_aiocbp: *mut OvsAiocb) -> c_int {
+pub unsafe extern "C" fn ovs_aio_finish(ctx: *mut OvsCtx, ovs_aiocbp: *mut OvsAiocb) -> c_int {
     let finish = || {
         // SAFETY: by the caller's promise.
         unsafe {

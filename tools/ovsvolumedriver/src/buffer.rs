@@ -5,7 +5,7 @@ use std::ffi::{c_int, c_void};
 
 use ringway_client::{Area, RawBuffer, Refusal, errno};
 
-use crate::ctx::{OvsContext, given};
+use crate::ctx::{OvsCtx, given};
 use crate::errors::{invalid, pointer, status};
 
 /// What devices and pages like.
@@ -25,7 +25,7 @@ pub struct OvsBuffer {
     origin: Origin,
 }
 
-fn allocate(ctx: &OvsContext, size: usize) -> Result<OvsBuffer, Refusal> {
+fn allocate(ctx: &OvsCtx, size: usize) -> Result<OvsBuffer, Refusal> {
     if size == 0 {
         return Err(invalid("a buffer has at least one byte"));
     }
@@ -45,7 +45,7 @@ fn allocate(ctx: &OvsContext, size: usize) -> Result<OvsBuffer, Refusal> {
 /// # Safety
 /// `ctx` is of `ovs_ctx_new` and not being destroyed.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn ovs_allocate(ctx: *mut OvsContext, size: usize) -> *mut OvsBuffer {
+pub unsafe extern "C" fn ovs_allocate(ctx: *mut OvsCtx, size: usize) -> *mut OvsBuffer {
     let made = || {
         // SAFETY: by the caller's promise.
         let ctx = unsafe { given(ctx) }?;
@@ -82,7 +82,7 @@ pub unsafe extern "C" fn ovs_buffer_size(ptr: *mut OvsBuffer) -> usize {
 /// # Safety
 /// No request uses it; `ctx` is of `ovs_ctx_new` and not being destroyed.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn ovs_deallocate(ctx: *mut OvsContext, ptr: *mut OvsBuffer) -> c_int {
+pub unsafe extern "C" fn ovs_deallocate(ctx: *mut OvsCtx, ptr: *mut OvsBuffer) -> c_int {
     let free = || {
         // SAFETY: by the caller's promise.
         let ctx = unsafe { given(ctx) }?;

@@ -42,7 +42,7 @@ pub(crate) struct Open {
 }
 
 /// `ovs_ctx_t`.
-pub struct OvsContext {
+pub struct OvsCtx {
     attr: OvsContextAttr,
     pub(crate) control: Caller,
     open: OnceLock<Open>,
@@ -86,15 +86,15 @@ fn without_signals<T>(start: impl FnOnce() -> T) -> T {
     made
 }
 
-impl OvsContext {
-    fn new(attr: OvsContextAttr) -> Result<OvsContext, Refusal> {
+impl OvsCtx {
+    fn new(attr: OvsContextAttr) -> Result<OvsCtx, Refusal> {
         match &attr.place {
             None => return Err(invalid("no transport is set: call ovs_ctx_attr_set_transport")),
             Some(Place::Shm) => {}
             Some(Place::Tcp(addresses)) => drop(discover(addresses)?),
         }
         watch_forks();
-        Ok(OvsContext {
+        Ok(OvsCtx {
             attr,
             control: Caller::new(control_socket(&runtime_folder(None))),
             open: OnceLock::new(),
@@ -146,7 +146,7 @@ impl OvsContext {
         self.open.get().ok_or_else(|| invalid("the context has no volume: call ovs_ctx_init"))
     }
 
-    /// As [`OvsContext::open`], where there may be none.
+    /// As [`OvsCtx::open`], where there may be none.
     pub(crate) fn opened(&self) -> Option<&Open> {
         self.open.get()
     }
@@ -176,7 +176,7 @@ impl Open {
 ///
 /// # Safety
 /// NULL, or a context of `ovs_ctx_new` that nobody destroys during the call.
-pub(crate) unsafe fn given<'a>(ctx: *const OvsContext) -> Result<&'a OvsContext, Refusal> {
+pub(crate) unsafe fn given<'a>(ctx: *const OvsCtx) -> Result<&'a OvsCtx, Refusal> {
     // SAFETY: null, or a context by the caller's promise.
     let ctx = unsafe { ctx.as_ref() }.ok_or_else(|| invalid("the context is NULL"))?;
     if ctx.forks != FORKS.load(Ordering::Relaxed) {
@@ -190,9 +190,9 @@ pub(crate) unsafe fn given<'a>(ctx: *const OvsContext) -> Result<&'a OvsContext,
 /// # Safety
 /// NULL, or attributes of `ovs_ctx_attr_new` that nobody changes or destroys during the call.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn ovs_ctx_new(attr: *const OvsContextAttr) -> *mut OvsContext {
+pub unsafe extern "C" fn ovs_ctx_new(attr: *const OvsContextAttr) -> *mut OvsCtx {
     // SAFETY: by the caller's promise.
-    let made = unsafe { copy(attr) }.and_then(OvsContext::new);
+    let made = unsafe { copy(attr) }.and_then(OvsCtx::new);
     pointer(made.map(|ctx| {
         let ctx = Box::into_raw(Box::new(ctx));
         live::enter(Kind::Context, ctx);
@@ -205,7 +205,7 @@ pub unsafe extern "C" fn ovs_ctx_new(attr: *const OvsContextAttr) -> *mut OvsCon
 /// # Safety
 /// `ctx` is of `ovs_ctx_new` and not being destroyed; the name ends in 0.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn ovs_ctx_init(ctx: *mut OvsContext, volume_name: *const c_char, oflag: c_int) -> c_int {
+pub unsafe extern "C" fn ovs_ctx_init(ctx: *mut OvsCtx, volume_name: *const c_char, oflag: c_int) -> c_int {
     let init = || {
         // SAFETY: by the caller's promise.
         let (ctx, name) = unsafe { (given(ctx)?, text("the volume's name", volume_name)?) };
@@ -228,7 +228,7 @@ pub unsafe extern "C" fn ovs_ctx_init(ctx: *mut OvsContext, volume_name: *const 
 /// # Safety
 /// No other call uses the context, then or later.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn ovs_ctx_destroy(ctx: *mut OvsContext) -> c_int {
+pub unsafe extern "C" fn ovs_ctx_destroy(ctx: *mut OvsCtx) -> c_int {
     let destroy = || {
         if !live::knows(Kind::Context, ctx) {
             return Err(invalid("this is no context of ovs_ctx_new, or was destroyed before"));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ringway_client::{CallerMemory, Refusal, Request, What, errno};
 
-use crate::ctx::{Mode, Open, OvsContext, given};
+use crate::ctx::{Mode, Open, OvsCtx, given};
 use crate::errors::{invalid, number, status};
 use crate::operation::{Ending, Operation};
 use crate::volumes::truncate;
@@ -22,7 +22,7 @@ pub(crate) struct Span {
 ///
 /// # Safety
 /// As for [`given`].
-pub(crate) unsafe fn volume<'a>(ctx: *const OvsContext, what: What) -> Result<&'a Open, Refusal> {
+pub(crate) unsafe fn volume<'a>(ctx: *const OvsCtx, what: What) -> Result<&'a Open, Refusal> {
     // SAFETY: by the caller's promise.
     let open = unsafe { given(ctx) }?.open()?;
     let refused = match what {
@@ -93,7 +93,7 @@ fn finish(what: &str, operation: &Operation) -> Result<usize, Refusal> {
 
 /// # Safety
 /// As for [`begin`], during the call.
-unsafe fn transfer(ctx: *const OvsContext, what: What, span: &Span) -> Result<isize, Refusal> {
+unsafe fn transfer(ctx: *const OvsCtx, what: What, span: &Span) -> Result<isize, Refusal> {
     // SAFETY: by the caller's promise.
     let operation = unsafe {
         let open = volume(ctx, what)?;
@@ -110,7 +110,7 @@ unsafe fn transfer(ctx: *const OvsContext, what: What, span: &Span) -> Result<is
 /// # Safety
 /// `buf` has room for `nbytes`; `ctx` is of `ovs_ctx_new` and not being destroyed.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn ovs_read(ctx: *mut OvsContext, buf: *mut c_void, nbytes: usize, offset: i64) -> isize {
+pub unsafe extern "C" fn ovs_read(ctx: *mut OvsCtx, buf: *mut c_void, nbytes: usize, offset: i64) -> isize {
     // SAFETY: by the caller's promise.
     number(unsafe { transfer(ctx, What::Read, &Span { buf, nbytes, offset }) })
 }
@@ -120,7 +120,7 @@ pub unsafe extern "C" fn ovs_read(ctx: *mut OvsContext, buf: *mut c_void, nbytes
 /// # Safety
 /// `buf` has `nbytes`; `ctx` is of `ovs_ctx_new` and not being destroyed.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn ovs_write(ctx: *mut OvsContext, buf: *const c_void, nbytes: usize, offset: i64) -> isize {
+pub unsafe extern "C" fn ovs_write(ctx: *mut OvsCtx, buf: *const c_void, nbytes: usize, offset: i64) -> isize {
     // SAFETY: by the caller's promise; what is written is only read.
     number(unsafe { transfer(ctx, What::Write, &Span { buf: buf.cast_mut(), nbytes, offset }) })
 }
@@ -130,7 +130,7 @@ pub unsafe extern "C" fn ovs_write(ctx: *mut OvsContext, buf: *const c_void, nby
 /// # Safety
 /// `iov` has `iovcnt` parts, and each is as for [`transfer`].
 unsafe fn vectored(
-    ctx: *const OvsContext,
+    ctx: *const OvsCtx,
     what: What,
     (iov, iovcnt): (*const libc::iovec, c_int),
     offset: i64,
@@ -184,7 +184,7 @@ unsafe fn vectored(
 /// # Safety
 /// `iov` has `iovcnt` parts with room; `ctx` is of `ovs_ctx_new` and not being destroyed.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn ovs_readv(ctx: *mut OvsContext, iov: *const libc::iovec, iovcnt: c_int, offset: i64) -> isize {
+pub unsafe extern "C" fn ovs_readv(ctx: *mut OvsCtx, iov: *const libc::iovec, iovcnt: c_int, offset: i64) -> isize {
     // SAFETY: by the caller's promise.
     number(unsafe { vectored(ctx, What::Read, (iov, iovcnt), offset) })
 }
@@ -194,12 +194,7 @@ pub unsafe extern "C" fn ovs_readv(ctx: *mut OvsContext, iov: *const libc::iovec
 /// # Safety
 /// `iov` has `iovcnt` parts; `ctx` is of `ovs_ctx_new` and not being destroyed.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn ovs_writev(
-    ctx: *mut OvsContext,
-    iov: *const libc::iovec,
-    iovcnt: c_int,
-    offset: i64,
-) -> isize {
+pub unsafe extern "C" fn ovs_writev(ctx: *mut OvsCtx, iov: *const libc::iovec, iovcnt: c_int, offset: i64) -> isize {
     // SAFETY: by the caller's promise.
     number(unsafe { vectored(ctx, What::Write, (iov, iovcnt), offset) })
 }
@@ -209,7 +204,7 @@ pub unsafe extern "C" fn ovs_writev(
 /// # Safety
 /// `ctx` is of `ovs_ctx_new` and not being destroyed.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn ovs_flush(ctx: *mut OvsContext) -> c_int {
+pub unsafe extern "C" fn ovs_flush(ctx: *mut OvsCtx) -> c_int {
     let flush = || {
         // SAFETY: by the caller's promise.
         let open = unsafe { volume(ctx, What::Flush) }?;
@@ -221,7 +216,7 @@ pub unsafe extern "C" fn ovs_flush(ctx: *mut OvsContext) -> c_int {
 
 /// # Safety
 /// `ctx` is of `ovs_ctx_new` and not being destroyed.
-unsafe fn clear(ctx: *const OvsContext, what: What, offset: i64, nbytes: u64) -> Result<(), Refusal> {
+unsafe fn clear(ctx: *const OvsCtx, what: What, offset: i64, nbytes: u64) -> Result<(), Refusal> {
     // SAFETY: by the caller's promise.
     let open = unsafe { volume(ctx, what) }?;
     open.check_may_wait()?;
@@ -239,7 +234,7 @@ unsafe fn clear(ctx: *const OvsContext, what: What, offset: i64, nbytes: u64) ->
 /// # Safety
 /// `ctx` is of `ovs_ctx_new` and not being destroyed.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn ovs_discard(ctx: *mut OvsContext, offset: i64, nbytes: u64) -> c_int {
+pub unsafe extern "C" fn ovs_discard(ctx: *mut OvsCtx, offset: i64, nbytes: u64) -> c_int {
     // SAFETY: by the caller's promise.
     status(unsafe { clear(ctx, What::Trim, offset, nbytes) })
 }
@@ -249,7 +244,7 @@ pub unsafe extern "C" fn ovs_discard(ctx: *mut OvsContext, offset: i64, nbytes: 
 /// # Safety
 /// `ctx` is of `ovs_ctx_new` and not being destroyed.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn ovs_write_zeroes(ctx: *mut OvsContext, offset: i64, nbytes: u64) -> c_int {
+pub unsafe extern "C" fn ovs_write_zeroes(ctx: *mut OvsCtx, offset: i64, nbytes: u64) -> c_int {
     // SAFETY: by the caller's promise.
     status(unsafe { clear(ctx, What::Zero, offset, nbytes) })
 }
@@ -259,7 +254,7 @@ pub unsafe extern "C" fn ovs_write_zeroes(ctx: *mut OvsContext, offset: i64, nby
 /// # Safety
 /// `buf` is writable; `ctx` is of `ovs_ctx_new` and not being destroyed.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn ovs_stat(ctx: *mut OvsContext, buf: *mut libc::stat) -> c_int {
+pub unsafe extern "C" fn ovs_stat(ctx: *mut OvsCtx, buf: *mut libc::stat) -> c_int {
     let stat = || {
         // SAFETY: by the caller's promise; a stat of zeros is one.
         unsafe {
@@ -282,7 +277,7 @@ pub unsafe extern "C" fn ovs_stat(ctx: *mut OvsContext, buf: *mut libc::stat) ->
 /// # Safety
 /// `ctx` is of `ovs_ctx_new` and not being destroyed.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn ovs_truncate(ctx: *mut OvsContext, length: u64) -> c_int {
+pub unsafe extern "C" fn ovs_truncate(ctx: *mut OvsCtx, length: u64) -> c_int {
     let grow = || {
         // SAFETY: by the caller's promise.
         let (ctx, open) = unsafe { (given(ctx)?, volume(ctx, What::Write)?) };

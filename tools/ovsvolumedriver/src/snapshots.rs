@@ -11,7 +11,7 @@ use ringway_core::volume::check_name;
 use serde_json::{Value, json};
 
 use crate::attr::text;
-use crate::ctx::OvsContext;
+use crate::ctx::OvsCtx;
 use crate::errors::{invalid, number, of_control, patiently, status};
 use crate::volumes::named;
 
@@ -31,10 +31,10 @@ const _: () = assert!(size_of::<OvsSnapshotInfo>() == 16);
 /// # Safety
 /// Texts end in 0; `ctx` is of `ovs_ctx_new` and not being destroyed.
 unsafe fn snapshot<'a>(
-    ctx: *const OvsContext,
+    ctx: *const OvsCtx,
     volume: *const c_char,
     snapshot: *const c_char,
-) -> Result<(&'a OvsContext, &'a str, &'a str), Refusal> {
+) -> Result<(&'a OvsCtx, &'a str, &'a str), Refusal> {
     // SAFETY: by the caller's promise.
     let ((ctx, volume), snapshot) = unsafe { (named(ctx, volume)?, text("the snapshot's name", snapshot)?) };
     check_snapshot_name(snapshot).map_err(|bad| invalid(bad.to_string()))?;
@@ -45,12 +45,12 @@ fn path(volume: &str, snapshot: &str, rest: &str) -> String {
     format!("/v1/snapshots/{}{rest}", segment(&full_name(volume, snapshot)))
 }
 
-fn ask(ctx: &OvsContext, method: Method, path: &str, body: Option<&Value>) -> Result<(), Refusal> {
+fn ask(ctx: &OvsCtx, method: Method, path: &str, body: Option<&Value>) -> Result<(), Refusal> {
     let answer: Result<Value, _> = ctx.control.call(method, path, body);
     answer.map(drop).map_err(|error| of_control(&error))
 }
 
-fn create(ctx: &OvsContext, volume: &str, snapshot: &str, timeout_ms: f64) -> Result<(), Refusal> {
+fn create(ctx: &OvsCtx, volume: &str, snapshot: &str, timeout_ms: f64) -> Result<(), Refusal> {
     // A deadline beyond what the target takes as one is none.
     let bounded = if timeout_ms > TIMEOUT_MAX.as_secs_f64() * 1000.0 { 0.0 } else { timeout_ms };
     let body = json!({ "volumes": [volume], "name": snapshot, "timeout_ms": bounded });
@@ -64,7 +64,7 @@ fn create(ctx: &OvsContext, volume: &str, snapshot: &str, timeout_ms: f64) -> Re
 /// Texts end in 0; `ctx` is of `ovs_ctx_new` and not being destroyed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ovs_snapshot_create(
-    ctx: *mut OvsContext,
+    ctx: *mut OvsCtx,
     volume_name: *const c_char,
     snap_name: *const c_char,
     timeout: i64,
@@ -80,7 +80,7 @@ pub unsafe extern "C" fn ovs_snapshot_create(
 /// As for [`ovs_snapshot_create`].
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ovs_snapshot_create_ms(
-    ctx: *mut OvsContext,
+    ctx: *mut OvsCtx,
     volume_name: *const c_char,
     snap_name: *const c_char,
     timeout_ms: i64,
@@ -96,7 +96,7 @@ pub unsafe extern "C" fn ovs_snapshot_create_ms(
 /// As for [`ovs_snapshot_create`].
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ovs_snapshot_rollback(
-    ctx: *mut OvsContext,
+    ctx: *mut OvsCtx,
     volume_name: *const c_char,
     snap_name: *const c_char,
 ) -> c_int {
@@ -115,7 +115,7 @@ pub unsafe extern "C" fn ovs_snapshot_rollback(
 /// As for [`ovs_snapshot_create`].
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ovs_snapshot_remove(
-    ctx: *mut OvsContext,
+    ctx: *mut OvsCtx,
     volume_name: *const c_char,
     snap_name: *const c_char,
 ) -> c_int {
@@ -130,7 +130,7 @@ pub unsafe extern "C" fn ovs_snapshot_remove(
 /// As for [`ovs_snapshot_create`].
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ovs_snapshot_is_synced(
-    ctx: *mut OvsContext,
+    ctx: *mut OvsCtx,
     volume_name: *const c_char,
     snap_name: *const c_char,
 ) -> c_int {
@@ -151,7 +151,7 @@ pub unsafe extern "C" fn ovs_snapshot_is_synced(
 /// `snap_list` has room for `*max_snaps`; the rest as for [`ovs_snapshot_create`].
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ovs_snapshot_list(
-    ctx: *mut OvsContext,
+    ctx: *mut OvsCtx,
     volume_name: *const c_char,
     snap_list: *mut OvsSnapshotInfo,
     max_snaps: *mut c_int,
@@ -211,7 +211,7 @@ pub unsafe extern "C" fn ovs_snapshot_list_free(snap_list: *mut OvsSnapshotInfo)
 /// As for [`ovs_snapshot_create`].
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ovs_volume_clone(
-    ctx: *mut OvsContext,
+    ctx: *mut OvsCtx,
     volume_name: *const c_char,
     snap_name: *const c_char,
     clone_name: *const c_char,

@@ -10,17 +10,14 @@ use ringway_core::volume::check_name;
 use serde_json::{Value, json};
 
 use crate::attr::text;
-use crate::ctx::{OvsContext, given};
+use crate::ctx::{OvsCtx, given};
 use crate::errors::{invalid, number, of_control, patiently, status};
 
 /// The name of a volume, and the context.
 ///
 /// # Safety
 /// As for [`given`] and [`text`].
-pub(crate) unsafe fn named<'a>(
-    ctx: *const OvsContext,
-    name: *const c_char,
-) -> Result<(&'a OvsContext, &'a str), Refusal> {
+pub(crate) unsafe fn named<'a>(ctx: *const OvsCtx, name: *const c_char) -> Result<(&'a OvsCtx, &'a str), Refusal> {
     // SAFETY: by the caller's promise.
     let (ctx, name) = unsafe { (given(ctx)?, text("the volume's name", name)?) };
     check_name(name).map_err(|bad| invalid(bad.to_string()))?;
@@ -35,13 +32,13 @@ fn check_size(size: u64) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn show(ctx: &OvsContext, name: &str) -> Result<VolumeInfo, Refusal> {
+fn show(ctx: &OvsCtx, name: &str) -> Result<VolumeInfo, Refusal> {
     let path = format!("/v1/volumes/{}", segment(name));
     ctx.control.call(Method::GET, &path, None::<&()>).map_err(|error| of_control(&error))
 }
 
 /// Grows a volume.
-pub(crate) fn truncate(ctx: &OvsContext, name: &str, length: u64) -> Result<(), Refusal> {
+pub(crate) fn truncate(ctx: &OvsCtx, name: &str, length: u64) -> Result<(), Refusal> {
     check_size(length)?;
     let size = show(ctx, name)?.size;
     if length < size {
@@ -60,7 +57,7 @@ pub(crate) fn truncate(ctx: &OvsContext, name: &str, length: u64) -> Result<(), 
 /// # Safety
 /// The name ends in 0; `ctx` is of `ovs_ctx_new` and not being destroyed.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn ovs_create_volume(ctx: *mut OvsContext, volume_name: *const c_char, size: u64) -> c_int {
+pub unsafe extern "C" fn ovs_create_volume(ctx: *mut OvsCtx, volume_name: *const c_char, size: u64) -> c_int {
     let create = || {
         // SAFETY: by the caller's promise.
         let (ctx, name) = unsafe { named(ctx, volume_name) }?;
@@ -77,7 +74,7 @@ pub unsafe extern "C" fn ovs_create_volume(ctx: *mut OvsContext, volume_name: *c
 /// # Safety
 /// As for [`ovs_create_volume`].
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn ovs_remove_volume(ctx: *mut OvsContext, volume_name: *const c_char) -> c_int {
+pub unsafe extern "C" fn ovs_remove_volume(ctx: *mut OvsCtx, volume_name: *const c_char) -> c_int {
     let remove = || {
         // SAFETY: by the caller's promise.
         let (ctx, name) = unsafe { named(ctx, volume_name) }?;
@@ -95,7 +92,7 @@ pub unsafe extern "C" fn ovs_remove_volume(ctx: *mut OvsContext, volume_name: *c
 /// # Safety
 /// As for [`ovs_create_volume`].
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn ovs_truncate_volume(ctx: *mut OvsContext, volume_name: *const c_char, length: u64) -> c_int {
+pub unsafe extern "C" fn ovs_truncate_volume(ctx: *mut OvsCtx, volume_name: *const c_char, length: u64) -> c_int {
     let grow = || {
         // SAFETY: by the caller's promise.
         let (ctx, name) = unsafe { named(ctx, volume_name) }?;
@@ -113,7 +110,7 @@ pub unsafe extern "C" fn ovs_truncate_volume(ctx: *mut OvsContext, volume_name: 
 /// # Safety
 /// `names` has room for `*size` bytes; `ctx` is of `ovs_ctx_new` and not being destroyed.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn ovs_list_volumes(ctx: *mut OvsContext, names: *mut c_char, size: *mut usize) -> c_int {
+pub unsafe extern "C" fn ovs_list_volumes(ctx: *mut OvsCtx, names: *mut c_char, size: *mut usize) -> c_int {
     let list = || {
         // SAFETY: by the caller's promise.
         let (ctx, size) = unsafe { (given(ctx)?, size.as_mut().ok_or_else(|| invalid("the size is NULL"))?) };
