@@ -451,6 +451,10 @@ pub struct BackendMetrics {
     pub collect_failed: Gauge,
     /// Bytes of volumes that were restored.
     pub restored_bytes: Counter,
+    /// Bytes of blocks that were fetched for clones.
+    pub fetched_bytes: Counter,
+    /// Fetches that came to nothing.
+    pub fetches_failed: Counter,
 }
 
 /// All counters of a node.

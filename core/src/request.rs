@@ -77,6 +77,10 @@ pub enum Status {
     DataTransfer,
     /// Its association ended before it started.
     Aborted,
+    /// What was not fetched yet could not be fetched from the backend, although that was tried for as long as the clone says.
+    BackendUnavailable,
+    /// So much waits for the backend that no more may: to be sent again.
+    Busy,
     /// A bug of ours, contained.
     Internal,
 }

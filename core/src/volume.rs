@@ -76,7 +76,7 @@ pub struct SnapshotView {
 /// Where a clone finds what none of its own versions decides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Parent {
-    /// The volume whose map is looked at next (the origin of the snapshot that was cloned).
+    /// The volume whose map is looked at next (the origin of the snapshot that was cloned); [`Parent::BACKEND`]: nobody's here.
     pub volume: VolumeId,
     /// As it was at the end of this epoch.
     pub epoch: Epoch,
@@ -93,6 +93,24 @@ pub struct Location {
     pub cluster: u32,
     /// Bytes from the start of the cluster.
     pub offset: u32,
+}
+
+impl Parent {
+    /// In place of a volume's number: the snapshot is on a backend, and in no map here. No volume has this number.
+    pub const BACKEND: VolumeId = VolumeId(0);
+
+    /// What a snapshot of this size, that is on a backend alone, is to a clone of it. Everything that is written to the clone is
+    /// born later than what is fetched.
+    #[must_use]
+    pub const fn on_backend(size: u64) -> Parent {
+        Parent { volume: Parent::BACKEND, epoch: Epoch(1), size }
+    }
+
+    /// Whether what is looked through to has to be fetched.
+    #[must_use]
+    pub fn is_on_backend(&self) -> bool {
+        self.volume == Parent::BACKEND
+    }
 }
 
 impl VolumeRecord {

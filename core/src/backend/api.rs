@@ -3,9 +3,11 @@
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::clones::{CloneSource, HeldSource};
 use super::names::Attempt;
 use super::settings::BackendSettings;
 use super::url::BackendUrl;
+use crate::control::VolumeCreate;
 
 /// A call about the backend. Those that talk to it may take as long as it does.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,8 +26,37 @@ pub enum BackendRequest {
     Collect,
     /// From our own thread to the catalog's owner: these settings are to be recorded.
     Record { settings: Option<BackendSettings>, force: bool },
+    /// From our own thread to the catalog's owner: a reference may be put in the name of a clone that does not exist yet.
+    Hold { holder: Uuid, source: CloneSource },
+    /// From our own thread to the catalog's owner: the reference is not there any more.
+    Released { holder: Uuid },
+    /// From our own thread to the catalog's owner: a clone of what is held in its name; answered with the volume.
+    Clone { holder: Uuid, create: VolumeCreate },
+    /// From our own thread to the catalog's owner: what clones here look through to; answered with [`BackendAnswer::Held`].
+    Held,
     /// From our own thread to the catalog's owner: what must be kept; answered with [`BackendAnswer::Kept`].
     Kept,
+}
+
+impl BackendRequest {
+    /// Whether the thread of the backend asks it, and the owner of the catalog answers.
+    #[must_use]
+    pub fn is_for_the_owner(&self) -> bool {
+        match self {
+            BackendRequest::Record { .. }
+            | BackendRequest::Hold { .. }
+            | BackendRequest::Released { .. }
+            | BackendRequest::Clone { .. }
+            | BackendRequest::Held
+            | BackendRequest::Kept => true,
+            BackendRequest::Show
+            | BackendRequest::Set(_)
+            | BackendRequest::List(_)
+            | BackendRequest::Check(_)
+            | BackendRequest::Restore(_)
+            | BackendRequest::Collect => false,
+        }
+    }
 }
 
 /// A backend to be used from now on.
@@ -78,6 +109,19 @@ pub struct BackendRestore {
     /// Also one whose snapshot may never have been committed.
     #[serde(default)]
     pub unconfirmed: bool,
+    /// At once: a clone, whose blocks are fetched when somebody reads them.
+    #[serde(default)]
+    pub lazy: bool,
+    /// Seconds after which a read of that clone that gets nothing from the backend fails; none:
+    /// [`super::clones::CLONE_PATIENCE_S_DEFAULT`].
+    #[serde(default)]
+    pub patience_s: Option<u32>,
+    /// One writer at a time.
+    #[serde(default)]
+    pub exclusive: bool,
+    /// Host NQNs that may attach.
+    #[serde(default)]
+    pub allowed_hosts: Vec<String>,
 }
 
 /// What is answered.
@@ -88,6 +132,7 @@ pub enum BackendAnswer {
     Checked(Vec<CheckedSnapshot>),
     Collected(CollectInfo),
     Kept(KeptManifests),
+    Held(Vec<HeldSource>),
 }
 
 /// What the catalog needs of the backend, by names of manifests.
@@ -112,6 +157,9 @@ pub struct BackendInfo {
     pub syncs: Vec<SyncInfo>,
     /// Volumes on their way back.
     pub restores: Vec<RestoreInfo>,
+    /// Clones of which something was wanted since the target was started.
+    #[serde(default)]
+    pub clones: Vec<CloneInfo>,
     /// The last collection.
     pub collected: Option<CollectInfo>,
     /// Bytes sent and read since the target was started.
@@ -146,6 +194,19 @@ pub struct RestoreInfo {
     pub trouble: Option<String>,
 }
 
+/// A clone that looks through to a backend.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CloneInfo {
+    /// The volume.
+    pub name: String,
+    /// What it is a clone of, and where that is.
+    pub of: String,
+    /// Bytes of blocks that were fetched for it.
+    pub fetched: u64,
+    /// Why nothing can be fetched now.
+    pub trouble: Option<String>,
+}
+
 /// A collection.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CollectInfo {
@@ -177,7 +238,7 @@ pub struct StoredSnapshot {
     /// Seconds since 1970.
     pub created_unix_s: u64,
     pub state: StoredState,
-    /// Pools that read it.
+    /// Pools that read it, and clones that look through to it.
     pub readers: Vec<Uuid>,
     /// Why its manifest cannot be read; then nothing but pool, manifest and state is known.
     pub damaged: Option<String>,

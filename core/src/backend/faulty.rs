@@ -87,23 +87,19 @@ impl Faulty {
         self.0.lock().rng.random_range(0..1000) < per_mille
     }
 
-    async fn take_time(&self) {
+    /// What every operation does first: it takes time, and may be refused or fail, having done nothing.
+    async fn begin(&self, what: &str) -> Result<Faults, StoreError> {
         let ms = {
             let mut state = self.0.lock();
             let most = state.faults.latency_ms;
             state.rng.random_range(0..=most)
         };
         sleep(Duration::from_millis(ms)).await;
-    }
-
-    fn faults(&self) -> Faults {
-        self.0.lock().faults
-    }
-
-    fn refused(&self, what: &str) -> Result<(), StoreError> {
-        match self.faults().refuses {
+        let faults = self.0.lock().faults;
+        match faults.refuses {
             Some(kind) => Err(StoreError::new(kind, what, "refused by the test")),
-            None => Ok(()),
+            None if self.roll(faults.fails) => Err(broken(what)),
+            None => Ok(faults),
         }
     }
 
@@ -130,12 +126,7 @@ fn broken(what: &str) -> StoreError {
 impl Objects for Faulty {
     fn create<'a>(&'a self, name: &'a str, parts: &'a [Bytes]) -> Answer<'a, ()> {
         Box::pin(async move {
-            self.take_time().await;
-            self.refused(name)?;
-            let faults = self.faults();
-            if self.roll(faults.fails) {
-                return Err(broken(name));
-            }
+            let faults = self.begin(name).await?;
             let bytes: Bytes = parts.concat().into();
             if self.roll(faults.lies_about_failing) {
                 // It lands when nobody waits for it any more, or at once.
@@ -154,12 +145,7 @@ impl Objects for Faulty {
 
     fn get<'a>(&'a self, name: &'a str, range: Range<u64>) -> Answer<'a, Bytes> {
         Box::pin(async move {
-            self.take_time().await;
-            self.refused(name)?;
-            let faults = self.faults();
-            if self.roll(faults.fails) {
-                return Err(broken(name));
-            }
+            let faults = self.begin(name).await?;
             let found = self.0.lock().objects.get(name).cloned();
             let found = found.ok_or_else(|| StoreError::new(StoreErrorKind::Missing, name, "not there"))?;
             assert!(
@@ -182,11 +168,7 @@ impl Objects for Faulty {
 
     fn list<'a>(&'a self, prefix: &'a str, each: Each<'a>) -> Answer<'a, ()> {
         Box::pin(async move {
-            self.take_time().await;
-            self.refused(prefix)?;
-            if self.roll(self.faults().fails) {
-                return Err(broken(prefix));
-            }
+            self.begin(prefix).await?;
             let state = self.0.lock();
             for (name, bytes) in &state.objects {
                 if prefix.is_empty() || name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('/')) {
@@ -199,12 +181,7 @@ impl Objects for Faulty {
 
     fn delete<'a>(&'a self, name: &'a str) -> Answer<'a, ()> {
         Box::pin(async move {
-            self.take_time().await;
-            self.refused(name)?;
-            let faults = self.faults();
-            if self.roll(faults.fails) {
-                return Err(broken(name));
-            }
+            let faults = self.begin(name).await?;
             if self.roll(faults.loses_deletes) {
                 return Ok(());
             }

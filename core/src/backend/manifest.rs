@@ -302,10 +302,10 @@ pub struct Tombstone {
     pub unix_s: u64,
 }
 
-/// What keeps a manifest while another pool reads it.
+/// What keeps a manifest while another pool, or a lazy clone of any pool, reads it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reference {
-    /// The pool that reads it.
+    /// The pool that reads it, or the clone that looks through to it.
     pub holder: Uuid,
     /// What it becomes there.
     pub volume_name: String,

@@ -6,12 +6,14 @@
 //! reader  any block of a snapshot, by its manifest      pack      blocks
 //! restore a volume from that                            manifest  where each block lies
 //! collect what is needed no more                        store     five operations, and errors by what can be done about them
+//! clones  what a volume here looks through to there
 //! remote  tries again, reads back, limits speed         url       where the store is, and who we are there
 //! ```
 //!
 //! Nothing here is on the way of a client's request, and nothing here touches a reactor: it runs on a thread of its own.
 
 pub mod api;
+pub mod clones;
 pub mod collect;
 pub mod frame;
 pub mod manifest;

@@ -5,7 +5,7 @@
 //! POOL/manifests/ATTEMPT            the whole map of one snapshot: where each of its blocks lies
 //! POOL/markers/ATTEMPT              that manifest is committed in the pool's catalog
 //! POOL/tombstones/ATTEMPT           that manifest is about to go: nobody may begin to read it
-//! POOL/references/ATTEMPT/HOLDER    another pool reads it: it stays
+//! POOL/references/ATTEMPT/HOLDER    another pool, or a clone, reads it: it stays
 //! POOL/packs/ATTEMPT-SEQUENCE       blocks
 //! POOL/maps/ATTEMPT-SEQUENCE        pieces of manifests
 //! ```

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use parking_lot::Mutex;
 
-use super::manifest::{CHUNK_BLOCKS, ChunkMap, ChunkRef, Manifest};
+use super::manifest::{CHUNK_BLOCKS, CHUNK_BYTES, ChunkMap, ChunkRef, Manifest};
 use super::names::Attempt;
 use super::pack::{PackIndex, PackRef};
 use super::remote::{Patience, Remote, RemoteError};
@@ -180,6 +180,43 @@ impl Reader {
         }
         // What a last block has behind the volume's end was zeros when it was written.
         Ok(out)
+    }
+
+    /// The blocks of a stretch of at most sixteen that have data, as bits, and their bytes one after the other.
+    pub async fn blocks(&self, offset: u64, count: u32, patience: &Patience) -> Result<(u16, Vec<u8>), RemoteError> {
+        let first = offset / BLOCK;
+        let end = (first + u64::from(count)).min(self.manifest.blocks_in_all());
+        let (mut held, mut bytes) = (0, Vec::new());
+        if first >= end {
+            return Ok((held, bytes));
+        }
+        let runs = self.runs(first..end, u32::MAX, patience).await?;
+        for run in &runs {
+            let at = (run.block - first) as u32;
+            held |= (at..at + run.count).fold(0, |bits: u16, block| bits | 1 << block);
+        }
+        // In their order: so the bytes are.
+        let mut loaded = stream::iter(runs).map(|run| self.load(run, patience)).buffered(READS);
+        while let Some(data) = loaded.try_next().await? {
+            bytes.extend_from_slice(&data);
+        }
+        Ok((held, bytes))
+    }
+
+    /// Whether anything is stored of some blocks.
+    pub async fn has_any(&self, offset: u64, count: u32, patience: &Patience) -> Result<bool, RemoteError> {
+        let first = offset / BLOCK;
+        let end = (first + u64::from(count)).min(self.manifest.blocks_in_all());
+        Ok(first < end && !self.runs(first..end, u32::MAX, patience).await?.is_empty())
+    }
+
+    /// The first byte from `offset` on of which something may be stored, as far as the manifest's root tells.
+    #[must_use]
+    pub fn next_data(&self, offset: u64) -> Option<u64> {
+        let begin = |chunk: &ChunkRef| u64::from(chunk.chunk) * CHUNK_BYTES;
+        let mut chunks = self.manifest.chunks.iter();
+        let found = chunks.find(|chunk| begin(chunk) + CHUNK_BYTES > offset)?;
+        Some(begin(found).max(offset)).filter(|&at| at < self.manifest.size)
     }
 
     /// Reads every map and index, and with `data` every block. Returns the bytes of blocks that were checked.

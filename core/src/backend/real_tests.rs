@@ -21,7 +21,7 @@ use super::store::{Objects, StoreErrorKind};
 use super::sync::{SyncError, UploadJob, UploadProgress, publish, upload};
 use super::url::BackendUrl;
 use crate::ids::{Epoch, VolumeId};
-use crate::limits::BLOCK;
+use crate::limits::{BLOCK, BLOCKS_PER_CLUSTER, CLUSTER};
 
 const POOL: Uuid = Uuid::from_u128(0xCD);
 const SIZE: u64 = 6000 * BLOCK + 512;
@@ -61,6 +61,30 @@ async fn put(remote: &Remote, pool: &MemoryPool, job: &UploadJob) -> Result<(), 
     Ok(())
 }
 
+/// What a lazy clone is given, cluster by cluster.
+async fn clusters_are_as_the_snapshot(remote: &Remote, job: &UploadJob, content: &[u8]) {
+    let patience = Patience::of(Duration::from_secs(60));
+    let reader = Reader::open(remote.clone(), job.attempt, &patience).await.unwrap();
+    let mut empty = 0;
+    for (nth, cluster) in content.chunks(CLUSTER as usize).enumerate() {
+        let at = nth as u64 * CLUSTER;
+        let (held, bytes) = reader.blocks(at, BLOCKS_PER_CLUSTER, &patience).await.unwrap();
+        let mut found = vec![0; CLUSTER as usize];
+        let blocks = (0..BLOCKS_PER_CLUSTER as usize).filter(|block| held >> block & 1 == 1);
+        for (block, data) in blocks.zip(bytes.chunks(BLOCK as usize)) {
+            found[block * BLOCK as usize..][..BLOCK as usize].copy_from_slice(data);
+        }
+        assert!(found[..cluster.len()] == *cluster, "cluster {nth}");
+        assert_eq!(bytes.len(), held.count_ones() as usize * BLOCK as usize);
+        assert_eq!(reader.has_any(at, BLOCKS_PER_CLUSTER, &patience).await.unwrap(), held != 0);
+        empty += usize::from(held == 0);
+    }
+    assert!(empty > 10, "{empty} clusters are empty");
+    let beyond = content.len().next_multiple_of(CLUSTER as usize) as u64;
+    assert_eq!(reader.blocks(beyond, BLOCKS_PER_CLUSTER, &patience).await.unwrap(), (0, Vec::new()));
+    assert_eq!((reader.next_data(0), reader.next_data(SIZE)), (Some(0), None));
+}
+
 /// Two snapshots, the second over the first; both come back; the first goes, and the second still comes back.
 async fn whole_life(remote: &Remote) {
     let patience = Patience::of(Duration::from_secs(60));
@@ -89,6 +113,8 @@ async fn whole_life(remote: &Remote) {
     };
     assert!(back(one.attempt, 11).await == pool.contents(VolumeId(1001)), "the first comes back");
     assert!(back(two.attempt, 12).await == pool.contents(VolumeId(1002)), "the second comes back");
+
+    clusters_are_as_the_snapshot(remote, &two, &pool.contents(VolumeId(1002))).await;
 
     let before = remote.list(&patience).await.unwrap().len();
     let mut collector = Collector::new(remote.clone(), Duration::from_millis(5));

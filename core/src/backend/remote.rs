@@ -4,6 +4,7 @@
 use std::fmt;
 use std::future::Future;
 use std::ops::Range;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -25,6 +26,8 @@ const BACK_OFF_FIRST: Duration = Duration::from_millis(50);
 const BACK_OFF_LONGEST: Duration = Duration::from_secs(5);
 /// One try has ended by then; the client below has a limit of its own, a disk has not.
 const TRY_TIMEOUT: Duration = Duration::from_secs(90);
+/// A try that has no answer by then is trouble that is told, though it goes on.
+const SLOW: Duration = Duration::from_secs(1);
 /// Credentials that are refused so often in a row are wrong, and not only too new for one of the store's servers.
 const DENIALS_MAX: u32 = 3;
 /// What was put is read back in pieces of this size.
@@ -67,6 +70,10 @@ impl Trouble {
     fn met(&self, error: &StoreError) {
         self.retries.fetch_add(1, Ordering::Relaxed);
         *self.last.lock() = Some(error.to_string());
+    }
+
+    fn waits(&self, what: &str) {
+        *self.last.lock() = Some(format!("no answer about {what} for {} s and more", SLOW.as_secs()));
     }
 
     fn over(&self) {
@@ -155,11 +162,7 @@ impl Patience {
         let (mut wait, mut denials) = (BACK_OFF_FIRST, 0);
         let until = self.longest.map(|longest| Instant::now() + longest).into_iter().chain(self.until).min();
         for attempt in 0_u32.. {
-            let outcome = timeout(TRY_TIMEOUT, op()).await.unwrap_or_else(|_| {
-                let why = format!("no answer within {} s", TRY_TIMEOUT.as_secs());
-                Err(StoreError::new(StoreErrorKind::Busy, format!("cannot reach {what}"), why))
-            });
-            let error = match outcome {
+            let error = match self.one_try(what, op(), until).await {
                 Ok(value) => {
                     self.trouble.over();
                     return Ok(value);
@@ -178,6 +181,31 @@ impl Patience {
             wait = (wait * 2).min(BACK_OFF_LONGEST);
         }
         unreachable!("attempts do not run out")
+    }
+}
+
+impl Patience {
+    /// One try ends, whatever hangs: after the longest time that any takes, or when there is no time left for another.
+    async fn one_try<T>(
+        &self,
+        what: &str,
+        op: impl Future<Output = Result<T, StoreError>>,
+        until: Option<Instant>,
+    ) -> Result<T, StoreError> {
+        let left = until.map_or(TRY_TIMEOUT, |until| until.saturating_duration_since(Instant::now()));
+        let limit = left.min(TRY_TIMEOUT);
+        let mut op = pin!(timeout(limit, op));
+        let outcome = tokio::select! {
+            outcome = &mut op => outcome,
+            () = sleep(SLOW) => {
+                self.trouble.waits(what);
+                op.await
+            }
+        };
+        outcome.unwrap_or_else(|_| {
+            let why = format!("no answer within {:.1} s", limit.as_secs_f64());
+            Err(StoreError::new(StoreErrorKind::Busy, format!("cannot reach {what}"), why))
+        })
     }
 }
 

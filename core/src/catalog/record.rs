@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::jobs::StreamRecord;
 use super::snapshots::{CloneRecord, CutRecord, RemainsRecord, RollbackRecord, SyncedRecord};
+use crate::backend::clones::CloneSource;
 use crate::backend::settings::BackendSettings;
 use crate::event::Event;
 use crate::export::ExportRecord;
@@ -60,6 +61,8 @@ pub mod kind {
     pub const ATTEMPT_SETTLED: u16 = 43;
     pub const BASE_KEPT: u16 = 44;
     pub const JOB_ENDED: u16 = 48;
+    pub const SOURCE_HELD: u16 = 45;
+    pub const SOURCE_RELEASED: u16 = 46;
 }
 
 const MUST_UNDERSTAND: u16 = 1;
@@ -135,6 +138,10 @@ pub enum CatalogRecord {
     StreamEnded(VolumeId),
     /// Something has happened, by the records beside it.
     EventTold(Event),
+    /// A reference to this snapshot on a backend may be there from now on, in the name of the clone with this UUID.
+    SourceHeld(Uuid, CloneSource),
+    /// It is there no more.
+    SourceReleased(Uuid),
 }
 
 /// The logs that survive a process, and not its machine: where the next one finds them.
@@ -201,6 +208,8 @@ impl CatalogRecord {
             CatalogRecord::StreamKept(..) => kind::JOB,
             CatalogRecord::StreamEnded(..) => kind::JOB_ENDED,
             CatalogRecord::EventTold(..) => kind::EVENT,
+            CatalogRecord::SourceHeld(..) => kind::SOURCE_HELD,
+            CatalogRecord::SourceReleased(..) => kind::SOURCE_RELEASED,
         }
     }
 
@@ -244,6 +253,8 @@ impl CatalogRecord {
             | CatalogRecord::Closed(..)
             | CatalogRecord::NextVolume(..)
             | CatalogRecord::BackendSet(..)
+            | CatalogRecord::SourceHeld(..)
+            | CatalogRecord::SourceReleased(..)
             | CatalogRecord::LogsKept(..) => None,
         }
     }
@@ -282,6 +293,8 @@ impl CatalogRecord {
             CatalogRecord::StreamKept(stream) => bytes(stream),
             CatalogRecord::StreamEnded(volume) => bytes(volume),
             CatalogRecord::EventTold(event) => bytes(event),
+            CatalogRecord::SourceHeld(holder, source) => bytes(&(holder, source)),
+            CatalogRecord::SourceReleased(holder) => bytes(holder),
         };
         out.extend(self.kind().to_le_bytes());
         out.extend(MUST_UNDERSTAND.to_le_bytes());
@@ -334,6 +347,8 @@ impl CatalogRecord {
             kind::ATTEMPT_SETTLED => {
                 content.read().map(|(volume, attempt)| CatalogRecord::AttemptSettled(volume, attempt))?
             }
+            kind::SOURCE_HELD => content.read().map(|(holder, source)| CatalogRecord::SourceHeld(holder, source))?,
+            kind::SOURCE_RELEASED => CatalogRecord::SourceReleased(content.read()?),
             kind::BASE_KEPT => content.read().map(|(volume, base)| CatalogRecord::BaseKept(volume, base))?,
             kind::JOB => CatalogRecord::StreamKept(content.read()?),
             kind::JOB_ENDED => CatalogRecord::StreamEnded(content.read()?),

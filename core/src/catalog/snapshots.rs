@@ -267,6 +267,9 @@ impl CatalogState {
     }
 
     pub(super) fn clone_volume(&mut self, clone: &CloneRecord) -> Result<(), ApplyError> {
+        if clone.parent.is_on_backend() {
+            return self.create(&VolumeRecord { parent: Some(clone.parent), view: None, ..clone.volume.clone() });
+        }
         let parent = self.volume(clone.parent.volume).ok_or(ApplyError::NoVolume(clone.parent.volume))?;
         if parent.record.shards != clone.volume.shards {
             return Err(ApplyError::Field {

@@ -11,6 +11,7 @@ use uuid::Uuid;
 use super::jobs::StreamRecord;
 use super::record::{CatalogRecord, KeptLogs};
 use super::snapshots::{CloneRecord, RemainsRecord, SnapshotEntry};
+use crate::backend::clones::{CloneSource, HeldSource};
 use crate::backend::settings::BackendSettings;
 use crate::event::Event;
 use crate::export::ExportRecord;
@@ -18,7 +19,7 @@ use crate::ids::{AttemptId, ExportId, ShardId, VolumeId};
 use crate::snapshot::name::full_name;
 use crate::snapshot::sync::{Base, NotedAttempt};
 use crate::space::SlabId;
-use crate::volume::{VolumeRecord, check_name};
+use crate::volume::{Parent, VolumeRecord, check_name};
 
 /// A live volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,6 +92,8 @@ pub struct CatalogState {
     clean: bool,
     logs: Option<KeptLogs>,
     backend: Option<BackendSettings>,
+    /// By the UUID of the clone in whose name each is held.
+    held: BTreeMap<Uuid, CloneSource>,
 }
 
 /// A record that contradicts what is there.
@@ -233,6 +236,8 @@ impl CatalogState {
                 self.streams.remove(id).ok_or(ApplyError::NoVolume(*id))?;
             }
             CatalogRecord::EventTold(event) => self.tell(event)?,
+            CatalogRecord::SourceHeld(holder, source) => drop(self.held.insert(*holder, source.clone())),
+            CatalogRecord::SourceReleased(holder) => drop(self.held.remove(holder)),
         }
         Ok(())
     }
@@ -425,6 +430,25 @@ impl CatalogState {
         self.backend.as_ref()
     }
 
+    /// Snapshots on backends that are kept from being deleted for clones here.
+    #[must_use]
+    pub fn held_sources(&self) -> Vec<HeldSource> {
+        let on_backend = |entry: &&VolumeEntry| entry.record.parent.is_some_and(|parent| parent.is_on_backend());
+        let clones: BTreeMap<Uuid, VolumeId> =
+            self.volumes().filter(on_backend).map(|entry| (entry.record.uuid, entry.record.id)).collect();
+        let held = |(&holder, source): (&Uuid, &CloneSource)| {
+            let volume = clones.get(&holder).copied();
+            HeldSource { holder, source: source.clone(), volume }
+        };
+        self.held.iter().map(held).collect()
+    }
+
+    /// What a clone looks through to on a backend.
+    #[must_use]
+    pub fn source_of(&self, entry: &VolumeEntry) -> Option<&CloneSource> {
+        entry.record.parent.filter(Parent::is_on_backend).and_then(|_| self.held.get(&entry.record.uuid))
+    }
+
     /// Records that say of everybody who is attached that they have yet to learn that the machine failed under them.
     #[must_use]
     pub fn hosts_to_tell(&self) -> Vec<CatalogRecord> {
@@ -483,6 +507,8 @@ impl CatalogState {
         }
         records.push(CatalogRecord::NextVolume(VolumeId(self.next_volume())));
         records.extend(self.logs.clone().map(CatalogRecord::LogsKept));
+        let held = self.held.iter().map(|(&holder, source)| CatalogRecord::SourceHeld(holder, source.clone()));
+        records.extend(held);
         records.extend(self.backend.clone().map(|backend| CatalogRecord::BackendSet(Some(backend))));
         records
     }

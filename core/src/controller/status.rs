@@ -24,6 +24,9 @@ pub fn of(status: Status) -> NvmeStatus {
         Status::WriteProtected => NvmeStatus::NAMESPACE_WRITE_PROTECTED.dnr(),
         // The host may send it again on its next association.
         Status::Aborted => NvmeStatus::ABORTED_SQ_DELETION,
+        // What the host has asked for lies behind another transport, which has failed; it may be there when the host asks again.
+        Status::BackendUnavailable => NvmeStatus::TRANSIENT_TRANSPORT_ERROR,
+        Status::Busy => NvmeStatus::COMMAND_INTERRUPTED,
         Status::Internal => NvmeStatus::INTERNAL_ERROR,
     }
 }
@@ -34,7 +37,9 @@ pub fn of(status: Status) -> NvmeStatus {
 pub fn of_fused(status: Status) -> (NvmeStatus, NvmeStatus) {
     match status {
         Status::Success => (NvmeStatus::SUCCESS, NvmeStatus::SUCCESS),
-        Status::CompareFailure | Status::UnrecoveredRead => (of(status), NvmeStatus::ABORTED_FAILED_FUSED.dnr()),
+        Status::CompareFailure | Status::UnrecoveredRead | Status::BackendUnavailable => {
+            (of(status), NvmeStatus::ABORTED_FAILED_FUSED.dnr())
+        }
         other => (NvmeStatus::ABORTED_FAILED_FUSED.dnr(), of(other)),
     }
 }
@@ -58,6 +63,8 @@ mod tests {
             (Status::VolumeGone, 0, 0x0B, true),
             (Status::WriteProtected, 0, 0x20, true),
             (Status::Aborted, 0, 0x08, false),
+            (Status::BackendUnavailable, 0, 0x22, false),
+            (Status::Busy, 0, 0x21, false),
             (Status::Internal, 0, 0x06, false),
         ] {
             let nvme = of(status);

@@ -21,6 +21,7 @@ fn made(disks: usize) -> World {
         assume_atomic_4k: true,
         force: false,
         created_unix_s: 1_800_000_000,
+        backend: None,
     };
     format(&mut world.io(), &options, &mut |_| {}).unwrap();
     world

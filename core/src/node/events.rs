@@ -41,6 +41,13 @@ impl<L: RecordLog> Node<L> {
                 Event::Armed(attempt) => self.send(OWNER, Message::Armed { shard, attempt }),
                 Event::Sealed { attempt, failed } => self.send(OWNER, Message::Sealed { shard, attempt, failed }),
                 Event::Answer { token, answer } => self.send(OWNER, Message::Answered { shard, token, answer }),
+                Event::Fetch(fetch) => match &self.fetch_port {
+                    Some(port) => port.fetch(shard, fetch),
+                    None => {
+                        let outcome = Err(Status::BackendUnavailable);
+                        self.send(self.index, Message::Fetched { shard, token: fetch.token, outcome });
+                    }
+                },
                 Event::Drained => self.shard_drained(),
             }
         }

@@ -10,7 +10,7 @@ use crate::control::{ControlCall, ControlError};
 use crate::directory::Directory;
 use crate::ids::{AssociationId, AttemptId, Epoch, ShardId, VolumeId};
 use crate::request::Status;
-use crate::shard::{Answer, Ask, Part, PartDone};
+use crate::shard::{Answer, Ask, Fetched, Part, PartDone};
 use crate::snapshot::asked::SnapshotCreate;
 use crate::snapshot::promise::Promise;
 use crate::snapshot::sync::SyncReport;
@@ -95,6 +95,8 @@ pub enum Message {
     Ask { shard: ShardId, token: u64, ask: Ask },
     /// The answer.
     Answered { shard: ShardId, token: u64, answer: Result<Answer, Status> },
+    /// From who fetches: what a shard wanted of a backend, or that it cannot be had.
+    Fetched { shard: ShardId, token: u64, outcome: Result<Fetched, Status> },
     /// A request of a thread of this process, to reactor 0.
     Inside(Box<InsideCall>),
     /// Take nothing new and finish what is in flight.

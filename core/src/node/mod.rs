@@ -12,6 +12,7 @@ pub mod barrier;
 mod counting;
 mod events;
 pub mod fence;
+pub mod fetch;
 pub mod inside;
 pub mod interest;
 mod local;
@@ -42,6 +43,7 @@ use crate::tokens;
 use crate::transport::{TransportEvent, Transports};
 use barrier::{Coalescer, OpenBarriers, Waiter};
 use fence::Fences;
+use fetch::FetchPort;
 use inside::Inside;
 use interest::Interests;
 use local::Local;
@@ -85,6 +87,8 @@ pub struct NodeParts<L> {
     pub first_flush: Arc<FirstFlush>,
     /// Who is polled for, and how.
     pub interests: Arc<Interests>,
+    /// Who fetches what clones have on a backend; none: nobody can.
+    pub fetch_port: Option<Arc<dyn FetchPort>>,
     /// On reactor 0.
     pub owner: Option<Owner>,
 }
@@ -104,6 +108,7 @@ pub struct Node<L> {
     metrics: Arc<Metrics>,
     first_flush: Arc<FirstFlush>,
     interests: Arc<Interests>,
+    fetch_port: Option<Arc<dyn FetchPort>>,
     /// When something came last from a client for whom it is worth polling.
     heard: Instant,
     /// Parts of other reactors came since the last turn.
@@ -153,6 +158,7 @@ impl<L: RecordLog> Node<L> {
             metrics: parts.metrics,
             first_flush: parts.first_flush,
             interests: parts.interests,
+            fetch_port: parts.fetch_port,
             heard: Instant(0),
             parts_came: false,
             owner: parts.owner,
@@ -295,6 +301,8 @@ impl<I: Io, L: RecordLog> Application<I, Message> for Node<L> {
             Message::Arm { shard, attempt, volume } => self.local.touch(shard).arm(attempt, volume),
             Message::Seal { shard, attempt, cut } => self.local.touch(shard).seal(attempt, cut),
             Message::Release { shard, attempt } => self.local.touch(shard).release(attempt),
+            // Nobody fetches here, or a simulation does.
+            Message::Fetched { shard, token, outcome } => self.local.touch(shard).on_fetched(token, outcome),
             Message::Ask { shard, token, ask } => self.local.touch(shard).ask(token, ask),
             Message::Quiet => self.quiet(io),
             Message::Drain => self.drain(),
@@ -317,6 +325,10 @@ impl<I: Io, L: RecordLog> Application<I, Message> for Node<L> {
                 self.transports.vhost.on_mail(io, mail);
             }
             Message::Inside(call) => self.take_inside(call),
+            Message::Fetched { shard, token, outcome } => {
+                self.uncounted = true;
+                self.local.touch(shard).on_fetched(token, outcome);
+            }
             message => {
                 let owner = self.owner.as_mut().expect("control threads talk to reactor 0");
                 owner.on_message(message);

@@ -11,6 +11,7 @@ use super::check::check_unit;
 use super::error::{BadSuperblock, PoolError};
 use super::layout::{Layout, LayoutOptions, copy_offset};
 use super::superblock::{Flags, Superblock};
+use crate::backend::settings::BackendSettings;
 use crate::catalog::{COPY_BYTES, CatalogLog, CatalogRecord, CatalogState};
 use crate::checkpoint::{CheckpointHeader, HEADER_BYTES, RING_BYTES};
 use crate::checksum::Seed;
@@ -34,6 +35,8 @@ pub struct FormatOptions {
     pub force: bool,
     /// Seconds since 1970.
     pub created_unix_s: u64,
+    /// Where snapshots will be stored, if not in the pool alone.
+    pub backend: Option<BackendSettings>,
 }
 
 /// How far it is.
@@ -150,7 +153,8 @@ fn write_first_catalog<I: Io>(
     let slabs = slabs.map(|(slab, shard)| CatalogRecord::SlabOwned(slab, Some(shard)));
     // Made and never opened is closed in good order.
     let closed = std::iter::once(CatalogRecord::Closed(0));
-    for record in devices.chain(slabs).chain(closed) {
+    let backend = options.backend.clone().map(|backend| CatalogRecord::BackendSet(Some(backend)));
+    for record in devices.chain(slabs).chain(closed).chain(backend) {
         state.apply(&record).expect("a new pool has no contradictions");
     }
     let (_, frames) = CatalogLog::format(Seed::pool(options.uuid), &state)?;

@@ -18,6 +18,7 @@ fn options(devices: usize) -> FormatOptions {
         assume_atomic_4k: false,
         force: false,
         created_unix_s: 1_800_000_000,
+        backend: None,
     }
 }
 

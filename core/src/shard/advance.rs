@@ -24,7 +24,9 @@ impl<L: RecordLog> Shard<L> {
         self.resume_loads(io);
         self.advance_erasure(io, out);
         self.advance_sealing(out);
+        self.advance_fetching(io, out);
         self.advance_background(io, out);
+        self.answer_unfetched(out);
         self.advance_commit(io, out);
         self.advance_checkpoint(io, out);
         // A checkpoint may want its round at once.
@@ -140,6 +142,7 @@ impl<L: RecordLog> Shard<L> {
             || self.nodes.is_stalled()
             || !self.erasing.is_empty()
             || self.background.due() <= self.now
+            || self.fetching.due() <= self.now
             || self.commit.is_forced()
             || self.checkpoint.is_between_steps()
             || self.giving.is_active()
@@ -154,6 +157,7 @@ impl<L: RecordLog> Shard<L> {
             && !self.wants_every_turn()
             && self.slab_request == SlabRequest::None
             && self.background.is_calm()
+            && self.fetching.is_calm()
             && self.nodes.replayed.is_empty()
             && self.released.is_empty()
             && !self.sealing.is_sealing()
@@ -198,6 +202,6 @@ impl<L: RecordLog> Shard<L> {
             SlabRequest::Refused { until } if until > self.now => until,
             _ => Instant::NEVER,
         };
-        self.commit.due().min(self.checkpoint.due()).min(self.background.due()).min(refused)
+        self.commit.due().min(self.checkpoint.due()).min(self.background.due()).min(self.fetching.due()).min(refused)
     }
 }

@@ -7,6 +7,7 @@ use ringway_reactor::data::Data;
 use ringway_reactor::io::{Instant, Token};
 
 pub use super::asking::{Answer, Ask, ChangedRange};
+use super::fetching::Fetch;
 use crate::ids::{AssociationId, AttemptId, Epoch, Lsn, ShardId, VolumeId};
 use crate::request::{Command, Status};
 use crate::space::SlabId;
@@ -110,6 +111,8 @@ pub enum Event {
     Sealed { attempt: AttemptId, failed: Option<String> },
     /// The answer to [`super::Shard::ask`].
     Answer { token: u64, answer: Result<Answer, Status> },
+    /// Something of a clone is on a backend and wanted here; answered by [`super::Shard::on_fetched`].
+    Fetch(Fetch),
     /// The final commit and checkpoint are durable, nothing is in flight and nothing is held.
     Drained,
 }
@@ -205,6 +208,8 @@ pub struct Stats {
     pub versions_dropped: u64,
     /// Clusters of which something was copied in the background: merged, filled against long chains, or filled from a parent.
     pub clusters_copied: u64,
+    /// Clusters that were fetched from a backend.
+    pub clusters_fetched: u64,
     /// Walks over the nodes of a volume that came to their end.
     pub courses: u64,
     /// Free clusters.

@@ -9,12 +9,13 @@ use super::api::{Event, RecordLog};
 use super::background::Went;
 use super::copying::{Aim, End};
 use super::course::chain_of;
+use super::fetching::{AHEAD, Who};
 use super::levels::{Gathered, Level, Open, Pins};
 use super::nodes::Readiness;
 use super::parts::Segment;
 use crate::ids::{Epoch, VolumeId};
 use crate::limits::{BLOCK, BLOCKS_PER_CLUSTER, CLUSTER, CLUSTERS_PER_RANGE};
-use crate::map::{BlockState, MapNode, NodeKey, Version, View};
+use crate::map::{BlockState, MapNode, NodeKey, Version, View, ones};
 use crate::request::Status;
 
 /// How often a fill looks for space before it gives up, a few milliseconds apart: what has just been freed is there by then. Each look makes
@@ -70,6 +71,8 @@ pub(super) struct Asking {
     /// A node was on its way.
     seeking: Option<(NodeKey, u64)>,
     pins: Pins,
+    /// Blocks by cluster that the backend may have something for, and up to which cluster they have been fetched.
+    absent: Open,
 }
 
 /// Why there is no answer yet.
@@ -97,8 +100,17 @@ impl<L: RecordLog> Shard<L> {
     /// Takes a question; [`Event::Answer`] follows.
     pub fn ask(&mut self, token: u64, ask: Ask) {
         self.calm = false;
-        let asking =
-            Asking { token, ask, index: 0, copied: 0, working: None, refused: 0, seeking: None, pins: Pins::new() };
+        let asking = Asking {
+            token,
+            ask,
+            index: 0,
+            copied: 0,
+            working: None,
+            refused: 0,
+            seeking: None,
+            pins: Pins::new(),
+            absent: Open::new(),
+        };
         self.background.asking.push_back(asking);
     }
 
@@ -152,7 +164,8 @@ impl<L: RecordLog> Shard<L> {
             Ask::Changed { after: None, range, .. } => {
                 self.node_for(io, asking, level.volume)?;
                 self.parents_for(io, asking, level)?;
-                Ok(Answer::Changed { ranges: self.held_as_data(level, range), next: self.next_of(level, range, true) })
+                let ranges = self.held_as_data(level, range, &asking.absent);
+                Ok(Answer::Changed { ranges, next: self.next_of(level, range, true) })
             }
             Ask::Held { range, .. } => {
                 self.node_for(io, asking, level.volume)?;
@@ -199,6 +212,15 @@ impl<L: RecordLog> Shard<L> {
                 asking.seeking = Some((key, self.nodes.failures()));
                 Err(Wait::Nowhere)
             }
+            // Which clusters it has anything for is enough to know.
+            Ok(Gathered::Absent(bottom, absent)) => match self.backend_map(bottom, asking.ask.range()) {
+                Ok(Some(_)) => {
+                    asking.absent = absent;
+                    Ok(())
+                }
+                Ok(None) => Err(Wait::Nowhere),
+                Err(status) => Err(Wait::Over(status)),
+            },
             Err(status) => Err(Wait::Over(status)),
         }
     }
@@ -211,6 +233,12 @@ impl<L: RecordLog> Shard<L> {
         while parents && let Ok(Some((below, _))) = self.below(level) {
             next = next.into_iter().chain(self.nodes.next_range(below.volume, from)).min();
             level = below;
+        }
+        if parents && let Some(size) = self.backend_below(level) {
+            // What is not known may be anything, as far as the snapshot goes.
+            let beyond = || (self.reach(level.volume, from * CLUSTERS_PER_RANGE, size) > 0).then_some(from);
+            let there = self.fetching.map(level.volume, range).map_or_else(beyond, |map| map.next);
+            next = next.into_iter().chain(there).min();
         }
         next
     }
@@ -235,18 +263,24 @@ impl<L: RecordLog> Shard<L> {
         found.0
     }
 
-    fn held_as_data(&self, level: Level, range: u32) -> Vec<ChangedRange> {
+    /// With blocks that may be on the backend, by cluster.
+    fn held_as_data(&self, level: Level, range: u32, absent: &Open) -> Vec<ChangedRange> {
         let mut found = Ranges::default();
         let mut segments: Vec<Segment> = Vec::new();
         for cluster in range * CLUSTERS_PER_RANGE..(range + 1) * CLUSTERS_PER_RANGE {
             segments.clear();
             self.look_up(level, cluster, 0, CLUSTER as u32, &mut segments);
-            let mut at = self.offset_of(level.volume, cluster);
+            let (base, mut at) = (self.offset_of(level.volume, cluster), 0);
+            let mut held = absent.iter().find(|(number, _)| *number == cluster).map_or(0, |&(_, blocks)| blocks);
             for segment in &segments {
+                let first = at / BLOCK as u32;
+                at += segment.len;
                 if segment.at.is_some() {
-                    found.add(at, u64::from(segment.len), true);
+                    held |= (first..at / BLOCK as u32).fold(0, |bits, block| bits | 1 << block);
                 }
-                at += u64::from(segment.len);
+            }
+            for block in ones(held) {
+                found.add(base + u64::from(block) * BLOCK, BLOCK, true);
             }
         }
         found.0
@@ -267,7 +301,7 @@ impl<L: RecordLog> Shard<L> {
         unique.into_iter().collect()
     }
 
-    /// One cluster after the other.
+    /// One cluster after the other; what has to be fetched, some at a time.
     fn fill_range<I: Io>(
         &mut self,
         io: &mut I,
@@ -276,11 +310,18 @@ impl<L: RecordLog> Shard<L> {
         range: u32,
         most: u64,
     ) -> Result<Answer, Wait> {
-        if self.volumes[&volume].record.parent.is_none() {
+        let Some(parent) = self.volumes[&volume].record.parent else {
             return Ok(Answer::Filled { copied: asking.copied, next: None });
-        }
+        };
         if self.fault.is_some() {
             return Err(Wait::Over(Status::WriteFault));
+        }
+        if !self.may_work_on(volume) {
+            // A cut that nobody can name yet may look through where the volume does not any more.
+            return Err(Wait::Later);
+        }
+        if parent.is_on_backend() {
+            return self.fetch_range(io, asking, volume, range, most);
         }
         loop {
             if let Some(cluster) = asking.working {
@@ -304,7 +345,7 @@ impl<L: RecordLog> Shard<L> {
             }
             self.node_for(io, asking, volume)?;
             let clusters = (asking.index..CLUSTERS_PER_RANGE).map(|index| range * CLUSTERS_PER_RANGE + index);
-            let Some(cluster) = clusters.clone().find(|&cluster| self.looks_through(volume, cluster)) else {
+            let Some(cluster) = clusters.clone().find(|&cluster| self.open_blocks(volume, cluster) != 0) else {
                 let next = self.next_of(Level { volume, at: None }, range, true);
                 return Ok(Answer::Filled { copied: asking.copied, next });
             };
@@ -318,16 +359,74 @@ impl<L: RecordLog> Shard<L> {
             if self.background.is_paused(self.now) && !self.draining {
                 return Err(Wait::Nowhere);
             }
+            self.fetch_for_fill(io, asking, volume, cluster)?;
             asking.working = Some(cluster);
             self.start_job(io, volume, cluster, Aim::Fill);
         }
     }
 
-    /// Whether a view has a block of this cluster from the parent, as far as its own node tells.
-    fn looks_through(&self, volume: VolumeId, cluster: u32) -> bool {
+    /// What a clone's parents themselves look through to is to be here before a job holds the cluster.
+    fn fetch_for_fill<I: Io>(
+        &mut self,
+        io: &mut I,
+        asking: &mut Asking,
+        volume: VolumeId,
+        cluster: u32,
+    ) -> Result<(), Wait> {
+        let blocks = self.open_blocks(volume, cluster);
+        let bottom = Level { volume, at: self.volumes[&volume].record.parent.map(|parent| parent.epoch) };
+        match self.gather_below(io, bottom, Open::from_slice(&[(cluster, blocks)]), &mut asking.pins) {
+            Ok(Gathered::Ready) => Ok(()),
+            Ok(Gathered::Loading(key)) => {
+                asking.seeking = Some((key, self.nodes.failures()));
+                Err(Wait::Nowhere)
+            }
+            Ok(Gathered::Absent(bottom, absent)) => {
+                while let Some(ended) = self.fetching.take_ended(bottom, cluster / CLUSTERS_PER_RANGE) {
+                    ended.map_err(Wait::Over)?;
+                }
+                self.want_below(bottom, &absent, Who::Question);
+                Err(Wait::Nowhere)
+            }
+            Err(status) => Err(Wait::Over(status)),
+        }
+    }
+
+    /// Fetches what the backend has for a range of a clone that is at the bottom of its chain.
+    fn fetch_range<I: Io>(
+        &mut self,
+        io: &mut I,
+        asking: &mut Asking,
+        volume: VolumeId,
+        range: u32,
+        most: u64,
+    ) -> Result<Answer, Wait> {
+        self.node_for(io, asking, volume)?;
+        let Some(map) = self.backend_map(volume, range).map_err(Wait::Over)? else { return Err(Wait::Nowhere) };
+        while let Some(ended) = self.fetching.take_ended(volume, range) {
+            asking.copied += ended.map_err(Wait::Over)?;
+        }
+        let first = range * CLUSTERS_PER_RANGE;
+        let clusters = (0..CLUSTERS_PER_RANGE).filter(|index| map.data >> index & 1 == 1).map(|index| first + index);
+        let wanted = clusters.map(|cluster| (cluster, self.open_blocks(volume, cluster)));
+        let wanted: Open = wanted.filter(|&(_, blocks)| blocks != 0).take(AHEAD).collect();
+        if wanted.is_empty() {
+            return Ok(Answer::Filled { copied: asking.copied, next: map.next });
+        }
+        if asking.copied >= most {
+            return Ok(Answer::Filled { copied: asking.copied, next: Some(range) });
+        }
+        self.want_below(volume, &wanted, Who::Question);
+        Err(Wait::Nowhere)
+    }
+
+    /// Blocks of a cluster that some view has from the parent, as far as the volume's own node tells.
+    fn open_blocks(&self, volume: VolumeId, cluster: u32) -> u16 {
         let (node, index) = self.nodes.ready(volume, cluster);
-        let behind = self.behind(volume, cluster);
-        behind != 0 && self.volumes[&volume].views.needs(&chain_of(node, index)).undecided & behind != 0
+        match self.behind(volume, cluster) {
+            0 => 0,
+            behind => self.volumes[&volume].views.needs(&chain_of(node, index)).undecided & behind,
+        }
     }
 
     fn offset_of(&self, volume: VolumeId, cluster: u32) -> u64 {

@@ -131,6 +131,7 @@ impl<L: RecordLog> Shard<L> {
         let asked = self.advance_asking(io, out);
         if self.background.asking.is_empty() {
             self.background.filled.clear();
+            self.fetching.forget_ended();
         }
         if self.fault.is_some() || self.draining {
             self.background.courses.clear();
@@ -177,6 +178,9 @@ impl<L: RecordLog> Shard<L> {
 
     /// A job is over: pace, and tell whom it concerns.
     pub(super) fn job_ended(&mut self, job: &Job, end: End) {
+        if job.aim == Aim::Fetched {
+            return self.fetched_ended(job, end);
+        }
         let took = self.now.0.saturating_sub(job.began.0);
         // A fill gives no space back: it is not hurried where that is short.
         let hurried = job.aim != Aim::Fill && self.is_short_of_space();
@@ -191,7 +195,7 @@ impl<L: RecordLog> Shard<L> {
             Aim::Tidy => self.tidied_one(job.volume, job.cluster, end),
             Aim::Fill => self.background.filled.push((job.volume, job.cluster, end, job.copied)),
             Aim::Thicken if end == End::Later => self.thicken(job.volume, job.cluster),
-            Aim::Thicken => {}
+            Aim::Thicken | Aim::Fetched => {}
         }
     }
 

@@ -16,6 +16,7 @@ use super::Shard;
 use super::api::RecordLog;
 use super::commit::Use;
 use super::course::chain_of;
+use super::fetching::ClusterData;
 use super::levels::{Gathered, Level, Open, Pins};
 use super::nodes::Readiness;
 use super::ops::{Kind, Owner};
@@ -41,6 +42,8 @@ pub(super) enum Aim {
     Thicken,
     /// No view looks through to the parent any more (C9).
     Fill,
+    /// What has come from a backend goes to the bottom.
+    Fetched,
 }
 
 /// How it ended.
@@ -76,6 +79,8 @@ pub(super) struct Job {
     /// A node was on its way, and so many had failed to come by then.
     seeking: Option<(NodeKey, u64)>,
     copy: Option<Copy>,
+    /// What has come from a backend.
+    pub(super) fetched: Option<Arc<ClusterData>>,
 }
 
 impl Job {
@@ -100,17 +105,17 @@ struct Copy {
 
 /// What is to be copied, and what the map says afterwards.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Plan {
+pub(super) struct Plan {
     /// As it will be; without a place: one is to be taken.
-    kept: Version,
-    gone: Option<Version>,
+    pub(super) kept: Version,
+    pub(super) gone: Option<Version>,
     /// Bits 0 to 15, and where their bytes are, ascending.
-    blocks: u16,
-    sources: Vec<(Run, u32)>,
+    pub(super) blocks: u16,
+    pub(super) sources: Vec<(Run, u32)>,
 }
 
 /// What comes next.
-enum Next {
+pub(super) enum Next {
     /// Look again.
     Again,
     /// An event will call.
@@ -122,6 +127,17 @@ enum Next {
 
 impl<L: RecordLog> Shard<L> {
     pub(super) fn start_job<I: Io>(&mut self, io: &mut I, volume: VolumeId, cluster: u32, aim: Aim) {
+        self.start_job_with(io, volume, cluster, aim, None);
+    }
+
+    pub(super) fn start_job_with<I: Io>(
+        &mut self,
+        io: &mut I,
+        volume: VolumeId,
+        cluster: u32,
+        aim: Aim,
+        fetched: Option<Arc<ClusterData>>,
+    ) {
         let job = Job {
             volume,
             cluster,
@@ -132,6 +148,7 @@ impl<L: RecordLog> Shard<L> {
             pins: Pins::new(),
             seeking: None,
             copy: None,
+            fetched,
         };
         let id = self.background.jobs.insert(job) as u32;
         let (stripe, blocks) = whole_cluster(volume, cluster);
@@ -194,7 +211,8 @@ impl<L: RecordLog> Shard<L> {
         match self.volumes.get(&volume) {
             None => return Next::End(End::Failed(Status::VolumeGone)),
             Some(known) if known.fault.is_some() => return Next::End(End::Failed(Status::VolumeFaulted)),
-            Some(_) if !self.may_work_on(volume) => return Next::End(End::Later),
+            // What is fetched was there before any cut, named or not.
+            Some(_) if aim != Aim::Fetched && !self.may_work_on(volume) => return Next::End(End::Later),
             Some(_) => {}
         }
         let (key, _) = NodeKey::of(volume, cluster);
@@ -212,6 +230,7 @@ impl<L: RecordLog> Shard<L> {
             Aim::Tidy => self.plan_tidy(volume, cluster),
             Aim::Thicken => self.plan_thick(io, id),
             Aim::Fill => self.plan_fill(io, id),
+            Aim::Fetched => self.plan_fetched(id),
         }
     }
 
@@ -253,6 +272,9 @@ impl<L: RecordLog> Shard<L> {
                 job.seeking = Some((key, failures));
                 Err(Next::Wait)
             }
+            // Chains are not worth a fetch; who fills asks for it first.
+            Ok(Gathered::Absent(..)) if job.aim == Aim::Thicken => Err(Next::End(End::Done)),
+            Ok(Gathered::Absent(..)) => Err(Next::End(End::Later)),
             Err(status) => Err(Next::End(End::Failed(status))),
         }
     }
@@ -381,15 +403,25 @@ impl<L: RecordLog> Shard<L> {
             plan.kept.place = self.space.alloc().expect("there is space for one");
         }
         self.changing += RECORDS;
-        let mut pieces = pieces_of(plan.sources.iter().copied());
-        split_along(lent.buf, &mut pieces);
         let job = &mut self.background.jobs[id as usize];
         let views = Arc::clone(&self.volumes[&job.volume].views);
-        job.stage = Stage::Reading;
         job.copied += bytes as u64;
+        let mut buf = lent.buf;
+        let (mut pieces, kind) = match &job.fetched {
+            Some(fetched) => {
+                fetched.copy_to(plan.blocks, &mut buf);
+                job.stage = Stage::Writing;
+                (targets_of(&plan), Some(Kind::Write))
+            }
+            None => {
+                job.stage = Stage::Reading;
+                (pieces_of(plan.sources.iter().copied()), None)
+            }
+        };
+        split_along(buf, &mut pieces);
         let outstanding = pieces.len() as u32;
         job.copy = Some(Copy { plan, views, fresh, pieces, rest: lent.rest, outstanding, status: Status::Success });
-        self.submit_pieces(io, id, None);
+        self.submit_pieces(io, id, kind);
         Next::Wait
     }
 
@@ -425,8 +457,7 @@ impl<L: RecordLog> Shard<L> {
             return;
         }
         let buf = joined(&mut copy.pieces);
-        let place = copy.plan.kept.place;
-        copy.pieces = pieces_of(runs(copy.plan.blocks).map(|(first, count)| (Run::of(place, first * B), count * B)));
+        copy.pieces = targets_of(&copy.plan);
         split_along(buf, &mut copy.pieces);
         copy.outstanding = copy.pieces.len() as u32;
         job.stage = Stage::Writing;
@@ -457,7 +488,7 @@ impl<L: RecordLog> Shard<L> {
     }
 
     /// A version is as said here now; `fresh`: with a place that was taken for it.
-    fn put(&mut self, volume: VolumeId, cluster: u32, version: Version, fresh: bool) {
+    pub(super) fn put(&mut self, volume: VolumeId, cluster: u32, version: Version, fresh: bool) {
         let lsn = self.record(&Record::Set { volume, cluster, version, freed: Place::NONE });
         if fresh {
             self.mapped.change(lsn, volume, 1);
@@ -502,6 +533,12 @@ fn whole_cluster(volume: VolumeId, cluster: u32) -> (StripeKey, std::ops::Range<
 fn runs(blocks: u16) -> impl Iterator<Item = (u32, u32)> {
     let starts = blocks & !(blocks << 1);
     ones(starts).map(move |first| (first, (!(blocks >> first)).trailing_zeros().min(BLOCKS_PER_CLUSTER - first)))
+}
+
+/// Where the blocks of a plan go.
+fn targets_of(plan: &Plan) -> Vec<Segment> {
+    let place = plan.kept.place;
+    pieces_of(runs(plan.blocks).map(|(first, count)| (Run::of(place, first * B), count * B)))
 }
 
 fn pieces_of(runs: impl Iterator<Item = (Run, u32)>) -> Vec<Segment> {

@@ -34,6 +34,7 @@ impl<L: RecordLog> Shard<L> {
         let known = self.volumes.remove(&volume);
         if let Some(known) = &known {
             self.forget_background(volume);
+            self.forget_fetches(volume);
             self.views_may_have_changed(Some(&known.record), None);
         }
         let waiting: Vec<_> = self

@@ -35,11 +35,13 @@ pub(super) type Pins = SmallVec<[VolumeId; 2]>;
 pub(super) type Open = SmallVec<[(u32, u16); 4]>;
 
 /// Whether everything that decides is here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Gathered {
     Ready,
     /// This node is on its way.
     Loading(NodeKey),
+    /// These blocks of this volume, which looks through to a backend, may have to be fetched.
+    Absent(VolumeId, Open),
 }
 
 impl<L: RecordLog> Shard<L> {
@@ -69,16 +71,26 @@ impl<L: RecordLog> Shard<L> {
         Ok(origin.record.parent.is_some())
     }
 
-    /// Whose nodes decide what those of `level` do not, and up to which byte of the volume.
+    /// Whose nodes decide what those of `level` do not, and up to which byte of the volume. What a backend decides no nodes do: see
+    /// [`Shard::backend_below`].
     pub(super) fn below(&self, level: Level) -> Result<Option<(Level, u64)>, Status> {
         let Some(parent) = self.volumes.get(&level.volume).and_then(|volume| volume.record.parent) else {
             return Ok(None);
         };
+        if parent.is_on_backend() {
+            return Ok(None);
+        }
         let volume = self.volumes.get(&parent.volume).ok_or(Status::VolumeGone)?;
         if volume.fault.is_some() {
             return Err(Status::VolumeFaulted);
         }
         Ok(Some((Level { volume: parent.volume, at: Some(parent.epoch) }, parent.size)))
+    }
+
+    /// Up to which byte a backend decides what the nodes of `level` do not.
+    pub(super) fn backend_below(&self, level: Level) -> Option<u64> {
+        let parent = self.volumes.get(&level.volume)?.record.parent?;
+        parent.is_on_backend().then_some(parent.size)
     }
 
     pub(super) fn view_of(&self, level: Level) -> View<'_> {
@@ -116,7 +128,7 @@ impl<L: RecordLog> Shard<L> {
         }
     }
 
-    /// The same for bytes that no version of `level` decides.
+    /// The same for bytes that no version of `level` decides. What a backend would have to decide is here by now, unless it is zeros.
     pub(super) fn look_below(&self, level: Level, cluster: u32, from: u32, to: u32, segments: &mut Vec<Segment>) {
         let below = self.below(level).expect("what is looked through has been gathered");
         let Some((next, size)) = below else { return push_run(segments, None, to - from) };
@@ -160,7 +172,7 @@ impl<L: RecordLog> Shard<L> {
                 self.nodes.pin_node(key);
                 pins.push(level.volume);
             }
-            let Some((next, size)) = self.below(level)? else { return Ok(Gathered::Ready) };
+            let Some((next, size)) = self.below(level)? else { return Ok(self.gather_backend(level, open)) };
             self.decide(level, size, &mut open);
             if open.is_empty() {
                 return Ok(Gathered::Ready);
@@ -171,6 +183,14 @@ impl<L: RecordLog> Shard<L> {
                 _ => return Ok(Gathered::Loading(key)),
             }
         }
+    }
+
+    /// What is left of `open` at the bottom of a chain, the node of which is here.
+    fn gather_backend(&self, level: Level, mut open: Open) -> Gathered {
+        let Some(size) = self.backend_below(level) else { return Gathered::Ready };
+        self.decide(level, size, &mut open);
+        open.retain(|(cluster, _)| self.fetching.may_have(level.volume, *cluster));
+        if open.is_empty() { Gathered::Ready } else { Gathered::Absent(level.volume, open) }
     }
 
     /// Sees to it that the nodes of parents that a part looks through are here; its own is. False if it was parked.
@@ -189,6 +209,7 @@ impl<L: RecordLog> Shard<L> {
                 self.nodes.wait_for(node, key);
                 Ok(false)
             }
+            Gathered::Absent(bottom, open) => self.wait_for_backend(io, key, bottom, &open).map(|()| false),
         }
     }
 

@@ -25,6 +25,7 @@ mod course;
 mod deallocate;
 mod erase;
 mod fault;
+mod fetching;
 mod giving;
 mod levels;
 mod mapped;
@@ -52,11 +53,13 @@ use rustc_hash::FxHashMap;
 pub use api::{
     Answer, Ask, ChangedRange, Event, FileSet, LogFull, Part, PartDone, RecordLog, ShardConfig, Stats, TokenBase,
 };
+pub use fetching::{ClusterData, Fetch, Fetched, RangeMap, Wanted};
 pub use recover::{OpenError, Opened, Progress, Recovery, RecoverySpec, Region};
 
 use self::background::Background;
 use self::checkpoint::Checkpoint;
 use self::commit::Commit;
+use self::fetching::Fetching;
 use self::giving::Giving;
 use self::mapped::Mapped;
 use self::nodes::{NodeCache, Readiness};
@@ -150,6 +153,7 @@ pub struct Shard<L> {
     slab_request: SlabRequest,
     giving: Giving,
     sealing: Sealing,
+    fetching: Fetching,
     /// Clusters let go that still need a hole.
     released: Vec<Place>,
     holes: slab::Slab<reclaim::Hole>,
@@ -218,6 +222,7 @@ impl<L: RecordLog> Shard<L> {
             slab_request: SlabRequest::None,
             giving: Giving::default(),
             sealing: Sealing::default(),
+            fetching: Fetching::default(),
             scratch,
             commit,
             checkpoint,
@@ -291,6 +296,7 @@ impl<L: RecordLog> Shard<L> {
             return;
         }
         let command = state.part.command;
+        self.leave_backend(key);
         let clone = match self.admit(key) {
             Ok(clone) => clone,
             Err(status) => return self.finish(key, status, out),
@@ -402,6 +408,7 @@ impl<L: RecordLog> Shard<L> {
     fn finish(&mut self, key: PartKey, status: Status, out: &mut Vec<Event>) {
         self.release_claim(key);
         self.unpin(key);
+        self.leave_backend(key);
         let state = self.parts.at(key);
         state.join_data();
         let (id, association) = (state.part.id, state.part.association);
@@ -458,6 +465,9 @@ impl<L: RecordLog> Shard<L> {
                 None
             }
         };
+        if before.as_ref().is_some_and(|before| before.parent != record.parent) {
+            self.forget_fetches(id);
+        }
         self.views_may_have_changed(before.as_deref(), Some(&record));
     }
 

@@ -114,6 +114,8 @@ pub(crate) struct PartState {
     pub(crate) scratch_rest: Option<Buf>,
     /// Volumes whose nodes of the part's range may not be evicted.
     pub(crate) pins: Pins,
+    /// It waits for the backend, with so many bytes of buffers of ours.
+    pub(crate) awaits_backend: Option<usize>,
     /// Its device writes are durable by themselves.
     pub(crate) durable: bool,
     /// The last record it made or found in its node: its answer has to wait until that survives.
@@ -153,6 +155,7 @@ impl PartTable {
                 scratch: Vec::new(),
                 scratch_rest: None,
                 pins: Pins::new(),
+                awaits_backend: None,
                 durable: false,
                 lsn: Lsn(0),
             }),
@@ -187,6 +190,7 @@ impl PartTable {
             state.outstanding == 0 && state.claimed.is_none() && state.targets.is_empty() && state.part.data.is_none()
         );
         assert!(state.segments.is_empty() && state.scratch.is_empty() && state.pins.is_empty());
+        assert!(state.awaits_backend.is_none());
         *generation = generation.wrapping_add(1);
         self.free.push(key.slot);
         state.stage = Stage::Queued;

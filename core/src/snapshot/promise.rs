@@ -58,6 +58,8 @@ const COMMITTING: u8 = 2;
 pub struct Promise {
     fate: AtomicU8,
     waiting: AtomicU8,
+    /// What has gone wrong last there.
+    trouble: Mutex<Option<String>>,
     reply: Mutex<Option<Reply>>,
     name: String,
     begun: Instant,
@@ -83,6 +85,7 @@ impl Promise {
         Promise {
             fate: AtomicU8::new(PENDING),
             waiting,
+            trouble: Mutex::new(None),
             reply: Mutex::new(Some(reply)),
             name,
             begun: now,
@@ -115,6 +118,11 @@ impl Promise {
         self.waiting.store(what as u8, Ordering::Relaxed);
     }
 
+    /// For the answer of an expiry too: why what it waits for takes so long; none: it goes on.
+    pub fn held_up_by(&self, why: Option<String>) {
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = why;
+    }
+
     /// The record is about to be written. False if it is over already: then it must not be.
     #[must_use]
     pub fn commit(&self) -> bool {
@@ -133,9 +141,11 @@ impl Promise {
         let first = self.withdraw(|| {
             let waiting = Waiting::ALL[usize::from(self.waiting.load(Ordering::Relaxed))];
             let within = self.timeout.map_or(String::new(), |timeout| format!(" within {timeout:?}"));
+            let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let trouble = trouble.map_or(String::new(), |why| format!(" ({why})"));
             ControlError::new(
                 ControlErrorKind::TimedOut,
-                format!("{} was not made{within}: {}; nothing is left of it", self.name, waiting.text()),
+                format!("{} was not made{within}: {}{trouble}; nothing is left of it", self.name, waiting.text()),
             )
         });
         if first {
@@ -204,6 +214,17 @@ mod tests {
         assert_eq!(promise.late_ns(), Some(0), "the deadline is half a second away");
         promise.answer(Ok(ControlAnswer::Done));
         assert!(answers.try_recv().is_err(), "it is answered once");
+    }
+
+    #[test]
+    fn a_missed_deadline_says_what_the_store_said_last() {
+        let (promise, answers) = promise(Some(Duration::from_secs(3)));
+        promise.waits_for(Waiting::Sync);
+        promise.held_up_by(Some("the disk is full".to_owned()));
+        promise.held_up_by(Some("cannot put x: refused".to_owned()));
+        assert!(promise.expire(Instant(4_000_000_000)));
+        let error = answers.try_recv().unwrap().unwrap_err();
+        assert!(error.message.contains("stored in the backend (cannot put x: refused);"), "{error}");
     }
 
     #[test]

@@ -69,6 +69,13 @@ pub enum SyncReport {
         /// Bytes.
         total: u64,
     },
+    /// What the store said last, while it is tried again; none: it goes on.
+    HeldUp {
+        /// Which job.
+        attempt: AttemptId,
+        /// For whoever reads it.
+        why: Option<String>,
+    },
     /// Everything but the manifest is stored. The manifest may be put after [`SyncPort::go_on`], not before.
     ManifestAboutToBePut {
         /// Of which job.
@@ -103,6 +110,7 @@ impl SyncReport {
     pub fn attempt(&self) -> AttemptId {
         match self {
             SyncReport::Progress { attempt, .. }
+            | SyncReport::HeldUp { attempt, .. }
             | SyncReport::ManifestAboutToBePut { attempt, .. }
             | SyncReport::Synced { attempt, .. }
             | SyncReport::Failed { attempt, .. }
@@ -145,6 +153,8 @@ pub trait SyncPort: Send {
     fn cancel(&mut self, attempt: AttemptId, noted: Option<&NotedAttempt>);
     /// A synced snapshot was removed: its manifest may be collected.
     fn removed(&mut self, origin: VolumeId, manifest: &str);
+    /// Clones may need something on a backend no more; the catalog says what is held there.
+    fn let_go(&mut self) {}
 }
 
 /// The way back: gives a report to the coordinator, from any thread, without blocking.

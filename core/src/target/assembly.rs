@@ -20,6 +20,7 @@ use crate::directory::Directory;
 use crate::export::ExportRecord;
 use crate::ids::{Epoch, ShardId, VolumeId};
 use crate::metrics::Metrics;
+use crate::node::fetch::FetchPort;
 use crate::node::interest::Interests;
 use crate::node::owner::{
     CatalogPlace, FirstFlush, NewDevices, Owner, OwnerParts, PoolFacts, Store, Surroundings, Untold, directory_of,
@@ -289,6 +290,7 @@ impl Plan {
         reactor: usize,
         recovered: Recovered<L>,
         buffer_bytes: usize,
+        fetch_port: Option<Arc<dyn FetchPort>>,
         first: Option<(Sources, Damaged)>,
     ) -> Node<L> {
         assert_eq!(first.is_some(), reactor == 0, "the catalog lives on reactor 0");
@@ -316,6 +318,7 @@ impl Plan {
             metrics: Arc::clone(&self.metrics),
             first_flush: Arc::clone(&self.first_flush),
             interests: Arc::clone(&self.interests),
+            fetch_port,
             owner,
         })
     }

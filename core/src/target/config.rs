@@ -8,6 +8,7 @@ use std::time::Duration;
 pub use ringway_reactor::files::Allocation;
 
 use super::unix::SocketAccess;
+use crate::backend::settings::BackendSettings;
 
 /// Where a pool lives.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +54,8 @@ pub struct FormatOptions {
     pub assume_atomic_4k: bool,
     /// Whether a pool, or something else, that is there already is overwritten.
     pub force: bool,
+    /// Where snapshots will be stored, if not in the pool alone.
+    pub backend: Option<BackendSettings>,
 }
 
 impl Default for FormatOptions {
@@ -65,6 +68,7 @@ impl Default for FormatOptions {
             journal_bytes: None,
             assume_atomic_4k: false,
             force: false,
+            backend: None,
         }
     }
 }

@@ -151,6 +151,7 @@ fn write_pool(files: &[OpenFile], options: &FormatOptions) -> Result<(), StartEr
         assume_atomic_4k: options.assume_atomic_4k,
         force: options.force,
         created_unix_s: super::unix_s(),
+        backend: options.backend.clone(),
     };
     pool::format(&mut io, &options, &mut |_| {})?;
     Ok(())

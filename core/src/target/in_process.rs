@@ -65,7 +65,7 @@ impl InProcess {
         })?;
         let damaged = recovered.damaged();
         let first = (sources(Box::new(NeverGrows(config.pool.clone())), None), damaged);
-        let node = plan.node(0, recovered, config.buffer_bytes, Some(first));
+        let node = plan.node(0, recovered, config.buffer_bytes, None, Some(first));
         let mail = Mesh::new(1, MAILBOX).pop().expect("a mesh of one");
         let control = Arc::new(Port::new(mail.injector()));
         Ok(InProcess { reactor: Reactor::new(io, mail, node), control, buffers })

@@ -43,6 +43,7 @@ use crate::control::TargetInfo;
 use crate::export::ExportKind;
 use crate::ids::ShardId;
 use crate::node::Node;
+use crate::node::fetch::FetchPort;
 use crate::node::message::Message;
 use crate::node::owner::NewDevices;
 use crate::pool::{self, OpenOptions, OpenPool};
@@ -68,6 +69,7 @@ struct Seat {
     worker_cores: Vec<usize>,
     /// On reactor 0: who stores snapshots elsewhere.
     sync_port: Option<Box<dyn SyncPort>>,
+    fetch_port: Option<Arc<dyn FetchPort>>,
     mail: Endpoint<Message>,
     logs: Logs,
     reports: Sender<Report>,
@@ -102,7 +104,7 @@ pub fn start(config: TargetConfig, progress: &mut dyn FnMut(&Progress)) -> Resul
     let injector = injectors[0].clone();
     let entry = Entry::open(&config, injector.clone())?;
     let free_cores: Vec<usize> = allowed_cores()?.into_iter().filter(|core| !config.cores.contains(core)).collect();
-    let backend = start_backend(&config, &plan, &injector, free_cores.clone())?;
+    let backend = start_backend(&config, &plan, &injectors, free_cores.clone())?;
     let (reports, reported) = channel();
     let (mut threads, mut gos) = (Vec::new(), Vec::new());
     for (index, mail) in mesh.into_iter().enumerate() {
@@ -118,6 +120,7 @@ pub fn start(config: TargetConfig, progress: &mut dyn FnMut(&Progress)) -> Resul
             pools: Arc::clone(&pools),
             worker_cores: free_cores.clone(),
             sync_port: (index == 0).then(|| backend.sync_port()),
+            fetch_port: Some(backend.fetch_port()),
             mail,
             logs: logs.extract_if(.., |(shard, _)| mine.contains(shard)).collect(),
             reports: reports.clone(),
@@ -157,14 +160,24 @@ pub fn start(config: TargetConfig, progress: &mut dyn FnMut(&Progress)) -> Resul
 fn start_backend(
     config: &TargetConfig,
     plan: &Plan,
-    injector: &Injector<Message>,
+    injectors: &[Injector<Message>],
     cores: Vec<usize>,
 ) -> Result<BackendThread, StartError> {
+    let injector = &injectors[0];
     let (inside, reports) = (injector.clone(), injector.clone());
+    let homes: Vec<(ShardId, Injector<Message>)> = (0..injectors.len())
+        .flat_map(|reactor| plan.shards_of(reactor).map(move |shard| (shard, reactor)))
+        .map(|(shard, reactor)| (shard, injectors[reactor].clone()))
+        .collect();
+    let fetched = move |shard, token, outcome| {
+        let (_, home) = homes.iter().find(|(id, _)| *id == shard).expect("it has asked from there");
+        home.send(Message::Fetched { shard, token, outcome });
+    };
     let around = Surroundings {
         pool: plan.pool(),
         control: Arc::new(Port::new(injector.clone())),
         inside: Arc::new(move |call| inside.send(Message::Inside(Box::new(call)))),
+        fetched: Arc::new(fetched),
         reports: Arc::new(move |report| reports.send(Message::Sync(report))),
         metrics: plan.metrics(),
         unix_s: super::unix_s,
@@ -307,7 +320,7 @@ impl Seat {
             let grower = Box::new(Grower::new(spec, injector, self.worker_cores.clone()));
             (sources(grower, self.sync_port.take()), damaged)
         });
-        let mut node = self.plan.node(self.index, recovered, self.config.buffer_bytes, first);
+        let mut node = self.plan.node(self.index, recovered, self.config.buffer_bytes, self.fetch_port.take(), first);
         if self.index == 0 {
             let listeners = listen(&mut io, &self.config.listeners)?;
             let addresses: Vec<_> = listeners.iter().map(|&(_, addr)| addr).collect();

@@ -108,6 +108,8 @@ codes! {
     KEEP_ALIVE_TIMEOUT_INVALID = 0, 0x1A;
     /// The namespace is write protected.
     NAMESPACE_WRITE_PROTECTED = 0, 0x20;
+    /// The command was interrupted; the host should send it again.
+    COMMAND_INTERRUPTED = 0, 0x21;
     /// The transport failed while the command ran.
     TRANSIENT_TRANSPORT_ERROR = 0, 0x22;
     /// Beyond the end of the namespace.

@@ -4,6 +4,7 @@
 //! 4 KiB block take effect in the order of their submission, so "at least as new as" is a number.
 #![expect(dead_code, unreachable_pub, reason = "each test binary uses its part of the rig")]
 
+pub mod backend;
 pub mod lines;
 pub mod model;
 pub mod views;
@@ -66,6 +67,8 @@ pub struct Setup {
     pub removed: Vec<VolumeId>,
     /// Volumes that a shard has said to have lost records.
     pub suspect: Vec<VolumeId>,
+    /// What clones look through to.
+    pub backend: backend::Backend,
 }
 
 pub fn volume(id: u32, size: u64, lba_bytes: u32) -> VolumeRecord {
@@ -102,6 +105,7 @@ impl Setup {
             volumes: vec![Arc::new(volume(1, 4 * MIB, 512)), Arc::new(volume(2, 4 * MIB, 512))],
             removed: Vec::new(),
             suspect: Vec::new(),
+            backend: backend::Backend::default(),
         }
     }
 
@@ -203,6 +207,7 @@ pub struct Rig {
     pub kept_slabs: u64,
     /// Whether the pool gives more slabs.
     pub give_slabs: bool,
+    pub backend: backend::Backend,
     barriers: Barriers,
     completions: Vec<Completion>,
     next_id: u64,
@@ -258,7 +263,6 @@ impl Rig {
         Ok(Rig {
             word: Epoch::first_of(setup.boot).0,
             world,
-            setup,
             io,
             shard,
             done: VecDeque::new(),
@@ -276,6 +280,8 @@ impl Rig {
             given_back: 0,
             kept_slabs: 0,
             give_slabs: true,
+            backend: setup.backend.clone(),
+            setup,
             barriers: Barriers { tickets: HashMap::new(), ops: HashMap::new(), next: 0 },
             completions,
             next_id: 0,
@@ -320,6 +326,7 @@ impl Rig {
             Event::Armed(attempt) => self.armed.push(attempt),
             Event::Sealed { attempt, failed } => self.sealed.push((attempt, failed)),
             Event::Answer { token, answer } => self.answers.push((token, answer)),
+            Event::Fetch(fetch) => self.on_fetch(fetch),
             Event::Drained => self.drained = true,
         }
         let _ = events;

@@ -270,7 +270,7 @@ fn backend_answer(answer: BackendAnswer) -> Response {
         BackendAnswer::Checked(checked) => Json(checked).into_response(),
         BackendAnswer::Collected(collected) => Json(collected).into_response(),
         // Only the backend's own thread asks for that.
-        BackendAnswer::Kept(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+        BackendAnswer::Kept(_) | BackendAnswer::Held(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
 }
 

@@ -59,8 +59,10 @@ Examples:
   ringway restore vm1@before-upgrade --as vm1-old
   ringway restore vm1@monday --from file:///mnt/backup       # on another host, with another pool
   ringway restore 0000000100000007-1a2b3c4d --from s3://backups/site-a
+  ringway restore vm1@monday --lazy --as vm2                 # at once; blocks are fetched when they are read
 
-The volume appears when it is whole. What is read stays on the backend until then, whatever its own pool removes.";
+The volume appears when it is whole. What is read stays on the backend until then, whatever its own pool removes. With --lazy it
+appears at once, as a clone, and what it looks through to stays there until the clone is removed or populated.";
 
 /// `ringway backend set`.
 #[derive(Args, Debug)]
@@ -125,6 +127,12 @@ pub(crate) struct RestoreArgs {
     /// Also a snapshot that its pool may never have committed
     #[arg(long)]
     pub(crate) unconfirmed: bool,
+    /// At once, as a clone: each block is fetched from the backend when it is first read
+    #[arg(long)]
+    pub(crate) lazy: bool,
+    /// Seconds after which a read of that clone that gets nothing from the backend fails [default: 20]
+    #[arg(long, value_name = "SECONDS", requires = "lazy")]
+    pub(crate) patience: Option<u32>,
     #[command(flatten)]
     pub(crate) daemon: DaemonArgs,
 }
@@ -209,6 +217,10 @@ fn show(info: &BackendInfo) -> String {
             format!("{}: {} of {}{held}", restore.name, Size(restore.written), Size(restore.total)),
         ));
     }
+    for clone in &info.clones {
+        let held = clone.trouble.as_ref().map_or(String::new(), |trouble| format!("; {trouble}"));
+        lines.push(("clone", format!("{} of {}: {} fetched{held}", clone.name, clone.of, Size(clone.fetched))));
+    }
     if let Some(last) = &info.collected {
         lines.push(("collected", collected(last)));
     }
@@ -265,6 +277,10 @@ pub(crate) fn restore(args: &RestoreArgs, format: Format) -> Result<(), Failure>
         snapshot: args.snapshot.clone(),
         name: args.name.clone(),
         unconfirmed: args.unconfirmed,
+        lazy: args.lazy,
+        patience_s: args.patience,
+        exclusive: false,
+        allowed_hosts: Vec::new(),
     };
     let daemon = client(&args.daemon);
     let restored = thread::scope(|scope| {
@@ -287,6 +303,7 @@ pub(crate) fn restore(args: &RestoreArgs, format: Format) -> Result<(), Failure>
         bar.finish_and_clear();
         asked.join().unwrap_or_else(|_| Err(Failure::internal("the thread that asked has panicked".to_owned())))
     })?;
-    format.print(&restored, |volume| format!("restored {} as {}, {}", args.snapshot, volume.name, Size(volume.size)));
+    let done = if args.lazy { "cloned" } else { "restored" };
+    format.print(&restored, |volume| format!("{done} {} as {}, {}", args.snapshot, volume.name, Size(volume.size)));
     Ok(())
 }

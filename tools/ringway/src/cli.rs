@@ -177,6 +177,9 @@ pub(crate) struct FormatArgs {
     /// Trust the devices with 4 KiB writes that their power-fail atomic unit does not cover
     #[arg(long)]
     pub(crate) assume_atomic_4k: bool,
+    /// Where snapshots will be stored, as `ringway backend set` takes it [default: none]
+    #[arg(long, value_name = "URL")]
+    pub(crate) backend: Option<String>,
     /// Format even if a pool, or something else, is there; all of it is lost
     #[arg(long)]
     pub(crate) force: bool,

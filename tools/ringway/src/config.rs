@@ -74,6 +74,9 @@ pub(crate) struct Settings {
     /// File with the credentials of the pool's backend, lines such as aws_access_key_id=… [default: the environment]
     #[arg(long, value_name = "FILE")]
     pub(crate) backend_credentials: Option<PathBuf>,
+    /// Where the pool's snapshots are stored, as `ringway backend set` takes it [default: as the pool has it on record]
+    #[arg(long, value_name = "URL|none")]
+    pub(crate) backend: Option<String>,
     /// Permissions of the sockets in the runtime folder and of exports, octal [default: 0600]
     #[arg(long, value_name = "MODE")]
     pub(crate) socket_mode: Option<String>,
@@ -136,6 +139,7 @@ impl Settings {
             tls_cert: over.tls_cert.or(self.tls_cert),
             tls_key: over.tls_key.or(self.tls_key),
             backend_credentials: over.backend_credentials.or(self.backend_credentials),
+            backend: over.backend.or(self.backend),
             socket_mode: over.socket_mode.or(self.socket_mode),
             socket_group: over.socket_group.or(self.socket_group),
             control_mode: over.control_mode.or(self.control_mode),

@@ -264,6 +264,13 @@ impl Snapshot {
         counters(encoder, "backend_failed", "Snapshots that the backend did not take", &one(backend.failed.get()))?;
         counters(encoder, "backend_sent_bytes", "Bytes sent for snapshots", &one(backend.sent_bytes.get()))?;
         counters(encoder, "backend_restored_bytes", "Bytes of volumes restored", &one(backend.restored_bytes.get()))?;
+        counters(encoder, "backend_fetched_bytes", "Bytes fetched for clones", &one(backend.fetched_bytes.get()))?;
+        counters(
+            encoder,
+            "backend_fetches_failed",
+            "Fetches that came to nothing",
+            &one(backend.fetches_failed.get()),
+        )?;
         counters(
             encoder,
             "backend_deleted_objects",

@@ -47,6 +47,7 @@ fn make(args: &FormatArgs, format: Format) -> Result<(), Failure> {
         journal_bytes: args.journal.map(|size| size.0),
         assume_atomic_4k: args.assume_atomic_4k,
         force: args.force,
+        backend: args.backend.as_deref().map(crate::backend::settings).transpose()?.flatten(),
     };
     let formatted = watched(format, |progress| target::format(&args.pool.0, &options, progress))
         .map_err(|failure| failure.of_pool(&args.pool.0))?;

@@ -10,7 +10,9 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use ringway_core::control::ControlPort;
+use ringway_core::backend::api::{BackendAnswer, BackendRequest, BackendSet};
+use ringway_core::backend::settings::BackendSettings;
+use ringway_core::control::{ControlAnswer, ControlCall, ControlPort, ControlRequest};
 use ringway_core::controller::vendor::Front;
 use ringway_core::metrics::Metrics;
 use ringway_core::target::unix::SocketAccess;
@@ -53,6 +55,8 @@ pub(crate) struct Plan {
     pub(crate) backend_credentials: Option<PathBuf>,
     remote: Option<(Vec<ControlListen>, TlsFiles, PathBuf)>,
     control_hosts: Vec<String>,
+    /// Where snapshots are to be stored, if something is said; `Some(None)`: in the pool alone.
+    pub(crate) backend: Option<Option<BackendSettings>>,
     control: PathBuf,
     control_access: SocketAccess,
 }
@@ -73,6 +77,7 @@ impl Plan {
             backend_credentials: settings.backend_credentials.clone(),
             remote: settings.remote_control()?,
             control_hosts: settings.control_hosts()?,
+            backend: settings.backend.as_deref().map(crate::backend::settings).transpose()?,
             control: control_socket(settings.control.as_deref(), settings.runtime.as_deref()),
             socket_access: settings.socket_access()?,
             control_access: settings.control_access()?,
@@ -143,6 +148,11 @@ pub(crate) fn run(
     let mut socket = ControlSocket::bind(&plan.control, plan.control_access)?;
     let remote = bind_remote(&plan)?;
     let engine = start(&plan)?;
+    if let Some(wanted) = &plan.backend
+        && let Err(failure) = use_backend(&*engine.port(), wanted.as_ref())
+    {
+        return stop_after(engine, Err(failure));
+    }
     let ready = Ready {
         ready: true,
         pid: std::process::id(),
@@ -183,6 +193,26 @@ fn bind_remote(plan: &Plan) -> Result<Option<Remote>, Failure> {
     let Some((listen, tls, token)) = &plan.remote else { return Ok(None) };
     let tls = server_config(tls).map_err(Failure::usage)?;
     Remote::bind(listen, tls, Token::read(token)?).map(Some)
+}
+
+/// Sees to it that the pool's record names this backend. One that it names already is not looked at: the target serves without it.
+fn use_backend(port: &dyn ControlPort, wanted: Option<&BackendSettings>) -> Result<(), Failure> {
+    let recorded = match call(port, BackendRequest::Show)? {
+        ControlAnswer::Backend(BackendAnswer::Info(info)) => info.settings,
+        other => return Err(Failure::internal(format!("the target answered {other:?}"))),
+    };
+    let place = |settings: Option<&BackendSettings>| settings.map(|settings| settings.url.clone());
+    if place(recorded.as_ref()) == place(wanted) {
+        return Ok(());
+    }
+    call(port, BackendRequest::Set(BackendSet { settings: wanted.cloned(), force: false })).map(drop)
+}
+
+fn call(port: &dyn ControlPort, request: BackendRequest) -> Result<ControlAnswer, Failure> {
+    let (tell, told) = mpsc::channel();
+    port.control(ControlCall::new(ControlRequest::Backend(request), move |answer| drop(tell.send(answer))));
+    let answer = told.recv().map_err(|_| Failure::internal("the target did not answer".to_owned()))?;
+    answer.map_err(|error| Failure::new(error.kind, error.message))
 }
 
 fn stop_after(engine: Box<dyn Engine>, outcome: Result<(), Failure>) -> Result<(), Failure> {

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
+use ringway_core::backend::api::BackendRestore;
+use ringway_core::backend::url::BadUrl;
 use ringway_core::snapshot::asked::{
     Patience, SnapshotCreate, SnapshotInfo, SnapshotState, TIMEOUT_MAX, VolumeClone, check_full_name,
 };
@@ -147,6 +149,12 @@ pub(crate) struct CloneArgs {
     pub(crate) snapshot: String,
     /// The new volume: 1 to 200 bytes of A-Z a-z 0-9 . _ / -
     pub(crate) name: String,
+    /// The snapshot as it is on a backend, though this pool may not have it: blocks are fetched when they are read
+    #[arg(long, value_name = "URL|backend")]
+    pub(crate) from: Option<String>,
+    /// Seconds after which a read that gets nothing from the backend fails [default: 20]
+    #[arg(long, value_name = "SECONDS", requires = "from")]
+    pub(crate) patience: Option<u32>,
     /// One writer at a time
     #[arg(long)]
     pub(crate) exclusive: bool,
@@ -228,6 +236,23 @@ pub(crate) fn run(command: SnapshotCommand, format: Format) -> Result<(), Failur
 
 /// `ringway volume clone`.
 pub(crate) fn clone(args: &CloneArgs, format: Format) -> Result<(), Failure> {
+    if let Some(from) = &args.from {
+        let url = |text: &str| {
+            text.parse().map_err(|error: BadUrl| Failure::usage(format!("{error}, or backend: the pool's own")))
+        };
+        let wanted = BackendRestore {
+            from: if from == "backend" { None } else { Some(url(from)?) },
+            snapshot: args.snapshot.clone(),
+            name: Some(args.name.clone()),
+            unconfirmed: false,
+            lazy: true,
+            patience_s: args.patience,
+            exclusive: args.exclusive,
+            allowed_hosts: args.hosts.clone(),
+        };
+        print_one(format, &client(&args.daemon).backend_restore(&wanted)?);
+        return Ok(());
+    }
     let clone = VolumeClone {
         snapshot: args.snapshot.clone(),
         name: args.name.clone(),

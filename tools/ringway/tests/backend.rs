@@ -3,11 +3,13 @@
 mod common;
 
 use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Daemon, Ended, Place};
+use common::{Daemon, Ended, Place, ringway, spawn};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -193,4 +195,222 @@ fn a_backend_that_goes_away_fails_snapshots_by_their_deadline_and_touches_nothin
     site.ok(&["snapshot", "create", "vm1", "s", "--timeout", "60s"]);
     daemon.signal(Signal::TERM);
     assert_eq!(daemon.wait().code, Some(0));
+}
+
+/// What a volume reads, by an export to a file.
+fn content(site: &Site, volume: &str) -> Vec<u8> {
+    let out = site.place.path("out");
+    let _ = fs::remove_file(&out);
+    site.ok(&["volume", "export", volume, out.to_str().unwrap()]);
+    fs::read(&out).unwrap()
+}
+
+fn references(folder: &Path) -> usize {
+    files(folder).iter().filter(|path| path.to_string_lossy().contains("/references/")).count()
+}
+
+#[test]
+fn a_lazy_clone_serves_at_once_where_its_origin_is_gone_and_fetches_what_is_read_through_kills() {
+    let here = Place::new();
+    let folder = folder(&here);
+    let (one, other) = (Site::new(&folder), Site::new(&folder));
+    let image = image(&one.place, "image", 1);
+    let maker = start(&one);
+    one.set();
+    one.ok(&["volume", "import", "vm1", image.to_str().unwrap()]);
+    one.ok(&["snapshot", "create", "vm1", "monday", "--timeout", "60s"]);
+    // The target that made it is no more, and its pool neither.
+    maker.kill();
+    fs::remove_dir_all(one.place.path("pool")).unwrap();
+
+    let mut reader = start(&other);
+    let clone = ["volume", "clone", "vm1@monday", "vm2", "--from", &one.url];
+    let made = other.ok(&clone);
+    assert_eq!((made["name"].as_str(), made["size"].as_u64()), (Some("vm2"), Some(16 * MIB as u64)));
+    assert!(made["parent"].as_str().unwrap().starts_with("vm1@monday on file://"), "{made}");
+    other.run(&clone).fails(4, "vm2");
+    other.run(&["volume", "clone", "vm1@tuesday", "vm3", "--from", &one.url]).fails(3, "there is vm1@monday");
+    other.run(&["volume", "clone", "vm1@monday", "vm3", "--from", "ftp://x"]).fails(2, "file:///FOLDER");
+    other.run(&["volume", "clone", "vm1@monday", "vm3", "--from", &one.url, "--patience", "0"]).fails(2, "1 to 3600");
+    assert_eq!(references(&folder), 1, "its owner is kept from deleting it");
+    // Some of it is fetched when the target dies, twice.
+    for _ in 0..2 {
+        let half = other.place.path("half").display().to_string();
+        let export = spawn(&mut ringway(other.place.with_control(&["volume", "export", "vm2", &half])));
+        thread::sleep(Duration::from_millis(150));
+        reader.kill();
+        export.kill();
+        let _ = fs::remove_file(half);
+        reader = start(&other);
+    }
+    assert!(content(&other, "vm2") == fs::read(&image).unwrap(), "it is the same");
+    let shown = other.ok(&["backend", "show"]);
+    assert_eq!(shown["clones"][0]["name"], "vm2", "{shown}");
+    // All of it is here by now.
+    fs::rename(&folder, here.path("away")).unwrap();
+    assert!(content(&other, "vm2") == fs::read(&image).unwrap(), "it is here");
+    fs::rename(here.path("away"), &folder).unwrap();
+    other.ok(&["volume", "remove", "vm2"]);
+    wait_until("nobody reads it any more", || references(&folder) == 0);
+    assert_eq!(reader.stop().code, Some(0));
+}
+
+#[test]
+fn what_a_lazy_clone_looks_through_to_stays_until_it_is_gone_though_its_owner_removes_it() {
+    let here = Place::new();
+    let folder = folder(&here);
+    let (one, other) = (Site::new(&folder), Site::new(&folder));
+    let image = image(&one.place, "image", 1);
+    let (maker, reader) = (start(&one), start(&other));
+    one.set();
+    one.ok(&["volume", "import", "vm1", image.to_str().unwrap()]);
+    one.ok(&["snapshot", "create", "vm1", "s", "--timeout", "60s"]);
+    other.ok(&["restore", "vm1@s", "--from", &one.url, "--lazy", "--as", "vm2"]);
+    one.ok(&["snapshot", "remove", "vm1@s"]);
+    one.ok(&["volume", "remove", "vm1"]);
+    // Longer than the grace time, with a collection after it.
+    thread::sleep(Duration::from_secs(3));
+    one.ok(&["backend", "collect"]);
+    assert!(content(&other, "vm2") == fs::read(&image).unwrap(), "its owner waits for us");
+    other.run(&["restore", "vm1@s", "--from", &one.url, "--lazy", "--as", "vm3"]).fails(3, "about to be deleted");
+    other.ok(&["volume", "remove", "vm2"]);
+    wait_until("the snapshot is gone", || one.stored().is_empty());
+    wait_until("nothing of it is left", || {
+        !files(&folder).iter().any(|path| path.to_string_lossy().contains("/packs/"))
+    });
+    drop((maker, reader));
+}
+
+#[test]
+fn a_lazy_clone_whose_backend_is_away_fails_reads_in_time_and_nothing_else() {
+    let here = Place::new();
+    let folder = folder(&here);
+    let site = Site::new(&folder);
+    let daemon = start(&site);
+    site.set();
+    let image = image(&site.place, "image", 1);
+    site.ok(&["volume", "import", "vm1", image.to_str().unwrap()]);
+    site.ok(&["snapshot", "create", "vm1", "s", "--timeout", "60s"]);
+    site.ok(&["volume", "clone", "vm1@s", "vm2", "--from", "backend", "--patience", "1"]);
+    site.run(&["backend", "set", "none"]).fails(8, "1 clones need what is there");
+    let away = here.path("away");
+    fs::rename(&folder, &away).unwrap();
+    let begun = Instant::now();
+    let out = site.place.path("out");
+    let ended = site.run(&["volume", "export", "vm2", out.to_str().unwrap()]);
+    assert_ne!(ended.code, Some(0), "{ended:?}");
+    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+    assert!(content(&site, "vm1") == fs::read(&image).unwrap(), "others are not touched");
+    let volume = site.ok(&["volume", "show", "vm2"]);
+    assert!(volume["fault"].is_null(), "{volume}");
+    let shown = site.ok(&["backend", "show"]);
+    assert!(shown["clones"][0]["trouble"].is_string(), "{shown}");
+    fs::rename(&away, &folder).unwrap();
+    assert!(content(&site, "vm2") == fs::read(&image).unwrap(), "it is back");
+    assert_eq!(daemon.stop().code, Some(0));
+}
+
+#[test]
+fn a_missed_deadline_says_what_the_store_said_last() {
+    let here = Place::new();
+    let folder = folder(&here);
+    let site = Site::new(&folder);
+    let _daemon = start(&site);
+    site.set();
+    let image = image(&site.place, "image", 1);
+    site.ok(&["volume", "import", "vm1", image.to_str().unwrap()]);
+    // A file is where the folder of packs belongs: no put succeeds, and one may again when it is gone.
+    let pool = site.ok(&["pool", "show"])["uuid"].as_str().unwrap().replace('-', "");
+    fs::create_dir_all(folder.join(&pool)).unwrap();
+    fs::write(folder.join(&pool).join("packs"), b"in the way").unwrap();
+    let ended = site.run(&["snapshot", "create", "vm1", "s", "--timeout", "2s"]);
+    ended.fails(11, "it was being stored in the backend (");
+    assert!(ended.stderr.contains("/packs/"), "{ended:?}");
+    assert_eq!(site.ok(&["snapshot", "list"]), serde_json::json!([]), "no trace of it");
+    fs::remove_file(folder.join(&pool).join("packs")).unwrap();
+    site.ok(&["snapshot", "create", "vm1", "s", "--timeout", "60s"]);
+}
+
+#[test]
+fn the_backend_is_given_at_format_or_at_the_start_and_stays_the_pools_own() {
+    let here = Place::new();
+    let folder = folder(&here);
+    let url = format!("file://{}", folder.display());
+    let recorded = |site: &Site| site.ok(&["backend", "show"])["settings"]["url"].as_str().map(str::to_owned);
+    // At format: nobody looks whether it is there.
+    let one = Site { place: Place::new(), url: url.clone() };
+    let pool = one.place.pool().display().to_string();
+    let format = ["pool", "format", &pool, "--size", "256MiB", "--allocate", "sparse", "--backend"];
+    common::run([&format[..], &["nonsense"]].concat()).fails(2, "file:///FOLDER");
+    common::run([&format[..], &[&url]].concat()).ends(0);
+    let daemon = start(&one);
+    assert_eq!(recorded(&one).as_deref(), Some(&*url));
+    assert_eq!(daemon.stop().code, Some(0));
+    // At the start: it is looked at once, and on record from then on.
+    let two = Site::new(&folder);
+    let refused = two.place.try_serve(&["--backend", "file:///nowhere/at/all"]).unwrap_err();
+    refused.fails(6, "is not there");
+    let daemon = two.place.serve(&["--backend", &url]);
+    assert_eq!(recorded(&two).as_deref(), Some(&*url));
+    daemon.kill();
+    fs::rename(&folder, here.path("away")).unwrap();
+    let daemon = two.place.serve(&["--backend", &url]);
+    assert_eq!(daemon.stop().code, Some(0), "a pool serves though its backend is away");
+    let daemon = start(&two);
+    assert_eq!(recorded(&two).as_deref(), Some(&*url));
+    drop(daemon);
+}
+
+/// A server that says the same to everybody, or, without an answer, nothing.
+fn server(answer: Option<&'static str>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    thread::spawn(move || {
+        let mut silent = Vec::new();
+        for mut socket in listener.incoming().flatten() {
+            let Some(answer) = answer else {
+                silent.push(socket);
+                continue;
+            };
+            let mut asked = [0; 8192];
+            let _ = socket.read(&mut asked);
+            let _ = socket.write_all(answer.as_bytes());
+        }
+    });
+    endpoint
+}
+
+const REFUSES: &str = "HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+const NO_BUCKET: &str = "HTTP/1.1 404 Not Found\r\ncontent-type: application/xml\r\ncontent-length: 50\r\nconnection: close\r\n\r\n<Error><Code>NoSuchBucket</Code></Error>          ";
+const FULL: &str = "HTTP/1.1 507 Insufficient Storage\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+
+#[test]
+fn a_store_that_refuses_lacks_the_bucket_is_full_or_hangs_is_told_apart_and_never_missed_by_a_deadline() {
+    for (answer, code, says) in [
+        (Some(REFUSES), 9, "403"),
+        (Some(NO_BUCKET), 3, "NoSuchBucket"),
+        (Some(FULL), 5, "507"),
+        (None, 6, "no answer"),
+    ] {
+        let url = format!("s3://backups?endpoint={}", server(answer));
+        // At format nobody looks; so snapshots meet it first.
+        let site = Site { place: Place::new(), url: url.clone() };
+        let pool = site.place.pool().display().to_string();
+        let format = ["pool", "format", &pool, "--size", "256MiB", "--allocate", "sparse", "--backend", &url];
+        common::run(format).ends(0);
+        let credentials = site.place.path("credentials");
+        fs::write(&credentials, "aws_access_key_id=somebody\naws_secret_access_key=guessed\n").unwrap();
+        let daemon = site.place.serve(&["--backend-credentials", credentials.to_str().unwrap()]);
+        let image = image(&site.place, "image", 1);
+        site.ok(&["volume", "import", "vm1", image.to_str().unwrap()]);
+        let begun = Instant::now();
+        let ended = site.run(&["snapshot", "create", "vm1", "s", "--timeout", "3s"]);
+        assert!(ended.code.is_some_and(|code| code != 0) && ended.stderr.contains(says), "{says}: {ended:?}");
+        assert!(!ended.stderr.contains("guessed"), "no secret is said: {ended:?}");
+        assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+        assert_eq!(site.ok(&["snapshot", "list"]), serde_json::json!([]), "no trace of it");
+        site.run(&["backend", "set", &format!("{url}&region=x")]).fails(code, says);
+        assert!(content(&site, "vm1") == fs::read(&image).unwrap(), "the volume is not touched");
+        daemon.kill();
+    }
 }

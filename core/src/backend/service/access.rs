@@ -60,6 +60,8 @@ fn why(status: Status) -> &'static str {
         Status::CapacityExceeded => "the pool has no space left",
         Status::UnrecoveredRead => "a device failed a read",
         Status::WriteFault => "a device failed a write",
+        Status::BackendUnavailable => "what it looks through to could not be fetched from its backend",
+        Status::Busy => "too much waits for its backend",
         Status::VolumeFaulted => "the volume is faulted",
         Status::VolumeGone => "it is gone",
         Status::WriteProtected => "it takes no writes",

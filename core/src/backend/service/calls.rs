@@ -24,7 +24,12 @@ impl Desk {
             BackendRequest::Check(check) => BackendAnswer::Checked(self.check(&check).await?),
             BackendRequest::Restore(restore) => return Ok(ControlAnswer::Volume(self.restore(&restore).await?)),
             BackendRequest::Collect => BackendAnswer::Collected(self.collect_now().await?),
-            BackendRequest::Record { .. } | BackendRequest::Kept => {
+            BackendRequest::Record { .. }
+            | BackendRequest::Kept
+            | BackendRequest::Held
+            | BackendRequest::Hold { .. }
+            | BackendRequest::Released { .. }
+            | BackendRequest::Clone { .. } => {
                 unreachable!("the catalog's owner is asked that")
             }
         };
@@ -53,6 +58,8 @@ impl Desk {
             self.set.store(set.settings.is_some(), Ordering::Relaxed);
             open.settings = set.settings;
         }
+        self.clones.close_all();
+        self.clones.let_go();
         self.nudge();
         Ok(())
     }

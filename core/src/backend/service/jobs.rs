@@ -30,6 +30,9 @@ const JOBS_MAX: usize = 4;
 /// How often the coordinator hears how far a job is.
 const REPORT_EVERY: std::time::Duration = std::time::Duration::from_millis(500);
 
+/// How often is looked whether something holds it up: a deadline's answer says so.
+const TROUBLE_EVERY: std::time::Duration = std::time::Duration::from_millis(50);
+
 /// A job that was started.
 struct Job {
     attempt: Attempt,
@@ -114,6 +117,7 @@ impl Desk {
             let outcome = tokio::select! {
                 outcome = desk.carry_out(&remote, id, &upload_job, &seen, &patience, may_go_on) => outcome,
                 never = desk.tell_progress(id, &seen) => never,
+                never = desk.tell_trouble(id, &patience.trouble) => never,
             };
             let metrics = &desk.around.metrics.backend;
             metrics.sent_bytes.add(seen.sent.load(Ordering::Relaxed));
@@ -173,6 +177,19 @@ impl Desk {
             tokio::time::sleep(REPORT_EVERY).await;
             let (done, total) = (progress.walked.load(Ordering::Relaxed), progress.size.load(Ordering::Relaxed));
             (self.around.reports)(SyncReport::Progress { attempt: id, done, total });
+        }
+    }
+
+    /// Never ends.
+    async fn tell_trouble(&self, id: AttemptId, trouble: &Trouble) -> Result<(), String> {
+        let mut told = None;
+        loop {
+            tokio::time::sleep(TROUBLE_EVERY).await;
+            let why = trouble.last();
+            if why != told {
+                told.clone_from(&why);
+                (self.around.reports)(SyncReport::HeldUp { attempt: id, why });
+            }
         }
     }
 

@@ -10,6 +10,7 @@
 
 mod access;
 mod calls;
+mod clones;
 mod collecting;
 mod jobs;
 mod restoring;
@@ -32,10 +33,13 @@ use super::api::{BackendInfo, BackendRequest, CollectInfo};
 use super::remote::{Patience, Remote, SpeedLimit, Trouble};
 use super::settings::BackendSettings;
 use crate::control::{ControlCall, ControlError, ControlErrorKind, ControlPort, ControlRequest, Reply};
-use crate::ids::AttemptId;
+use crate::ids::{AttemptId, ShardId};
 use crate::metrics::Metrics;
+use crate::node::fetch::{FetchPort, FetchReplies};
+use crate::shard::Fetch;
 use crate::snapshot::sync::{NotedAttempt, SyncJob, SyncPort, SyncReports};
 use access::PoolAccess;
+use clones::{Clones, FetchCall};
 use jobs::Jobs;
 use restoring::Restores;
 
@@ -47,6 +51,8 @@ pub struct Surroundings {
     pub control: Arc<dyn ControlPort>,
     /// Takes requests.
     pub inside: InsidePort,
+    /// Where what shards have wanted goes.
+    pub fetched: FetchReplies,
     /// Where reports of jobs go.
     pub reports: SyncReports,
     /// Where it counts.
@@ -68,6 +74,10 @@ enum Order {
     /// There may be something to collect.
     Nudge,
     Call(BackendRequest, Reply),
+    /// Something of a clone is wanted.
+    Fetch(FetchCall),
+    /// Clones may need something no more.
+    LetGo,
     Stop,
 }
 
@@ -76,6 +86,7 @@ pub struct BackendThread {
     orders: Orders,
     thread: Option<JoinHandle<()>>,
     set: Arc<AtomicBool>,
+    fetched: FetchReplies,
 }
 
 /// What all tasks of the thread share.
@@ -90,6 +101,7 @@ struct Desk {
     trouble: Arc<Trouble>,
     jobs: Jobs,
     restores: Restores,
+    clones: Clones,
     /// Read by the coordinator of snapshots.
     set: Arc<AtomicBool>,
 }
@@ -106,6 +118,7 @@ impl BackendThread {
         let (orders, taken) = mpsc::unbounded_channel();
         let set = Arc::new(AtomicBool::new(settings.is_some()));
         let tell = Arc::clone(&set);
+        let fetched = Arc::clone(&around.fetched);
         let thread = thread::Builder::new().name("ringway-backend".to_owned()).spawn(move || {
             let cores = around.cores.clone();
             keep_to(&cores);
@@ -119,13 +132,19 @@ impl BackendThread {
                 Err(error) => tracing::error!(%error, "the backend's thread cannot start: snapshots are not stored"),
             }
         })?;
-        Ok(BackendThread { orders: Orders(orders), thread: Some(thread), set })
+        Ok(BackendThread { orders: Orders(orders), thread: Some(thread), set, fetched })
     }
 
     /// For the coordinator of snapshots.
     #[must_use]
     pub fn sync_port(&self) -> Box<dyn SyncPort> {
         Box::new(Storer { orders: self.orders.clone(), set: Arc::clone(&self.set) })
+    }
+
+    /// For the reactors.
+    #[must_use]
+    pub fn fetch_port(&self) -> Arc<dyn FetchPort> {
+        Arc::new(Fetcher { orders: self.orders.clone(), replies: Arc::clone(&self.fetched) })
     }
 
     /// Stands before `next` and takes the calls about the backend.
@@ -203,6 +222,22 @@ impl SyncPort for Storer {
     fn removed(&mut self, _origin: crate::ids::VolumeId, _manifest: &str) {
         self.orders.give(Order::Nudge);
     }
+
+    fn let_go(&mut self) {
+        self.orders.give(Order::LetGo);
+    }
+}
+
+/// Who fetches, as reactors see it.
+struct Fetcher {
+    orders: Orders,
+    replies: FetchReplies,
+}
+
+impl FetchPort for Fetcher {
+    fn fetch(&self, shard: ShardId, fetch: Fetch) {
+        self.orders.give(Order::Fetch(FetchCall::new(shard, fetch, Arc::clone(&self.replies))));
+    }
 }
 
 struct CallPort {
@@ -212,8 +247,7 @@ struct CallPort {
 
 impl ControlPort for CallPort {
     fn control(&self, call: ControlCall) {
-        let inner =
-            matches!(call.request, ControlRequest::Backend(BackendRequest::Kept | BackendRequest::Record { .. }));
+        let inner = matches!(&call.request, ControlRequest::Backend(request) if request.is_for_the_owner());
         match &call.request {
             ControlRequest::Backend(_) if !inner => {
                 let (request, reply) = call.into_parts();
@@ -247,9 +281,11 @@ impl Desk {
             trouble: Arc::default(),
             jobs: Jobs::default(),
             restores: Restores::default(),
+            clones: Clones::default(),
             set,
         });
         tokio::spawn(Arc::clone(&desk).collect_for_ever(wanted));
+        tokio::spawn(Arc::clone(&desk).release_for_ever());
         while let Some(order) = orders.recv().await {
             match order {
                 Order::Start(job) => desk.start_job(job),
@@ -257,6 +293,8 @@ impl Desk {
                 Order::Committed(noted) => desk.committed(noted),
                 Order::Cancel(attempt) => desk.cancel(attempt),
                 Order::Nudge => desk.nudge(),
+                Order::LetGo => desk.clones.let_go(),
+                Order::Fetch(call) => drop(tokio::spawn(Arc::clone(&desk).fetch(call))),
                 Order::Stop => break,
                 Order::Call(request, reply) => {
                     let desk = Arc::clone(&desk);
@@ -307,6 +345,7 @@ impl Desk {
             trouble: unopened.or_else(|| self.trouble.last()),
             syncs: self.jobs.info(),
             restores: self.restores.info(),
+            clones: self.clones.info(),
             collected: self.collected.lock().clone(),
             sent: traffic(|traffic| traffic.sent.load(Ordering::Relaxed)),
             read: traffic(|traffic| traffic.read.load(Ordering::Relaxed)),

@@ -16,7 +16,9 @@ use crate::backend::manifest::Reference;
 use crate::backend::reader::Reader;
 use crate::backend::remote::{Patience, Remote, Trouble};
 use crate::backend::restore::{RestoreError, RestoreProgress, hold, release, restore};
-use crate::control::{ControlAnswer, ControlError, ControlErrorKind, ControlRequest, VolumeCreate, VolumeInfo};
+use crate::control::{
+    ControlAnswer, ControlError, ControlErrorKind, ControlRequest, VolumeCreate, VolumeInfo, check_host_nqn,
+};
 use crate::ids::VolumeId;
 use crate::snapshot::name::split_name;
 use crate::volume::check_name;
@@ -72,8 +74,12 @@ impl Desk {
         let stored = self.find(&remote, &wanted.snapshot, wanted.unconfirmed, &patience).await?;
         let name = wanted.name.clone().unwrap_or_else(|| split_name(&stored.name).0.to_owned());
         check_name(&name).map_err(|bad| ControlError::invalid(bad.to_string()))?;
+        wanted.allowed_hosts.iter().try_for_each(|nqn| check_host_nqn(nqn))?;
         if self.access.ask(ControlRequest::VolumeShow { name: name.clone() }).await.is_ok() {
             return Err(ControlError::volume_exists(&name));
+        }
+        if wanted.lazy {
+            return self.clone_lazily(wanted, &stored, &name, &patience).await;
         }
         let progress = Arc::new(RestoreProgress::default());
         let trouble = Arc::clone(&patience.trouble);
@@ -83,7 +89,7 @@ impl Desk {
         let reference = Reference { holder: self.around.pool, volume_name: name.clone(), unix_s };
         let outcome = match hold(&remote, stored.manifest, &reference, &patience).await {
             Ok(()) => {
-                let outcome = self.fill(&remote, &stored, &name, &progress, &patience).await;
+                let outcome = self.fill(&remote, &stored, &name, wanted, &progress, &patience).await;
                 if let Err(error) = release(&remote, stored.manifest, self.around.pool, &patience).await {
                     tracing::warn!(%error, "the reference to a snapshot that was restored stays; its owner keeps the snapshot's objects");
                 }
@@ -100,6 +106,7 @@ impl Desk {
         remote: &Remote,
         stored: &crate::backend::api::StoredSnapshot,
         name: &str,
+        wanted: &BackendRestore,
         progress: &RestoreProgress,
         patience: &Patience,
     ) -> Result<VolumeInfo, ControlError> {
@@ -117,11 +124,11 @@ impl Desk {
             size: reader.manifest.size,
             lba_bytes: reader.manifest.lba_bytes,
             shards: None,
-            exclusive: false,
+            exclusive: wanted.exclusive,
             allowed_hosts: vec![NOBODY.to_owned()],
         };
         let made = self.volume(ControlRequest::VolumeCreate(create)).await?;
-        let outcome = self.finish(&reader, made.id, &unfinished, name, progress, patience).await;
+        let outcome = self.finish(&reader, made.id, (&unfinished, name), wanted, progress, patience).await;
         if outcome.is_err() {
             let remove = ControlRequest::VolumeRemove { name: unfinished, force: true };
             if let Err(error) = self.access.ask(remove).await {
@@ -135,8 +142,8 @@ impl Desk {
         &self,
         reader: &Reader,
         volume: VolumeId,
-        unfinished: &str,
-        name: &str,
+        (unfinished, name): (&str, &str),
+        wanted: &BackendRestore,
         progress: &RestoreProgress,
         patience: &Patience,
     ) -> Result<VolumeInfo, ControlError> {
@@ -144,7 +151,8 @@ impl Desk {
         self.around.metrics.backend.restored_bytes.add(progress.written.load(Ordering::Relaxed));
         // Whole and durable: from its name on it is a volume like any other.
         self.volume(ControlRequest::VolumeRename { name: unfinished.to_owned(), to: name.to_owned() }).await?;
-        self.volume(ControlRequest::VolumeSetHosts { name: name.to_owned(), hosts: Vec::new() }).await
+        let hosts = wanted.allowed_hosts.clone();
+        self.volume(ControlRequest::VolumeSetHosts { name: name.to_owned(), hosts }).await
     }
 
     async fn volume(&self, request: ControlRequest) -> Result<VolumeInfo, ControlError> {
@@ -161,7 +169,7 @@ fn unfinished_name(name: &str) -> String {
     if check_name(&whole).is_ok() { whole } else { format!("{UNFINISHED}{:08x}", crc32c::crc32c(name.as_bytes())) }
 }
 
-fn failed(error: &RestoreError) -> ControlError {
+pub(super) fn failed(error: &RestoreError) -> ControlError {
     match error {
         RestoreError::Remote(error) => told(error),
         RestoreError::Going => ControlError::new(ControlErrorKind::NotFound, error.to_string()),

@@ -180,6 +180,10 @@ fn refused(status: Status, request: &ControlRequest) -> ControlError {
                 "cut {after} is not kept any more, or is newer than what is asked about; walk the whole volume instead"
             ),
         ),
+        (Status::BackendUnavailable, _) => (
+            ControlErrorKind::Unavailable,
+            "the backend that the clone looks through to gives nothing; `ringway backend show` says why".to_owned(),
+        ),
         (Status::CapacityExceeded, _) => (
             ControlErrorKind::NoSpace,
             "the pool has no space for the copies; grow it, or remove what is not needed".to_owned(),

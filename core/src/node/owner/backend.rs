@@ -2,11 +2,15 @@
 
 use std::collections::BTreeSet;
 
+use uuid::Uuid;
+
 use super::Owner;
 use super::calls::Planned;
 use crate::backend::api::{BackendAnswer, BackendRequest, KeptManifests};
-use crate::catalog::CatalogRecord;
-use crate::control::{ControlAnswer, ControlError, ControlErrorKind};
+use crate::backend::settings::BackendSettings;
+use crate::catalog::{CatalogRecord, CloneRecord};
+use crate::control::{ControlAnswer, ControlError, ControlErrorKind, VolumeCreate};
+use crate::volume::{Parent, VolumeRecord};
 
 impl Owner {
     /// What must be kept there.
@@ -21,35 +25,78 @@ impl Owner {
         }))
     }
 
-    pub(super) fn plan_backend(&self, request: &BackendRequest) -> Result<Planned, ControlError> {
-        let BackendRequest::Record { settings, force } = request else {
-            return Err(ControlError::new(
+    /// What clones here look through to.
+    pub(super) fn held_sources(&self) -> ControlAnswer {
+        ControlAnswer::Backend(BackendAnswer::Held(self.store.state().held_sources()))
+    }
+
+    /// Something is held that no clone needs any more: who holds it is told, with every change until it is released.
+    pub(super) fn follow_clones(&mut self) {
+        if self.store.state().held_sources().iter().any(|held| held.volume.is_none()) {
+            self.snapshots.let_go();
+        }
+    }
+
+    pub(super) fn plan_backend(&mut self, request: &BackendRequest) -> Result<Planned, ControlError> {
+        match request {
+            BackendRequest::Record { settings, force } => self.plan_settings(settings.as_ref(), *force),
+            BackendRequest::Hold { holder, source } => {
+                let record = CatalogRecord::SourceHeld(*holder, source.clone());
+                self.check_room(&record)?;
+                Ok((vec![record], None))
+            }
+            BackendRequest::Released { holder } => Ok((vec![CatalogRecord::SourceReleased(*holder)], None)),
+            BackendRequest::Clone { holder, create } => self.plan_lazy_clone(*holder, create),
+            _ => Err(ControlError::new(
                 ControlErrorKind::Unavailable,
                 "this target was started without its thread for backends; `ringway serve` has one",
-            ));
-        };
+            )),
+        }
+    }
+
+    /// A volume like any other, over what is held in its name.
+    fn plan_lazy_clone(&mut self, holder: Uuid, create: &VolumeCreate) -> Result<Planned, ControlError> {
+        let (records, id) = self.plan_create(create)?;
+        let [CatalogRecord::VolumeCreated(volume)] = &records[..] else { unreachable!("a volume is created") };
+        let volume = VolumeRecord { uuid: holder, ..volume.clone() };
+        let record = CatalogRecord::CloneCreated(CloneRecord { volume, parent: Parent::on_backend(create.size) });
+        self.check_room(&record)?;
+        Ok((vec![record], id))
+    }
+
+    fn check_room(&self, record: &CatalogRecord) -> Result<(), ControlError> {
+        if self.store.has_room(record) {
+            return Ok(());
+        }
+        let why = "the pool's catalog has no room for another volume; remove one first";
+        Err(ControlError::new(ControlErrorKind::NoSpace, why))
+    }
+
+    fn plan_settings(&self, settings: Option<&BackendSettings>, force: bool) -> Result<Planned, ControlError> {
         let state = self.store.state();
-        let place = |settings: Option<&crate::backend::settings::BackendSettings>| settings.map(|s| s.url.clone());
-        let moves = place(state.backend()) != place(settings.as_ref());
+        let place = |settings: Option<&BackendSettings>| settings.map(|s| s.url.clone());
+        let moves = place(state.backend()) != place(settings);
         let KeptManifests { live, noted, .. } = match self.kept_manifests() {
             ControlAnswer::Backend(BackendAnswer::Kept(kept)) => kept,
             other => unreachable!("{other:?} is not what is kept"),
         };
-        if let (true, false, Some(present)) = (moves, *force, state.backend())
-            && live.len() + noted.len() > 0
+        let clones = state.held_sources().into_iter().filter(|held| held.source.from.is_none()).count();
+        if let (true, false, Some(present)) = (moves, force, state.backend())
+            && live.len() + noted.len() + clones > 0
         {
+            let needed = if clones == 0 { String::new() } else { format!(", and {clones} clones need what is there") };
             return Err(ControlError::new(
                 ControlErrorKind::Busy,
                 format!(
-                    "{} snapshots are stored at {}; remove them first, or use force if their objects are at the new place \
-                     or may be given up",
+                    "{} snapshots are stored at {}{needed}; remove them first, or use force if their objects are at the new \
+                     place or may be given up",
                     live.len(),
                     present.url
                 ),
             ));
         }
-        let same = state.backend() == settings.as_ref();
-        let change = (!same).then(|| CatalogRecord::BackendSet(settings.clone()));
+        let same = state.backend() == settings;
+        let change = (!same).then(|| CatalogRecord::BackendSet(settings.cloned()));
         Ok((change.into_iter().collect(), None))
     }
 }

@@ -50,6 +50,7 @@ impl Owner {
             ControlRequest::SnapshotDiff(query) => self.diff(&query, reply),
             ControlRequest::Stream(request) => self.on_stream(request, reply),
             ControlRequest::Events(query) => self.on_events(query, reply),
+            ControlRequest::Backend(BackendRequest::Held) => reply(Ok(self.held_sources())),
             ControlRequest::Backend(BackendRequest::Kept) => reply(Ok(self.kept_manifests())),
             ControlRequest::ExportAdd(_) | ControlRequest::ExportRemove { .. } => {
                 self.tasks.push_back(Task::Export(request, reply));
@@ -94,7 +95,7 @@ impl Owner {
         }
     }
 
-    fn plan_create(&mut self, create: &VolumeCreate) -> Result<Planned, ControlError> {
+    pub(super) fn plan_create(&mut self, create: &VolumeCreate) -> Result<Planned, ControlError> {
         create.check()?;
         let state = self.store.state();
         if state.volume_named(&create.name).is_some() {

@@ -126,6 +126,7 @@ impl Owner {
     pub(super) fn publish(&mut self, answer: Option<(Reply, Answer)>) -> u64 {
         self.follow_removals();
         self.follow_manifests();
+        self.follow_clones();
         self.publishing.seq += 1;
         let seq = self.publishing.seq;
         let surroundings = Surroundings {

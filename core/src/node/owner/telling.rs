@@ -148,7 +148,9 @@ fn events_of(state: &CatalogState, record: &CatalogRecord) -> Vec<Event> {
         CatalogRecord::CloneCreated(clone) => {
             let mut snapshots = state.snapshots_of(clone.parent.volume);
             let parent = snapshots.find(|(epoch, _)| *epoch == clone.parent.epoch);
-            let parent = parent.map_or_else(String::new, |(_, entry)| entry.record.name.clone());
+            let parent = parent.map(|(_, entry)| entry.record.name.clone());
+            let held = || state.held_sources().into_iter().find(|held| held.holder == clone.volume.uuid);
+            let parent = parent.or_else(|| Some(held()?.source.shown())).unwrap_or_default();
             Event::new(EventKind::VolumeCloned, Some(clone.volume.id), &clone.volume.name).with_text(parent)
         }
         CatalogRecord::VolumeRemoved(id) => of(EventKind::VolumeRemoved, *id),

@@ -178,6 +178,7 @@ impl Target {
             assume_atomic_4k: false,
             force: false,
             created_unix_s: 1_790_000_000,
+            backend: None,
         };
         pool::format(&mut io, &options, &mut |_| {}).expect("a pool can be made");
         drop(io);
@@ -238,7 +239,7 @@ impl Target {
             };
             let first = (n == 0).then(|| (sources, damaged.clone()));
             let buffers = io.buffers().bytes();
-            let mut node = plan.node(n, recovered, buffers, first);
+            let mut node = plan.node(n, recovered, buffers, None, first);
             if let (0, Some(addr)) = (n, setup.listen) {
                 let (id, addr) = listen(&mut io, addr);
                 node.transports().tcp.listen(&mut io, id, addr);

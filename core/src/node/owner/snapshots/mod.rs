@@ -119,6 +119,11 @@ impl Snapshots {
         }
     }
 
+    /// Somebody is to look what is held on backends and needed no more.
+    pub(in crate::node::owner) fn let_go(&mut self) {
+        self.syncs.let_go();
+    }
+
     fn new_attempt(&mut self) -> AttemptId {
         self.next_attempt += 1;
         AttemptId(self.next_attempt - 1)

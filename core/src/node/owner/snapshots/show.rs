@@ -43,6 +43,9 @@ impl Owner {
     /// What a clone lies over.
     pub(in crate::node::owner) fn parent_name(&self, entry: &VolumeEntry) -> Option<String> {
         let parent = entry.record.parent?;
+        if let Some(source) = self.store.state().source_of(entry) {
+            return Some(source.shown());
+        }
         let mut snapshots = self.store.state().snapshots_of(parent.volume);
         snapshots.find(|&(epoch, _)| epoch == parent.epoch).map(|(_, snapshot)| snapshot.record.name.clone())
     }

@@ -61,6 +61,13 @@ impl Syncs {
         Syncs { port, running: BTreeMap::new(), manifests: BTreeSet::new(), resumed: false }
     }
 
+    /// See [`SyncPort::let_go`].
+    pub(super) fn let_go(&mut self) {
+        if let Some(port) = &mut self.port {
+            port.let_go();
+        }
+    }
+
     pub(super) fn of_attempt(&self, attempt: AttemptId) -> Option<&Sync> {
         self.running.get(&attempt)
     }
@@ -254,6 +261,12 @@ impl Owner {
         let Some(sync) = self.snapshots.syncs.running.get_mut(&attempt) else { return };
         match report {
             SyncReport::Progress { done, total, .. } => sync.progress = SyncProgress { done, total },
+            SyncReport::HeldUp { why, .. } => {
+                sync.error.clone_from(&why);
+                if let Some(group) = self.group_of(attempt).and_then(|id| self.snapshots.groups.get(&id)) {
+                    group.promise.held_up_by(why);
+                }
+            }
             SyncReport::ManifestAboutToBePut { manifest, .. } => {
                 self.tasks.push_back(Task::Snapshot(Work::Note(attempt, manifest)));
             }
