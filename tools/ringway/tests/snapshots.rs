@@ -3,6 +3,7 @@
 mod common;
 mod volume;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -10,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use common::{Ended, Place};
 use ringway_core::host::Outcome;
+use ringway_shm_ring::client::{Client, ConnectOptions, Queue};
 use volume::Volume;
 
 fn names(ended: Ended) -> Vec<String> {
@@ -88,6 +90,8 @@ fn wrong_commands_say_what_would_be_right() {
     daemon.stop().ends(0);
 }
 
+/// Who move money at a time.
+const CLERKS: u64 = 3;
 const ACCOUNTS: u64 = 8;
 const BALANCE: u64 = 1000;
 /// Each clerk's own block of each volume, and its accounts behind it.
@@ -109,10 +113,30 @@ fn account(clerk: u64, n: u64) -> (usize, u64) {
     ((n % 2) as usize, clerk * CLERK_BYTES + 4096 + n / 2 * (1 << 20) + n * 512)
 }
 
+/// A volume as a clerk reaches it.
+enum Desk {
+    Tcp(Box<Volume>),
+    /// Over shared memory; the client keeps the connection.
+    Ring(Queue, Client),
+}
+
+impl Desk {
+    fn ring(runtime: &Path, name: &str) -> Desk {
+        let client = Client::connect(ConnectOptions::new(runtime.join("shm.sock"), name)).unwrap();
+        Desk::Ring(client.take_queue().expect("a client has a queue"), client)
+    }
+
+    fn write(&mut self, offset: u64, bytes: &[u8]) {
+        match self {
+            Desk::Tcp(volume) => assert_eq!(volume.write(offset, bytes), Outcome::Success),
+            Desk::Ring(queue, _) => queue.write_at(offset, bytes, false).unwrap(),
+        }
+    }
+}
+
 /// Moves money between its accounts for as long as it may: first the intent is written to the first volume and acknowledged, then both
 /// accounts. Returns how many transfers it made.
-fn clerk(listener: &str, clerk: u64, stop: &AtomicBool, moved: &AtomicU64) {
-    let mut volumes = ["bank-a", "bank-b"].map(|name| Volume::attach(listener, name));
+fn clerk(mut volumes: [Desk; 2], clerk: u64, stop: &AtomicBool, moved: &AtomicU64) {
     let mut balances = [BALANCE; ACCOUNTS as usize];
     let mut number = 0;
     while !stop.load(Ordering::Relaxed) {
@@ -126,10 +150,10 @@ fn clerk(listener: &str, clerk: u64, stop: &AtomicBool, moved: &AtomicU64) {
         balances[to as usize] += amount;
         let (paid, got) = (balances[from as usize], balances[to as usize]);
         let intent = record(&[number, from, paid, to, got]);
-        assert_eq!(volumes[0].write(clerk * CLERK_BYTES, &intent), Outcome::Success);
+        volumes[0].write(clerk * CLERK_BYTES, &intent);
         for (n, balance) in [(from, paid), (to, got)] {
             let (volume, at) = account(clerk, n);
-            assert_eq!(volumes[volume].write(at, &record(&[number, balance])), Outcome::Success);
+            volumes[volume].write(at, &record(&[number, balance]));
         }
         moved.fetch_add(1, Ordering::Relaxed);
     }
@@ -162,7 +186,7 @@ fn audit(volumes: &mut [Volume; 2], clerk: u64) -> (u64, u64) {
 }
 
 #[test]
-fn c1_c2_every_snapshot_of_two_volumes_balances_while_money_moves() {
+fn c1_c2_every_snapshot_of_two_volumes_balances_while_money_moves_over_every_transport() {
     let place = Place::new();
     place.format();
     let daemon = place.serve(&[]);
@@ -170,10 +194,19 @@ fn c1_c2_every_snapshot_of_two_volumes_balances_while_money_moves() {
         place.run(&["volume", "create", name, "64MiB"]).ends(0);
     }
     let (stop, moved) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-    let clerks: Vec<_> = (0..2)
+    let clerks: Vec<_> = (0..CLERKS)
         .map(|n| {
-            let (listener, stop, moved) = (daemon.listener(), Arc::clone(&stop), Arc::clone(&moved));
-            thread::spawn(move || clerk(&listener, n, &stop, &moved))
+            let (listener, runtime) = (daemon.listener(), place.path("run"));
+            let (stop, moved) = (Arc::clone(&stop), Arc::clone(&moved));
+            // The first by the network, the second by shared memory, the third to one volume so and to the other so.
+            let desk = move |volume: u64, name: &str| {
+                if n == 0 || n == 2 && volume == 0 {
+                    Desk::Tcp(Box::new(Volume::attach(&listener, name)))
+                } else {
+                    Desk::ring(&runtime, name)
+                }
+            };
+            thread::spawn(move || clerk([desk(0, "bank-a"), desk(1, "bank-b")], n, &stop, &moved))
         })
         .collect();
     let mut made = 0;
@@ -188,7 +221,7 @@ fn c1_c2_every_snapshot_of_two_volumes_balances_while_money_moves() {
     let mut numbers = Vec::new();
     for n in 0..made {
         let mut volumes = ["bank-a", "bank-b"].map(|name| Volume::attach(&daemon.listener(), &format!("{name}@s{n}")));
-        for clerk in 0..2 {
+        for clerk in 0..CLERKS {
             let (number, sum) = audit(&mut volumes, clerk);
             assert_eq!(sum, ACCOUNTS * BALANCE, "snapshot {n}, clerk {clerk}, after transfer {number}");
             numbers.push(number);
