@@ -161,17 +161,21 @@ pub(super) struct Fetching {
 impl Fetching {
     /// Nothing to do before something arrives.
     pub(super) fn is_calm(&self) -> bool {
-        let may_ask = !self.queue.is_empty() && self.under_way() < FETCHES_MAX;
-        !may_ask && self.here.is_empty() && self.failed.is_empty()
+        !self.may_ask() && self.here.is_empty() && self.failed.is_empty()
     }
 
     pub(super) fn due(&self) -> Instant {
         match self.retry_at {
-            _ if !self.failed.is_empty() => Instant(0),
+            // A question has wanted it, after what is wanted was asked for in this turn.
+            _ if self.may_ask() || !self.failed.is_empty() => Instant(0),
             _ if self.here.is_empty() => Instant::NEVER,
             Some(at) => at,
             None => Instant(0),
         }
+    }
+
+    fn may_ask(&self) -> bool {
+        !self.queue.is_empty() && self.under_way() < FETCHES_MAX
     }
 
     /// Asked for, here, or being written.

@@ -414,3 +414,24 @@ fn a_store_that_refuses_lacks_the_bucket_is_full_or_hangs_is_told_apart_and_neve
         daemon.kill();
     }
 }
+
+#[test]
+fn a_lazy_clone_that_was_streamed_needs_its_backend_no_more() {
+    let here = Place::new();
+    let folder = folder(&here);
+    let site = Site::new(&folder);
+    let daemon = start(&site);
+    site.set();
+    let image = image(&site.place, "image", 1);
+    site.ok(&["volume", "import", "vm1", image.to_str().unwrap()]);
+    site.ok(&["snapshot", "create", "vm1", "s", "--timeout", "60s"]);
+    site.ok(&["volume", "clone", "vm1@s", "vm2", "--from", "backend"]);
+    site.run(&["stream", "start", "vm2"]).ends(0);
+    wait_until("the clone is populated", || site.ok(&["volume", "show", "vm2"])["parent"].is_null());
+    wait_until("nothing holds the snapshot", || references(&folder) == 0);
+    daemon.kill();
+    fs::rename(&folder, here.path("away")).unwrap();
+    let daemon = start(&site);
+    assert!(content(&site, "vm2") == fs::read(&image).unwrap(), "all of it is here");
+    assert_eq!(daemon.stop().code, Some(0));
+}
