@@ -529,9 +529,12 @@ pub struct TargetInfo {
     pub pid: u32,
     /// Where it listens for NVMe/TCP.
     pub listeners: Vec<SocketAddr>,
+    /// Where it listens for NVMe/RDMA.
+    #[serde(default)]
+    pub rdma_listeners: Vec<SocketAddr>,
     /// The core of each reactor.
     pub cores: Vec<usize>,
-    /// NVMe/TCP connections now.
+    /// NVMe/TCP and NVMe/RDMA connections now.
     pub connections: u32,
     /// Hosts without an entry in a volume's list may attach from beyond loopback.
     pub insecure: bool,

@@ -4,6 +4,7 @@
 //! A subsystem is a table from namespaces to volumes, although today each has the one namespace of its volume.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use uuid::Uuid;
@@ -11,6 +12,7 @@ use uuid::Uuid;
 use crate::ids::{ShardId, VolumeId};
 use crate::volume::VolumeRecord;
 use crate::wire::NQN_MAX;
+use crate::wire::log_page::TransportType;
 
 /// What the NQN of a volume starts with; its name follows.
 pub const VOLUME_NQN_PREFIX: &str = "nqn.2026-11.io.ringway:";
@@ -78,6 +80,8 @@ pub struct DirectoryParts {
     pub erasing: Vec<Arc<VolumeRecord>>,
     /// Hosts that are on no list may attach from beyond loopback.
     pub insecure: bool,
+    /// Where the target listens.
+    pub ports: Vec<Port>,
     /// How full the pool is.
     pub space: SpaceLevel,
     /// The pool takes no writes.
@@ -128,8 +132,18 @@ pub struct Directory {
     uuids: BTreeMap<Uuid, VolumeId>,
     erasing: Vec<Arc<VolumeRecord>>,
     insecure: bool,
+    ports: Vec<Port>,
     space: SpaceLevel,
     read_only: bool,
+}
+
+/// A way to the target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Port {
+    /// Over what.
+    pub transport: TransportType,
+    /// The address it listens at; perhaps a wildcard.
+    pub addr: SocketAddr,
 }
 
 /// The NQN under which a volume is attached: by name, or by UUID where that would be too long.
@@ -163,6 +177,7 @@ impl Directory {
             pending: parts.pending,
             erasing: parts.erasing,
             insecure: parts.insecure,
+            ports: parts.ports,
             space: parts.space,
             read_only: parts.read_only,
         }
@@ -172,6 +187,12 @@ impl Directory {
     #[must_use]
     pub fn version(&self) -> u64 {
         self.version
+    }
+
+    /// Where the target listens, as far as that is known.
+    #[must_use]
+    pub fn ports(&self) -> &[Port] {
+        &self.ports
     }
 
     /// How full the pool is.

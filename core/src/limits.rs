@@ -27,6 +27,8 @@ pub const DEVICES_MAX: usize = 256;
 pub const QUEUE_ENTRIES_MAX: u16 = 256;
 /// Bytes of data in a command capsule: a 4 KiB or 8 KiB write needs no R2T.
 pub const IN_CAPSULE_BYTES: u32 = 8 << 10;
+/// The same over RDMA, where each command that a host might send has its buffer lying ready: a page.
+pub const IN_CAPSULE_BYTES_RDMA: u32 = 4 << 10;
 /// I/O queues of one association: Linux opens one a core.
 pub const IO_QUEUES_MAX: u16 = 128;
 /// Asynchronous Event Requests outstanding on one admin queue: one a kind of event, and one to spare.

@@ -402,12 +402,34 @@ pub struct ConnectionMetrics {
     pub bytes_sent: Counter,
     /// Commands in flight.
     pub in_flight: Gauge,
+    /// Of its queue pair, where it has one.
+    pub fabric: Option<QueuePairMetrics>,
+}
+
+/// What one RDMA queue pair did. Written by its reactor alone.
+#[derive(Debug, Default)]
+pub struct QueuePairMetrics {
+    /// Work requests given to the card: receives; sends; RDMA reads; RDMA writes.
+    pub posted: [Counter; 4],
+    /// Works that came back: done; failed, those that were flushed included.
+    pub completed: [Counter; 2],
+    /// Calls that gave the card one or more.
+    pub doorbells: Counter,
+    /// Work requests that had a completion of their own.
+    pub signalled: Counter,
+    /// RDMA reads that waited for others to end.
+    pub reads_waited: Counter,
+    /// Messages given up because the host posts no receives (RNR), and work because it does not answer.
+    pub rnr_exceeded: Counter,
+    pub retry_exceeded: Counter,
+    /// Receives that lie ready: what the host may send.
+    pub credits: Gauge,
 }
 
 /// Names one connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConnectionLabel {
-    /// The peer's address; `shm:PID` for a program, `vhost-user:SOCKET` for a virtual machine.
+    /// The peer's address, after `rdma:` if it comes so; `shm:PID` for a program, `vhost-user:SOCKET` for a virtual machine.
     pub peer: String,
     /// The reactor that polls it.
     pub reactor: u16,
@@ -505,9 +527,10 @@ impl Metrics {
         self.shards.iter().for_each(|shard| shard.retire(volume));
     }
 
-    /// A connection has come; `number` is its own for the life of the process.
-    pub fn connection(&self, number: u64, label: ConnectionLabel) -> Arc<ConnectionMetrics> {
+    /// A connection has come; `number` is its own for the life of the process. With an RDMA queue pair, or without.
+    pub fn connection(&self, number: u64, label: ConnectionLabel, queue_pair: bool) -> Arc<ConnectionMetrics> {
         let metrics = Arc::new(ConnectionMetrics {
+            fabric: queue_pair.then(QueuePairMetrics::default),
             label,
             commands: Counter::default(),
             bytes_received: Counter::default(),
@@ -652,7 +675,7 @@ mod tests {
             queue: 1,
             subsystem: "nqn.2026-11.io.ringway:vm1".into(),
         };
-        let connection = metrics.connection(3, label);
+        let connection = metrics.connection(3, label, false);
         connection.commands.add(2);
         assert_eq!(metrics.connections()[0].commands.get(), 2);
         metrics.forget_connection(3);

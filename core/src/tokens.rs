@@ -17,6 +17,8 @@ pub const CATALOG: u8 = 3;
 pub const SHM: u8 = 4;
 /// The transport of virtqueues.
 pub const VHOST: u8 = 5;
+/// The RDMA transport.
+pub const RDMA: u8 = 7;
 
 /// The token of an operation that a transport of `kind` submits: which of its operations, on which of its connections or queues.
 #[inline]

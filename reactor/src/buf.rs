@@ -160,6 +160,22 @@ impl BufPool {
         Some(Buf { pool: self, ptr, slot, len: len as u32 })
     }
 
+    /// `count` buffers of `size` bytes each, out of one slot.
+    ///
+    /// # Panics
+    /// If none are asked for.
+    pub fn pieces(&'static self, size: usize, count: usize) -> Option<Vec<Buf>> {
+        assert!(count > 0, "no pieces are no buffer");
+        let mut left = self.get(size * count)?;
+        let mut pieces = Vec::with_capacity(count);
+        for _ in 1..count {
+            let rest = left.split_off(size);
+            pieces.push(std::mem::replace(&mut left, rest));
+        }
+        pieces.push(left);
+        Some(pieces)
+    }
+
     /// The largest buffer this pool can give, bytes.
     pub fn largest(&self) -> usize {
         self.classes.last().expect("a pool has a class").size
@@ -373,6 +389,20 @@ mod tests {
         assert_eq!(pool.in_use(), 0);
         let all: Vec<_> = std::iter::from_fn(|| pool.get(1)).collect();
         assert_eq!(all.len(), SLOTS, "no slot is lost and none is there twice");
+    }
+
+    #[test]
+    fn pieces_share_a_slot_and_nothing_else() {
+        let pool = pool();
+        let mut pieces = pool.pieces(64, 64).unwrap();
+        for (number, piece) in pieces.iter_mut().enumerate() {
+            piece.fill(number as u8);
+        }
+        assert!(pieces.iter().enumerate().all(|(number, piece)| piece[..] == [number as u8; 64]));
+        assert_eq!((pieces.len(), pool.in_use()), (64, 1));
+        drop(pieces);
+        assert_eq!(pool.in_use(), 0);
+        assert!(pool.pieces(4096, 5).is_none());
     }
 
     #[test]

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use ringway_reactor::io::Instant;
 
 use super::association::{Association, AssociationState, ControllerKind};
-use super::connect::Path;
 use super::events::Events;
 use super::features::{self, Features};
 use super::logs::{self, ErrorLog};
@@ -25,7 +24,7 @@ use crate::wire::fabrics::{PropertyFields, kind};
 use crate::wire::features::AsyncEvent;
 use crate::wire::identify::{IDENTIFY_BYTES, write_namespace_list};
 use crate::wire::log_page::{WARNING_READ_ONLY, copy_window, page};
-use crate::wire::sgl::DataPlace;
+use crate::wire::sgl::{Capsule, DataPlace};
 
 /// What a command led to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,18 +146,20 @@ impl AdminQueue {
 
     /// Where the data is that a command brings, for one that does; the rest is for [`AdminQueue::reply_len`]. `Err` is the command's
     /// end, to be given to [`AdminQueue::refuse`].
-    pub fn data_in(&self, sqe: &Sqe, capsule_data: usize) -> Option<Result<DataPlace, NvmeStatus>> {
+    pub fn data_in(&self, sqe: &Sqe, capsule: impl Into<Capsule>) -> Option<Result<DataPlace, NvmeStatus>> {
+        let capsule = capsule.into();
         let checked = || {
             self.check_time(sqe)?;
             check_fields(sqe)?;
-            self.requests.check_send(sqe, capsule_data)
+            self.requests.check_send(sqe, capsule)
         };
         (sqe.opcode == vendor::SEND).then(checked)
     }
 
     /// Bytes that the command returns if it succeeds: the length of the buffer for [`AdminQueue::on_command`]. `Err` is the
     /// command's end, to be given to [`AdminQueue::refuse`].
-    pub fn reply_len(&self, sqe: &Sqe, capsule_data: usize) -> Result<u32, NvmeStatus> {
+    pub fn reply_len(&self, sqe: &Sqe, capsule: impl Into<Capsule>) -> Result<u32, NvmeStatus> {
+        let capsule = capsule.into();
         self.check_time(sqe)?;
         if sqe.opcode == FABRICS {
             return Ok(0);
@@ -167,16 +168,18 @@ impl AdminQueue {
         let len = match sqe.opcode {
             // Its data was to come before; to hosts that may not use it, it does not exist.
             vendor::SEND if self.requests.are_allowed() => return Err(NvmeStatus::INVALID_FIELD.dnr()),
-            vendor::RECEIVE => return self.requests.check_receive(sqe, capsule_data),
+            vendor::RECEIVE => return self.requests.check_receive(sqe, capsule),
             admin::IDENTIFY => IDENTIFY_BYTES as u32,
             admin::GET_LOG_PAGE => logs::check(sqe, &self.association)?,
             admin::GET_FEATURES => features::data_len(sqe),
             _ => 0,
         };
         if len > 0 {
-            match sqe.sgl.locate(capsule_data)? {
-                DataPlace::Transport { len: given } if given == len => {}
-                DataPlace::Transport { .. } => return Err(NvmeStatus::DATA_SGL_LENGTH_INVALID.dnr()),
+            match sqe.sgl.locate(capsule)? {
+                DataPlace::Transport { len: given } | DataPlace::Keyed { len: given, .. } if given == len => {}
+                DataPlace::Transport { .. } | DataPlace::Keyed { .. } => {
+                    return Err(NvmeStatus::DATA_SGL_LENGTH_INVALID.dnr());
+                }
                 DataPlace::InCapsule { .. } => return Err(NvmeStatus::SGL_DESCRIPTOR_TYPE_INVALID.dnr()),
             }
         }
@@ -334,7 +337,7 @@ impl AdminQueue {
 
     fn may_stay(&self, directory: &Directory) -> bool {
         let Some(subsystem) = self.association.subsystem() else { return true };
-        let loopback = Path { local: self.association.local, peer: self.association.peer }.is_loopback();
+        let loopback = self.association.path.is_loopback();
         let volumes = subsystem.namespaces.iter().filter_map(|namespace| directory.volume(namespace.volume));
         volumes.into_iter().all(|record| directory.may_attach(record, &self.association.host.nqn, loopback))
     }

@@ -8,12 +8,12 @@
 //! with nothing outstanding leaves the rest alone, since a host that shuts down closes these first; queues are not deleted
 //! one by one, so its number is not given out again.
 
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use ringway_reactor::io::Instant;
 
+use super::connect::Path;
 use super::logs::ErrorLog;
 use crate::directory::Subsystem;
 use crate::ids::{AssociationId, VolumeId};
@@ -75,10 +75,8 @@ pub struct Association {
     pub host: HostIdentity,
     /// With what.
     pub kind: ControllerKind,
-    /// The host's end of the admin connection.
-    pub peer: SocketAddr,
-    /// The listener of the admin connection.
-    pub local: SocketAddr,
+    /// The two ends of the admin connection.
+    pub path: Path,
     /// A volume of it has one host at a time.
     pub exclusive: bool,
     /// Only ever grows, so that every reactor may act on what it sees without asking again.
@@ -110,7 +108,7 @@ impl Association {
         controller_id: u16,
         host: HostIdentity,
         kind: ControllerKind,
-        (local, peer): (SocketAddr, SocketAddr),
+        path: Path,
         (now, keep_alive_ms): (Instant, u32),
         exclusive: bool,
     ) -> Association {
@@ -119,8 +117,7 @@ impl Association {
             controller_id,
             host,
             kind,
-            peer,
-            local,
+            path,
             exclusive,
             state: AtomicU8::new(0),
             heard_ns: AtomicU64::new(now.0),
@@ -129,7 +126,7 @@ impl Association {
             io_connected: AtomicBool::new(false),
             write_through: AtomicBool::new(false),
             on_record: AtomicU8::new(0),
-            errors: Mutex::default(),
+            errors: Mutex::new(ErrorLog::new(path.transport)),
         };
         association.set_keep_alive_ms(keep_alive_ms);
         association

@@ -13,7 +13,8 @@ use crate::wire::fabrics::{
     CATTR_NO_SQ_FLOW_CONTROL, CATTR_QUEUE_DELETION, CONNECT_DATA_BYTES, Connect, ConnectData, invalid_parameter,
     parameter,
 };
-use crate::wire::sgl::DataPlace;
+use crate::wire::log_page::TransportType;
+use crate::wire::sgl::{Capsule, DataPlace};
 use crate::wire::{NQN_MAX, text};
 
 /// A Connect that was refused: status, and the result that says which parameter.
@@ -32,12 +33,12 @@ impl From<NvmeStatus> for Refusal {
 }
 
 /// A parameter of the command is not valid.
-pub(super) fn bad_command(offset: u16) -> Refusal {
+pub(crate) fn bad_command(offset: u16) -> Refusal {
     Refusal { status: NvmeStatus::CONNECT_INVALID_PARAMETERS.dnr(), result: invalid_parameter(offset, false) }
 }
 
 /// A parameter in the data is not valid.
-pub(super) fn bad_data(offset: u16) -> Refusal {
+pub(crate) fn bad_data(offset: u16) -> Refusal {
     Refusal { status: NvmeStatus::CONNECT_INVALID_PARAMETERS.dnr(), result: invalid_parameter(offset, true) }
 }
 
@@ -48,6 +49,8 @@ pub struct Path {
     pub local: SocketAddr,
     /// The host's.
     pub peer: SocketAddr,
+    /// What lies between.
+    pub transport: TransportType,
 }
 
 impl Path {
@@ -59,7 +62,7 @@ impl Path {
 }
 
 /// The first command of a queue: a Connect, and where its data is. Anything else comes before its time.
-pub fn first_command(sqe: &Sqe, capsule_data: usize) -> Result<(Connect, DataPlace), Refusal> {
+pub fn first_command(sqe: &Sqe, capsule: impl Into<Capsule>) -> Result<(Connect, DataPlace), Refusal> {
     let Some(connect) = Connect::of(sqe) else {
         let known = sqe.opcode == FABRICS || sqe.direction().is_ok();
         let status = if known { NvmeStatus::COMMAND_SEQUENCE_ERROR } else { NvmeStatus::INVALID_OPCODE };
@@ -68,7 +71,7 @@ pub fn first_command(sqe: &Sqe, capsule_data: usize) -> Result<(Connect, DataPla
     if sqe.fuse()? != Fuse::Normal || sqe.reserved_flags() != 0 {
         return Err(NvmeStatus::INVALID_FIELD.dnr().into());
     }
-    let data = sqe.sgl.locate(capsule_data)?;
+    let data = sqe.sgl.locate(capsule)?;
     if data.len() as usize != CONNECT_DATA_BYTES {
         return Err(NvmeStatus::DATA_SGL_LENGTH_INVALID.dnr().into());
     }

@@ -6,8 +6,8 @@ use super::association::{Association, ControllerKind, KEEP_ALIVE_STEP_MS};
 use super::usage::Usages;
 use crate::directory::{Directory, VolumeEntry};
 use crate::limits::{
-    BLOCK, CLUSTER, EVENT_REQUESTS_MAX, IN_CAPSULE_BYTES, QUEUE_ENTRIES_MAX, REQUEST_BYTES_MAX, STRIPE,
-    WRITE_ZEROES_BYTES_MAX,
+    BLOCK, CLUSTER, EVENT_REQUESTS_MAX, IN_CAPSULE_BYTES, IN_CAPSULE_BYTES_RDMA, QUEUE_ENTRIES_MAX, REQUEST_BYTES_MAX,
+    STRIPE, WRITE_ZEROES_BYTES_MAX,
 };
 use crate::wire::command::{SQE_BYTES, Sqe};
 use crate::wire::completion::NvmeStatus;
@@ -16,8 +16,9 @@ use crate::wire::features::{EVENT_DISCOVERY, EVENT_NAMESPACE};
 use crate::wire::identify::{
     CSI_NVM, CTRATT_HOST_ID_128, CTRATT_TRAFFIC_KEEP_ALIVE, IDENTIFY_BYTES, IdentifyController, IdentifyControllerNvm,
     IdentifyNamespace, IdentifyNamespaceIndependent, LbaFormat, NamespaceDescriptors, ONCS_COMPARE,
-    ONCS_DATASET_MANAGEMENT, ONCS_WRITE_ZEROES, SGLS_TCP, cns, write_namespace_list,
+    ONCS_DATASET_MANAGEMENT, ONCS_WRITE_ZEROES, cns, sgls, write_namespace_list,
 };
+use crate::wire::log_page::TransportType;
 use crate::wire::{DISCOVERY_NQN, NSID_ALL, text};
 
 /// Thin (bit 0), identifiers never reused (bit 3), hints for write and deallocate (bit 4).
@@ -143,7 +144,7 @@ fn controller(association: &Association, directory: &Directory) -> IdentifyContr
     id.aerl = EVENT_REQUESTS_MAX as u8 - 1;
     id.kas = ((KEEP_ALIVE_STEP_MS / 100) as u16).into();
     id.maxcmd = QUEUE_ENTRIES_MAX.into();
-    id.sgls = SGLS_TCP.into();
+    id.sgls = sgls(association.path.transport).into();
     // Extended data: offsets, and lengths of more than 12 bits.
     id.lpa = 1 << 2;
     match &association.kind {
@@ -159,14 +160,14 @@ fn controller(association: &Association, directory: &Directory) -> IdentifyContr
             id.oaes = EVENT_NAMESPACE.into();
             id.subnqn = text::nul_padded(&subsystem.nqn);
             id.nn = subsystem.nsid_max().into();
-            io_controller(&mut id);
+            io_controller(&mut id, association.path.transport);
         }
     }
     id
 }
 
 /// What only controllers with I/O queues have.
-fn io_controller(id: &mut IdentifyController) {
+fn io_controller(id: &mut IdentifyController, transport: TransportType) {
     // Aborts end at once: four is what we may say without thinking of more.
     id.acl = 3;
     // One slot, read-only.
@@ -182,7 +183,11 @@ fn io_controller(id: &mut IdentifyController) {
     // Present (bit 0); flush names its namespace (bits 2:1 = 2).
     id.vwc = 0b101;
     // awun, awupf and acwu stay 0: one logical block, the most that a cut or a power failure leaves whole.
-    id.ioccsz = ((SQE_BYTES as u32 + IN_CAPSULE_BYTES) / 16).into();
+    let in_capsule = match transport {
+        TransportType::Tcp => IN_CAPSULE_BYTES,
+        TransportType::Rdma => IN_CAPSULE_BYTES_RDMA,
+    };
+    id.ioccsz = ((SQE_BYTES as u32 + in_capsule) / 16).into();
     id.iorcsz = 1.into();
     id.msdbd = 1;
 }

@@ -14,7 +14,7 @@ use crate::wire::command::{Direction, FABRICS, Fuse, PSDT_SGL, Sqe, nvm};
 use crate::wire::completion::NvmeStatus;
 use crate::wire::dsm::{ATTRIBUTE_DEALLOCATE, DsmRange, RANGES_MAX};
 use crate::wire::fabrics::kind;
-use crate::wire::sgl::{DataPlace, SGL_IN_CAPSULE};
+use crate::wire::sgl::{Capsule, DataPlace, SGL_IN_CAPSULE};
 
 /// Bytes of the longest list of ranges.
 const RANGES_BYTES_MAX: u32 = (RANGES_MAX * size_of::<DsmRange>()) as u32;
@@ -66,10 +66,10 @@ pub struct IoSight<'a> {
     pub write_through: bool,
 }
 
-/// Checks command `sqe`, which came in a capsule with `capsule_data` bytes of data.
-pub fn check_io(sqe: &Sqe, capsule_data: usize, sight: &IoSight<'_>) -> Result<IoCommand, NvmeStatus> {
+/// Checks command `sqe`, which came in `capsule`.
+pub fn check_io(sqe: &Sqe, capsule: impl Into<Capsule>, sight: &IoSight<'_>) -> Result<IoCommand, NvmeStatus> {
     let (volume, work, fuse, accepted) = check_command(sqe, sight)?;
-    let (direction, data) = check_data(sqe, capsule_data, accepted)?;
+    let (direction, data) = check_data(sqe, capsule.into(), accepted)?;
     Ok(IoCommand { volume, work, fuse, direction, data })
 }
 
@@ -211,14 +211,14 @@ fn data_len(sqe: &Sqe, work: &IoWork) -> u32 {
 /// Where the data is, and that it is as long as it may be. SGLS does not promise to take data that is longer than wanted.
 fn check_data(
     sqe: &Sqe,
-    capsule_data: usize,
+    capsule: Capsule,
     accepted: RangeInclusive<u32>,
 ) -> Result<(Direction, DataPlace), NvmeStatus> {
     if *accepted.end() == 0 {
         return Ok((Direction::None, DataPlace::Transport { len: 0 }));
     }
     let direction = sqe.direction()?;
-    let data = sqe.sgl.locate(capsule_data)?;
+    let data = sqe.sgl.locate(capsule)?;
     if !accepted.contains(&data.len()) {
         return Err(NvmeStatus::DATA_SGL_LENGTH_INVALID.dnr());
     }

@@ -13,8 +13,8 @@ use crate::limits::REQUEST_BYTES_MAX;
 use crate::wire::command::{FABRICS, Sqe, admin, nvm};
 use crate::wire::completion::NvmeStatus;
 use crate::wire::log_page::{
-    CommandEffects, EFFECT_CONTENT, EFFECT_SUPPORTED, ErrorEntry, FirmwareLog, SmartLog, TRTYPE_TCP, WARNING_READ_ONLY,
-    WARNING_SPARE, page,
+    CommandEffects, EFFECT_CONTENT, EFFECT_SUPPORTED, ErrorEntry, FirmwareLog, SmartLog, TransportType,
+    WARNING_READ_ONLY, WARNING_SPARE, page,
 };
 use crate::wire::{NSID_ALL, text};
 
@@ -34,18 +34,24 @@ const DISCOVERY_PAGES: [u8; 1] = [page::DISCOVERY];
 const SPARE_THRESHOLD: u8 = 20;
 
 /// Errors of this controller's commands, newest first: of its admin queue, and of its I/O queues where the fault is not the host's.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct ErrorLog {
+    transport: TransportType,
     count: u64,
     entries: VecDeque<ErrorEntry>,
 }
 
 impl ErrorLog {
+    /// Nothing has gone wrong yet with a controller that is reached so.
+    pub(super) fn new(transport: TransportType) -> ErrorLog {
+        ErrorLog { transport, count: 0, entries: VecDeque::new() }
+    }
+
     /// Keeps an entry, under the next number.
     pub(super) fn record(&mut self, entry: ErrorEntry) {
         self.count += 1;
         self.entries.truncate(ERROR_ENTRIES - 1);
-        self.entries.push_front(ErrorEntry { count: self.count.into(), transport: TRTYPE_TCP, ..entry });
+        self.entries.push_front(ErrorEntry { count: self.count.into(), transport: self.transport as u8, ..entry });
     }
 
     /// An admin command that failed.

@@ -7,6 +7,7 @@ use super::io::{IoCommand, IoSight, check_io};
 use crate::directory::Directory;
 use crate::wire::command::Sqe;
 use crate::wire::completion::NvmeStatus;
+use crate::wire::sgl::Capsule;
 
 /// A connected I/O queue.
 #[derive(Debug)]
@@ -53,14 +54,19 @@ impl IoQueue {
         self.association.state() >= AssociationState::Ended
     }
 
-    /// Checks a command that came in a capsule with `capsule_data` bytes of data.
-    pub fn check(&self, sqe: &Sqe, capsule_data: usize, directory: &Directory) -> Result<IoCommand, NvmeStatus> {
+    /// Checks a command that came in `capsule`.
+    pub fn check(
+        &self,
+        sqe: &Sqe,
+        capsule: impl Into<Capsule>,
+        directory: &Directory,
+    ) -> Result<IoCommand, NvmeStatus> {
         if self.association.state() != AssociationState::Enabled {
             return Err(NvmeStatus::COMMAND_SEQUENCE_ERROR.dnr());
         }
         let subsystem = self.association.subsystem().expect("checked when it was made");
         let context =
             IoSight { namespaces: &subsystem.namespaces, directory, write_through: self.association.write_through() };
-        check_io(sqe, capsule_data, &context)
+        check_io(sqe, capsule, &context)
     }
 }

@@ -22,6 +22,7 @@ use crate::volume::{Lease, VolumeRecord};
 use crate::wire::DISCOVERY_NQN;
 use crate::wire::completion::NvmeStatus;
 use crate::wire::fabrics::{CNTLID_DYNAMIC, Connect, parameter};
+use crate::wire::log_page::TransportType;
 
 /// The highest controller number that may be given away (base figure 386).
 const CONTROLLER_ID_MAX: u16 = 0xFFEF;
@@ -187,7 +188,7 @@ impl Registry {
         now: Instant,
     ) -> Result<Arc<Association>, Refusal> {
         let here = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let path = Path { local: here, peer: here };
+        let path = Path { local: here, peer: here, transport: TransportType::Tcp };
         let wish = Wish {
             queue_id: 0,
             entries: 0,
@@ -452,8 +453,9 @@ impl Inner {
         let ControllerKind::Io(_) = kind else { return Vec::new() };
         let lost = |old: &Association| {
             old.host == wish.host
-                && old.local == path.local
-                && old.peer.ip() == path.peer.ip()
+                && old.path.transport == path.transport
+                && old.path.local == path.local
+                && old.path.peer.ip() == path.peer.ip()
                 && same_volumes(&old.kind, kind)
                 && old.advance(AssociationState::Dead)
         };
@@ -477,8 +479,7 @@ impl Inner {
         let controller_id = self.free_controller_id();
         self.last_association += 1;
         let id = AssociationId(self.last_association);
-        let ends = (path.local, path.peer);
-        let association = Arc::new(Association::new(id, controller_id, host, kind, ends, alive, exclusive));
+        let association = Arc::new(Association::new(id, controller_id, host, kind, path, alive, exclusive));
         let entry = Entry { association: Arc::clone(&association), queues: BTreeSet::from([0]), writer };
         self.by_controller.insert(controller_id, entry);
         association

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::wire::command::Sqe;
 use crate::wire::completion::NvmeStatus;
-use crate::wire::sgl::DataPlace;
+use crate::wire::sgl::{Capsule, DataPlace};
 
 /// Opcode of a request; its two low bits say that data goes to the controller (base figure 138).
 pub const SEND: u8 = 0xC1;
@@ -99,9 +99,9 @@ impl Requests {
     }
 
     /// Where the data of a [`SEND`] is, which has to be whole before [`Requests::send`].
-    pub(super) fn check_send(&self, sqe: &Sqe, capsule_data: usize) -> Result<DataPlace, NvmeStatus> {
+    pub(super) fn check_send(&self, sqe: &Sqe, capsule: Capsule) -> Result<DataPlace, NvmeStatus> {
         self.front()?;
-        let place = sqe.sgl.locate(capsule_data)?;
+        let place = sqe.sgl.locate(capsule)?;
         if place.len() != sqe.cdw10.get() || !(1..=REQUEST_BYTES_MAX).contains(&place.len()) {
             return Err(NvmeStatus::DATA_SGL_LENGTH_INVALID.dnr());
         }
@@ -109,14 +109,18 @@ impl Requests {
     }
 
     /// Bytes that a [`RECEIVE`] returns.
-    pub(super) fn check_receive(&self, sqe: &Sqe, capsule_data: usize) -> Result<u32, NvmeStatus> {
+    pub(super) fn check_receive(&self, sqe: &Sqe, capsule: Capsule) -> Result<u32, NvmeStatus> {
         self.front()?;
         if !self.tickets.contains_key(&sqe.cdw10.get()) {
             return Err(NvmeStatus::INVALID_FIELD.dnr());
         }
-        match sqe.sgl.locate(capsule_data)? {
-            DataPlace::Transport { len } if (HEAD_BYTES as u32..=FETCH_BYTES_MAX).contains(&len) => Ok(len),
-            DataPlace::Transport { .. } => Err(NvmeStatus::DATA_SGL_LENGTH_INVALID.dnr()),
+        match sqe.sgl.locate(capsule)? {
+            DataPlace::Transport { len } | DataPlace::Keyed { len, .. }
+                if (HEAD_BYTES as u32..=FETCH_BYTES_MAX).contains(&len) =>
+            {
+                Ok(len)
+            }
+            DataPlace::Transport { .. } | DataPlace::Keyed { .. } => Err(NvmeStatus::DATA_SGL_LENGTH_INVALID.dnr()),
             DataPlace::InCapsule { .. } => Err(NvmeStatus::SGL_DESCRIPTOR_TYPE_INVALID.dnr()),
         }
     }

@@ -10,6 +10,7 @@ use super::error::HostError;
 use crate::request::Command;
 use crate::wire::command::Sqe;
 use crate::wire::completion::NvmeStatus;
+use crate::wire::log_page::TransportType;
 
 /// What kind of controller to ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +48,8 @@ impl Default for Reconnect {
 /// One association with one subsystem.
 #[derive(Clone, Debug)]
 pub struct HostConfig {
+    /// Over what.
+    pub transport: TransportType,
     /// Where the target listens.
     pub addr: SocketAddr,
     /// Other addresses of the same target: each attempt to connect takes the next of all, in turn.
@@ -95,11 +98,12 @@ impl HostConfig {
         fresh_host_id()
     }
 
-    /// One queue of 128 commands, no digests.
+    /// Over TCP, one queue of 128 commands, no digests.
     #[must_use]
     pub fn new(addr: SocketAddr, subsystem_nqn: impl Into<String>) -> Self {
         let host_id = fresh_host_id();
         Self {
+            transport: TransportType::Tcp,
             addr,
             others: Vec::new(),
             name: format!("tcp://{addr}"),
@@ -116,6 +120,12 @@ impl HostConfig {
             reconnect: Reconnect::default(),
             token_space: 0,
         }
+    }
+
+    /// The same over RDMA.
+    #[must_use]
+    pub fn rdma(self) -> Self {
+        Self { transport: TransportType::Rdma, name: format!("rdma://{}", self.addr), ..self }
     }
 }
 

@@ -15,17 +15,21 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use ringway_rdma::verbs::Verbs;
 use ringway_reactor::buf::Buf;
 use ringway_reactor::io::{Completion, Instant, Io, Token};
 
 use super::api::{ControllerKind, Event, HostConfig, HostRequest, Namespace};
 use super::error::{HostError, HostErrorKind};
+use super::fabric_queue::FabricQueue;
+use super::link::{Fabric, Link, subject};
 use super::queue::{Queue, QueueEvent, QueueToken};
 use super::slot::Data;
 use super::start::Step;
 use crate::request::Command;
 use crate::wire::command::{Sqe, admin};
 use crate::wire::completion::Cqe;
+use crate::wire::log_page::TransportType;
 
 /// Entries of the admin queue.
 const ADMIN_DEPTH: u16 = 32;
@@ -102,12 +106,14 @@ pub(super) struct Outage {
     pub(super) attempts: u32,
 }
 
-/// An NVMe/TCP host with one association. Driven by its owner: completions in, [`Host::turn`] once a tick, events out.
+/// An NVMe host with one association. Driven by its owner: completions in, [`Host::turn`] once a tick, events out.
 #[derive(Debug)]
 pub struct Host {
     pub(super) config: HostConfig,
     /// Queue 0 is the admin queue.
-    pub(super) queues: Vec<Queue<Owner>>,
+    pub(super) queues: Vec<Link<Owner>>,
+    /// RDMA devices, if that is the way.
+    pub(super) fabric: Option<Fabric>,
     pub(super) phase: Phase,
     pub(super) events: VecDeque<Event>,
     pub(super) waiting: VecDeque<HostRequest>,
@@ -136,19 +142,30 @@ pub struct Host {
     pub(super) address_index: usize,
 }
 
+/// A queue of `depth` commands, over what the configuration says.
+pub(super) fn link(config: &HostConfig, index: u8, depth: u16) -> Link<Owner> {
+    match config.transport {
+        TransportType::Tcp => {
+            let digests = (config.header_digest, config.data_digest);
+            Link::Tcp(Queue::new(config.token_space, index, depth, digests))
+        }
+        TransportType::Rdma => Link::Rdma(FabricQueue::new(index, depth)),
+    }
+}
+
 impl Host {
-    /// A host that is not connected yet.
+    /// A host that is not connected yet; [`Host::over_rdma`] is for those whose transport that is.
     #[must_use]
     pub fn new(config: HostConfig) -> Self {
-        let digests = (config.header_digest, config.data_digest);
-        let mut queues = vec![Queue::new(config.token_space, 0, ADMIN_DEPTH, digests)];
+        let mut queues = vec![link(&config, 0, ADMIN_DEPTH)];
         if let ControllerKind::Io { queues: count, depth } = config.controller {
             assert!((1..=128).contains(&count) && depth >= 1, "{count} queues of {depth} commands");
-            queues.extend((1..=count).map(|index| Queue::new(config.token_space, index as u8, depth, digests)));
+            queues.extend((1..=count).map(|index| link(&config, index as u8, depth)));
         }
         Self {
             config,
             queues,
+            fabric: None,
             phase: Phase::Idle,
             events: VecDeque::new(),
             waiting: VecDeque::new(),
@@ -176,11 +193,22 @@ impl Host {
         self.address_index.checked_sub(1).map_or(self.config.addr, |other| self.config.others[other])
     }
 
+    /// A host that is not connected yet, and will be over RDMA.
+    ///
+    /// # Panics
+    /// If its configuration says another transport.
+    #[must_use]
+    pub fn over_rdma(config: HostConfig, verbs: Box<dyn Verbs>) -> Self {
+        assert_eq!(config.transport, TransportType::Rdma, "the configuration says over what it goes");
+        Self { fabric: Some(Fabric::new(verbs)), ..Self::new(config) }
+    }
+
     /// Begins the first connection.
     ///
     /// # Panics
-    /// If it was started before.
+    /// If it was started before, or was made without the devices that its transport needs.
     pub fn start<I: Io>(&mut self, io: &mut I) {
+        assert_eq!(self.config.transport == TransportType::Rdma, self.fabric.is_some(), "made for its transport");
         assert!(matches!(self.phase, Phase::Idle), "a host is started once");
         self.outage = Some(Outage { since: io.now_precise(), attempts: 0 });
         self.phase = Phase::Pausing { until: io.now_precise() };
@@ -214,20 +242,24 @@ impl Host {
     /// Whether it is over: nothing of this host is in the ring.
     #[must_use]
     pub fn is_over(&self) -> bool {
-        matches!(self.phase, Phase::Failed | Phase::Closed)
+        matches!(self.phase, Phase::Failed | Phase::Closed) && self.fabric.as_ref().is_none_or(Fabric::is_silent)
     }
 
     /// Hands an operation's end to the queue it belongs to. Call [`Host::turn`] when all of a tick are in.
     pub fn on_completion<I: Io>(&mut self, io: &mut I, completion: Completion) {
         let token = QueueToken::decode(completion.token);
-        let queue = &mut self.queues[usize::from(token.queue)];
-        queue.on_completion(io, token, completion, &self.config.name);
+        match (&mut self.fabric, &mut self.queues[usize::from(token.queue)]) {
+            (Some(fabric), _) => fabric.rang(),
+            (None, Link::Tcp(queue)) => queue.on_completion(io, token, completion, &self.config.name),
+            (None, Link::Rdma(_)) => unreachable!("a host over RDMA has its devices"),
+        }
     }
 
     /// Applies what has arrived, runs timers, sends what is to be sent.
     pub fn turn<I: Io>(&mut self, io: &mut I) {
+        self.take_fabric_events(io);
         for queue in 0..self.queues.len() {
-            while let Some(event) = self.queues[queue].events.pop_front() {
+            while let Some(event) = self.queues[queue].events().pop_front() {
                 match event {
                     QueueEvent::Greeted => self.on_greeted(io, queue),
                     QueueEvent::Finished { cqe, buf, owner } => self.on_finished(io, queue, cqe, buf, owner),
@@ -251,8 +283,23 @@ impl Host {
     /// Sends what was submitted since the last [`Host::turn`].
     pub fn flush<I: Io>(&mut self, io: &mut I) {
         for queue in &mut self.queues {
-            queue.flush(io);
-            queue.receive(io);
+            queue.flush(io, &mut self.fabric, &self.config.name);
+        }
+        if let Some(fabric) = &mut self.fabric {
+            fabric.flush();
+        }
+    }
+
+    /// Takes what RDMA devices have done.
+    fn take_fabric_events<I: Io>(&mut self, io: &mut I) {
+        let Some(fabric) = &mut self.fabric else { return };
+        let events: Vec<_> = fabric.poll(io, self.config.token_space).collect();
+        for event in events {
+            let Some(qp) = subject(&event) else { continue };
+            // What was posted to a queue pair that had ended already comes back after its end, to nobody.
+            if let Some(queue) = self.queues.iter_mut().find(|queue| queue.qp() == Some(qp)) {
+                queue.on_fabric_event(&mut self.fabric, event, &self.config.name);
+            }
         }
     }
 
@@ -269,9 +316,14 @@ impl Host {
     /// When [`Host::turn`] has to run although nothing arrives: at once, if something waits to be sent.
     #[must_use]
     pub fn next_deadline(&self) -> Instant {
-        if self.queues.iter().any(Queue::wants_flush) {
+        if self.queues.iter().any(Link::wants_flush) {
             return Instant(0);
         }
+        let fabric = self.fabric.as_ref().map_or(Instant::NEVER, Fabric::next_deadline);
+        fabric.min(self.phase_deadline())
+    }
+
+    fn phase_deadline(&self) -> Instant {
         match &self.phase {
             Phase::Idle | Phase::Closed | Phase::Failed => Instant::NEVER,
             Phase::Breaking { .. } | Phase::Closing => Instant::NEVER,
@@ -330,7 +382,7 @@ impl Host {
     fn scan_deadlines<I: Io>(&mut self, io: &mut I, now: Instant) {
         self.scan_due =
             now.plus_ns((self.config.command_timeout.as_nanos() as u64 / 8).clamp(1_000_000, 1_000_000_000));
-        let earliest = self.queues.iter().filter_map(|queue| Some((queue.earliest_deadline()?, queue.index))).min();
+        let earliest = self.queues.iter().filter_map(|queue| Some((queue.earliest_deadline()?, queue.index()))).min();
         if let Some(((deadline, cid), queue)) = earliest
             && now >= deadline
         {

@@ -7,7 +7,8 @@ use super::api::{Event, HostRequest, Outcome};
 use super::association::{Half, HalfEnded, Host, IoOwner, Outage, Owner, Phase};
 use super::commands::{join_halves, outcome};
 use super::error::{HostError, HostErrorKind};
-use super::queue::{Orphan, Queue, QueueEvent};
+use super::link::Link;
+use super::queue::{Orphan, QueueEvent};
 use super::start::SCRATCH_BYTES;
 use crate::request::Command;
 use crate::wire::completion::{Cqe, NvmeStatus};
@@ -20,7 +21,7 @@ impl Host {
         }
         self.outage.get_or_insert(Outage { since: io.now(), attempts: 0 });
         self.phase = Phase::Breaking { error };
-        self.queues.iter_mut().for_each(|queue| queue.close(io));
+        self.queues.iter_mut().for_each(|queue| queue.close(io, &mut self.fabric));
         self.finish_breaking(io);
     }
 
@@ -30,7 +31,7 @@ impl Host {
             Phase::Closed | Phase::Failed => self.events.push_back(Event::Closed),
             _ => {
                 self.phase = Phase::Closing;
-                self.queues.iter_mut().for_each(|queue| queue.close(io));
+                self.queues.iter_mut().for_each(|queue| queue.close(io, &mut self.fabric));
                 self.finish_breaking(io);
             }
         }
@@ -38,7 +39,7 @@ impl Host {
 
     /// When everything is back from the ring: keep what was in flight, and decide what is next.
     pub(super) fn finish_breaking<I: Io>(&mut self, io: &mut I) {
-        if !self.queues.iter().all(Queue::is_closed) {
+        if !self.queues.iter().all(Link::is_closed) {
             return;
         }
         self.collect_orphans();
@@ -47,6 +48,7 @@ impl Host {
         let Phase::Breaking { error } = phase else {
             self.end_all(Outcome::Gone);
             self.phase = Phase::Closed;
+            self.silence(io);
             self.events.push_back(Event::Closed);
             return;
         };
@@ -70,6 +72,7 @@ impl Host {
         if !passes || now.since_ns(outage.since) >= limit.as_nanos() as u64 {
             self.end_all(Outcome::Gone);
             self.phase = Phase::Failed;
+            self.silence(io);
             self.events.push_back(Event::Failed(error));
             return;
         }
@@ -77,6 +80,12 @@ impl Host {
         let pause = (reconnect.first * (1 << doublings)).min(reconnect.most);
         self.phase = Phase::Pausing { until: now.plus_ns(pause.as_nanos() as u64) };
         self.events.push_back(Event::Lost(error));
+    }
+
+    fn silence<I: Io>(&mut self, io: &mut I) {
+        if let Some(fabric) = &mut self.fabric {
+            fabric.silence(io);
+        }
     }
 
     /// Takes the buffer of the start sequence and of notices back. The data of a Connect has another length and is not kept.
@@ -88,7 +97,7 @@ impl Host {
     /// orphans, and nobody else will end them.
     fn deliver_answers(&mut self) {
         for queue in 0..self.queues.len() {
-            while let Some(event) = self.queues[queue].events.pop_front() {
+            while let Some(event) = self.queues[queue].events().pop_front() {
                 let QueueEvent::Finished { cqe, buf, owner } = event else { continue };
                 match owner {
                     Owner::Start | Owner::Notice(_) => self.keep_scratch(buf),

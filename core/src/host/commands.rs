@@ -19,7 +19,7 @@ const WAITING_FACTOR: usize = 2;
 
 impl Host {
     pub(super) fn capacity(&self) -> usize {
-        self.queues[1..].iter().map(|queue| queue.slots.len()).sum::<usize>()
+        self.queues[1..].iter().map(|queue| queue.depth()).sum::<usize>()
     }
 
     /// Takes a command. It goes out with the next [`Host::turn`]; while there is no connection it waits.

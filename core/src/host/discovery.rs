@@ -3,6 +3,7 @@
 //! The header first, then the records in parts, then the header again: if the log's generation changed meanwhile, the parts
 //! may be of two logs and are read anew (base 5.16.1.23).
 
+use ringway_rdma::verbs::Verbs;
 use ringway_reactor::buf::Buf;
 use ringway_reactor::io::{Completion, Instant, Io, Token};
 use zerocopy::FromBytes;
@@ -12,7 +13,7 @@ use super::association::Host;
 use super::error::{HostError, HostErrorKind};
 use crate::wire::DISCOVERY_NQN;
 use crate::wire::command::Sqe;
-use crate::wire::log_page::{DiscoveryEntry, DiscoveryHeader, SUBTYPE_NVM, page};
+use crate::wire::log_page::{DiscoveryEntry, DiscoveryHeader, SUBTYPE_NVM, TransportType, page};
 
 /// Bytes of one read: a page of four records.
 const PART_BYTES: usize = 4096;
@@ -32,6 +33,8 @@ pub struct Discovered {
     pub address: String,
     /// The port, as the target writes it.
     pub port: String,
+    /// Over what; `None` for what this program does not know.
+    pub transport: Option<TransportType>,
     /// A subsystem with volumes; otherwise another discovery service.
     pub has_volumes: bool,
 }
@@ -56,13 +59,26 @@ pub struct DiscoveryReader {
     result: Option<Result<Vec<Discovered>, HostError>>,
 }
 
+/// The configuration for a discovery service at the same address.
+fn discovery(config: HostConfig) -> HostConfig {
+    HostConfig { subsystem_nqn: DISCOVERY_NQN.to_owned(), controller: ControllerKind::Discovery, ..config }
+}
+
 impl DiscoveryReader {
     /// A reader of the discovery service at the address in `config`, whose subsystem and controller are set here.
     #[must_use]
-    pub fn new(mut config: HostConfig) -> Self {
-        config.subsystem_nqn = DISCOVERY_NQN.to_owned();
-        config.controller = ControllerKind::Discovery;
-        Self { host: Host::new(config), step: Step::Connecting, found: Vec::new(), read: 0, restarts: 0, result: None }
+    pub fn new(config: HostConfig) -> Self {
+        Self::with(Host::new(discovery(config)))
+    }
+
+    /// Likewise, over RDMA.
+    #[must_use]
+    pub fn over_rdma(config: HostConfig, verbs: Box<dyn Verbs>) -> Self {
+        Self::with(Host::over_rdma(discovery(config), verbs))
+    }
+
+    fn with(host: Host) -> Self {
+        Self { host, step: Step::Connecting, found: Vec::new(), read: 0, restarts: 0, result: None }
     }
 
     /// Begins.
@@ -189,6 +205,7 @@ impl DiscoveryReader {
                     subsystem_nqn: subsystem_nqn.to_owned(),
                     address: address.to_owned(),
                     port: port.to_owned(),
+                    transport: TransportType::of(entry.trtype),
                     has_volumes: entry.subtype == SUBTYPE_NVM,
                 });
             }

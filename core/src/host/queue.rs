@@ -30,6 +30,8 @@ pub(super) enum Part {
     Send,
     Receive,
     ReceiveDirectly,
+    /// The wait for the bell of RDMA devices, which is of no queue.
+    Bell,
 }
 
 /// A token's fields: whose `Io` user, which queue, which of its connections, which operation.
@@ -48,6 +50,7 @@ impl QueueToken {
             Part::Send => 1,
             Part::Receive => 2,
             Part::ReceiveDirectly => 3,
+            Part::Bell => 4,
         };
         Token(u64::from(self.space) << 48 | u64::from(self.queue) << 40 | part << 32 | u64::from(self.connection))
     }
@@ -58,6 +61,7 @@ impl QueueToken {
             1 => Part::Send,
             2 => Part::Receive,
             3 => Part::ReceiveDirectly,
+            4 => Part::Bell,
             other => panic!("token {token:?} names part {other} of a queue"),
         };
         Self { space: (token.0 >> 48) as u16, queue: (token.0 >> 40) as u8, part, connection: token.0 as u32 }

@@ -14,9 +14,9 @@ use uuid::Uuid;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::api::{ControllerKind, Event, HostConfig, Namespace};
-use super::association::{Host, Notice, Owner, Phase};
+use super::association::{Host, Notice, Owner, Phase, link};
 use super::error::{HostError, HostErrorKind};
-use super::queue::Queue;
+use super::link::Dial;
 use super::slot::Data;
 use crate::limits::REQUEST_BYTES_MAX;
 use crate::wire::command::{Sqe, admin};
@@ -90,8 +90,8 @@ impl Host {
         self.phase = Phase::Opening { step: Step::Greet, deadline };
         self.queues_granted = 0;
         self.notice_pending = false;
-        let addr = self.address();
-        self.queues[0].dial(io, addr);
+        let to = Dial { addr: self.address(), controller: 0, name: &self.config.name };
+        self.queues[0].dial(io, &mut self.fabric, &to);
     }
 
     fn step_to(&mut self, next: Step) {
@@ -150,7 +150,7 @@ impl Host {
         let connect = ConnectData::new(*host_id.as_bytes(), controller, &subsystem, host_nqn);
         data.copy_from_slice(connect.as_bytes());
         // One entry of a ring stays empty: so many commands need one more.
-        let entries = self.queues[queue].slots.len() as u16 + 1;
+        let entries = self.queues[queue].depth() as u16 + 1;
         let keep_alive_ms = if queue == 0 { self.config.keep_alive.as_millis() as u32 } else { 0 };
         let sqe = Connect::new(queue as u16, entries, keep_alive_ms).sqe();
         if step == Step::Greet {
@@ -269,7 +269,9 @@ impl Host {
                 }
                 self.step_to(Step::IoQueues { connected: 0 });
                 let (addr, granted) = (self.address(), usize::from(self.queues_granted));
-                self.queues[1..=granted].iter_mut().for_each(|queue| queue.dial(io, addr));
+                let to = Dial { addr, controller: self.controller_id, name: &self.config.name };
+                let (queues, fabric) = (&mut self.queues[1..=granted], &mut self.fabric);
+                queues.iter_mut().for_each(|queue| queue.dial(io, fabric, &to));
             }
             Step::IoQueues { connected } => {
                 assert!(queue > 0, "the admin queue joined before");
@@ -287,9 +289,8 @@ impl Host {
     fn limit_depth(&mut self, entries: u32) {
         let depth = entries.saturating_sub(1).max(1) as usize;
         for queue in &mut self.queues[1..] {
-            if queue.slots.len() > depth {
-                let digests = (self.config.header_digest, self.config.data_digest);
-                *queue = Queue::new(self.config.token_space, queue.index, depth as u16, digests);
+            if queue.depth() > depth {
+                *queue = link(&self.config, queue.index(), depth as u16);
             }
         }
     }
@@ -299,6 +300,8 @@ impl Host {
         let (controller, _) = IdentifyController::ref_from_prefix(scratch).expect("the scratch buffer holds an answer");
         // Data in a capsule begins right behind the command, or is not used.
         self.in_capsule_max = if controller.icdoff.get() == 0 { controller.in_capsule_bytes() as usize } else { 0 };
+        let in_capsule = self.in_capsule_max;
+        self.queues[1..].iter_mut().for_each(|queue| queue.set_in_capsule(in_capsule));
         let largest = controller.transfer_bytes_max(self.page_bytes_min).unwrap_or(u64::MAX);
         self.request_bytes_max = largest.min(u64::from(REQUEST_BYTES_MAX)) as u32;
         match self.config.controller {

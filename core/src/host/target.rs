@@ -1,11 +1,13 @@
-//! One spelling of a target everywhere: `tcp://HOST:PORT/VOL`, `shm:VOL`, `VOL`, each with an optional `@SNAP`.
+//! One spelling of a target everywhere: `tcp://HOST:PORT/VOL`, `rdma://HOST:PORT/VOL`, `shm:VOL`, `VOL`, each with an optional `@SNAP`.
 //!
 //! Parsing says what was wrong and what would be right; it never touches the network.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use crate::snapshot::name::full_name;
 use crate::volume::check_name;
+use crate::wire::log_page::TransportType;
 
 /// The port of NVMe/TCP where a spelling has none.
 pub const PORT_DEFAULT: u16 = 4420;
@@ -17,6 +19,8 @@ const SNAPSHOT_NAME_MAX: usize = 128;
 pub enum Transport {
     /// NVMe/TCP: host as spelled (a name, an IPv4 address or an IPv6 address without brackets) and port.
     Tcp { host: String, port: u16 },
+    /// NVMe/RDMA, likewise.
+    Rdma { host: String, port: u16 },
     /// Shared memory with the daemon of this machine.
     Shm,
 }
@@ -34,7 +38,9 @@ pub struct Target {
 
 /// Why a spelling is not a target.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{spelling:?} is not a target: {why}; write tcp://HOST:PORT/VOLUME, for example tcp://127.0.0.1:4420/vm1")]
+#[error(
+    "{spelling:?} is not a target: {why}; write tcp://HOST:PORT/VOLUME or rdma://HOST:PORT/VOLUME, for example tcp://127.0.0.1:4420/vm1"
+)]
 pub struct BadTarget {
     /// As given.
     pub spelling: String,
@@ -52,8 +58,8 @@ impl Target {
         }
         if let Some((scheme, rest)) = spelling.split_once("://") {
             return match scheme {
-                "tcp" => parse_tcp(rest).map_err(bad),
-                "rdma" => Err(bad("rdma:// is not in this version".into())),
+                "tcp" => parse_remote(rest, |host, port| Transport::Tcp { host, port }).map_err(bad),
+                "rdma" => parse_remote(rest, |host, port| Transport::Rdma { host, port }).map_err(bad),
                 other => Err(bad(format!("{other}:// is not a transport of Ringway"))),
             };
         }
@@ -67,24 +73,25 @@ impl Target {
         self.snapshot.as_ref().map_or_else(|| self.volume.clone(), |snapshot| full_name(&self.volume, snapshot))
     }
 
-    /// Where the target listens for NVMe/TCP.
+    /// Host and port of a volume that is reached over a network, and over what.
     ///
     /// # Errors
-    /// If it is reached by another transport.
-    pub fn tcp(&self) -> Result<(&str, u16), BadTarget> {
+    /// If it is reached by shared memory.
+    pub fn remote(&self) -> Result<(TransportType, &str, u16), BadTarget> {
         let bad = |why: &str| Err(BadTarget { spelling: self.to_string(), why: why.into() });
         match &self.transport {
-            Transport::Tcp { host, port } => Ok((host, *port)),
-            Transport::Shm => bad("it is not reached by TCP"),
+            Transport::Tcp { host, port } => Ok((TransportType::Tcp, host, *port)),
+            Transport::Rdma { host, port } => Ok((TransportType::Rdma, host, *port)),
+            Transport::Shm => bad("it is not reached over a network"),
         }
     }
 }
 
-fn parse_tcp(rest: &str) -> Result<Target, String> {
+fn parse_remote(rest: &str, transport: impl FnOnce(String, u16) -> Transport) -> Result<Target, String> {
     let (authority, volume) = rest.split_once('/').ok_or("no volume after the address")?;
     let (host, port) = split_authority(authority)?;
     let (volume, snapshot) = split_volume(volume)?;
-    Ok(Target { transport: Transport::Tcp { host, port }, volume, snapshot })
+    Ok(Target { transport: transport(host, port), volume, snapshot })
 }
 
 /// Splits `HOST`, `HOST:PORT`, `[V6]` and `[V6]:PORT`.
@@ -133,11 +140,16 @@ fn split_volume(spelled: &str) -> Result<(String, Option<String>), String> {
     Ok((volume.to_owned(), snapshot.map(str::to_owned)))
 }
 
+/// A host as it stands in front of a port.
+fn bracketed(host: &str) -> Cow<'_, str> {
+    if host.contains(':') { Cow::Owned(format!("[{host}]")) } else { Cow::Borrowed(host) }
+}
+
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.transport {
-            Transport::Tcp { host, port } if host.contains(':') => write!(f, "tcp://[{host}]:{port}/{}", self.volume)?,
-            Transport::Tcp { host, port } => write!(f, "tcp://{host}:{port}/{}", self.volume)?,
+            Transport::Tcp { host, port } => write!(f, "tcp://{}:{port}/{}", bracketed(host), self.volume)?,
+            Transport::Rdma { host, port } => write!(f, "rdma://{}:{port}/{}", bracketed(host), self.volume)?,
             Transport::Shm => write!(f, "shm:{}", self.volume)?,
         }
         match &self.snapshot {
@@ -153,9 +165,14 @@ mod tests {
 
     #[test]
     fn every_spelling_comes_back_as_it_was_written() {
-        for spelling in
-            ["tcp://127.0.0.1:4420/vm1", "tcp://[::1]:21321/a/b", "tcp://host.example:1/v@s1", "shm:v", "shm:v@s"]
-        {
+        for spelling in [
+            "tcp://127.0.0.1:4420/vm1",
+            "tcp://[::1]:21321/a/b",
+            "tcp://host.example:1/v@s1",
+            "rdma://[fd00::1]:4420/v",
+            "shm:v",
+            "shm:v@s",
+        ] {
             assert_eq!(Target::parse(spelling).unwrap().to_string(), spelling);
         }
     }
@@ -175,7 +192,7 @@ mod tests {
             ("tcp://h:99999/v", "port \"99999\""),
             ("tcp://::1/v", "[ ]"),
             ("tcp://[::g]/v", "not an IPv6"),
-            ("rdma://h/v", "not in this version"),
+            ("rdma://h", "no volume"),
             ("nbd://h/v", "not a transport"),
             ("tcp://h/-v", "starts with"),
             ("tcp://h/v@a/b", "snapshot name"),
@@ -189,9 +206,9 @@ mod tests {
     #[test]
     fn a_target_knows_what_it_is_called_and_where_it_listens() {
         let snapshot = Target::parse("tcp://h:1/v@s").unwrap();
-        assert_eq!((snapshot.name().as_str(), snapshot.tcp()), ("v@s", Ok(("h", 1))));
+        assert_eq!((snapshot.name().as_str(), snapshot.remote()), ("v@s", Ok((TransportType::Tcp, "h", 1))));
         let shared = Target::parse("shm:v").unwrap();
         assert_eq!(shared.name(), "v");
-        assert!(shared.tcp().unwrap_err().why.contains("not reached by TCP"));
+        assert!(shared.remote().unwrap_err().why.contains("not reached over a network"));
     }
 }

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use ringway_rdma::verbs::Counts;
 use ringway_reactor::io::{Instant, Io};
 
 use super::Node;
 use crate::limits::CLUSTER;
-use crate::metrics::{ConnectionLabel, Counter};
+use crate::metrics::{ConnectionLabel, Counter, QueuePairMetrics};
 use crate::shard::RecordLog;
 
 /// How often: the thresholds of a filling pool and the metrics need no more.
@@ -47,7 +48,7 @@ impl<L: RecordLog> Node<L> {
         catch_up(&metrics.polls_empty, turns.empty);
         catch_up(&metrics.sleeps, turns.sleeps);
         catch_up(&metrics.messages_sent, self.messages_sent);
-        let (tcp, shm) = (self.transports.tcp.stats(), self.transports.shm.stats());
+        let (tcp, shm) = (self.transports.tcp.stats() + self.transports.rdma.stats(), self.transports.shm.stats());
         let vhost = self.transports.vhost.stats();
         catch_up(&metrics.commands_malformed, vhost.malformed);
         catch_up(&metrics.waits_for_buffer, tcp.waited_for_buffer + shm.waited_for_buffer + vhost.waited_for_buffer);
@@ -74,7 +75,7 @@ impl<L: RecordLog> Node<L> {
                         subsystem: seen.subsystem.to_owned(),
                     };
                     self.metrics.forget_connection(number);
-                    self.metrics.connection(number, label)
+                    self.metrics.connection(number, label, seen.fabric.is_some())
                 },
                 Arc::clone,
             );
@@ -82,13 +83,30 @@ impl<L: RecordLog> Node<L> {
             catch_up(&metrics.bytes_received, seen.bytes_received);
             catch_up(&metrics.bytes_sent, seen.bytes_sent);
             metrics.in_flight.set(seen.in_flight);
+            if let (Some(counts), Some(metrics)) = (&seen.fabric, &metrics.fabric) {
+                count_queue_pair(counts, metrics);
+            }
             self.connections.insert(number, metrics);
         }
         for number in before.keys().filter(|number| !self.connections.contains_key(number)) {
             self.metrics.forget_connection(*number);
         }
-        self.interests.set_sockets(self.index, self.transports.tcp.connections());
+        let sockets = self.transports.tcp.connections() + self.transports.rdma.connections();
+        self.interests.set_sockets(self.index, sockets);
     }
+}
+
+fn count_queue_pair(counts: &Counts, metrics: &QueuePairMetrics) {
+    let posted = [counts.receives, counts.sends, counts.reads, counts.writes];
+    metrics.posted.iter().zip(posted).for_each(|(counter, to)| catch_up(counter, to));
+    let completed = [counts.succeeded, counts.failed];
+    metrics.completed.iter().zip(completed).for_each(|(counter, to)| catch_up(counter, to));
+    catch_up(&metrics.doorbells, counts.doorbells);
+    catch_up(&metrics.signalled, counts.signalled);
+    catch_up(&metrics.reads_waited, counts.reads_waited);
+    catch_up(&metrics.rnr_exceeded, counts.rnr_exceeded);
+    catch_up(&metrics.retry_exceeded, counts.retry_exceeded);
+    metrics.credits.set(counts.credits);
 }
 
 /// Brings a counter to what has been counted elsewhere.

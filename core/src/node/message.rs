@@ -15,7 +15,7 @@ use crate::snapshot::asked::SnapshotCreate;
 use crate::snapshot::promise::Promise;
 use crate::snapshot::sync::SyncReport;
 use crate::space::{Geometry, SlabId};
-use crate::transport::{Adopted, shm, vhost};
+use crate::transport::{Adopted, rdma, shm, vhost};
 
 /// One message. Messages of one reactor to another arrive in the order sent.
 #[derive(Debug)]
@@ -32,6 +32,8 @@ pub enum Message {
     Adopt(Adopted),
     /// For the transport of native rings.
     Shm(shm::Mail),
+    /// For the RDMA transport.
+    Rdma(rdma::Mail),
     /// The volumes changed: replace the directory, tell the shards and the hosts, answer [`Message::Published`].
     Publish { directory: Arc<Directory>, seq: u64 },
     /// This reactor works with directory `seq`.

@@ -246,10 +246,10 @@ impl<I: Io, L: RecordLog> Application<I, Message> for Node<L> {
                 let local = self.local.touch(shard);
                 self.said.by(shard, |out| local.on_completion(io, TokenBase::slot_of(token), completion, out));
             }
-            kind @ (tokens::TCP | tokens::SHM | tokens::VHOST) => {
+            kind @ (tokens::TCP | tokens::RDMA | tokens::SHM | tokens::VHOST) => {
                 // A read of what was never written, or a connection that comes, moves counters without a device.
                 self.uncounted = true;
-                if kind == tokens::TCP {
+                if matches!(kind, tokens::TCP | tokens::RDMA) {
                     self.heard = io.now();
                 }
                 self.transports.on_completion(io, kind, completion, &mut self.transport_events);
@@ -278,6 +278,10 @@ impl<I: Io, L: RecordLog> Application<I, Message> for Node<L> {
             Message::Shm(mail) => {
                 self.uncounted = true;
                 self.transports.shm.on_mail(io, mail, &mut self.transport_events);
+            }
+            Message::Rdma(mail) => {
+                self.uncounted = true;
+                self.transports.rdma.on_mail(io, mail, &mut self.transport_events);
             }
             Message::Publish { directory, seq } => self.publish(io, directory, seq),
             Message::Fence { association, origin } => self.fence(io, association, origin),

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use ringway_rdma::verbs::Verbs;
 use ringway_reactor::io::{FileId, FileInfo, Instant, Io, Wait};
 use uuid::Uuid;
 
@@ -31,7 +32,7 @@ use crate::shard::{OpenError, Opened, Progress, RecordLog, Recovery, RecoverySpe
 use crate::snapshot::sync::SyncPort;
 use crate::tokens;
 use crate::transport::{
-    ShmConfig, ShmTransport, TcpTransport, TransportConfig, Transports, VhostShared, VhostTransport,
+    RdmaTransport, ShmConfig, ShmTransport, TcpTransport, TransportConfig, Transports, VhostShared, VhostTransport,
 };
 
 /// The device with everything but data.
@@ -65,6 +66,15 @@ pub struct Sources {
     pub new_devices: Box<dyn NewDevices>,
     /// Who stores snapshots elsewhere; none: what is durable in the pool is synced.
     pub sync_port: Option<Box<dyn SyncPort>>,
+}
+
+/// A reactor's way to RDMA devices, and where the reactors are.
+#[derive(Default)]
+pub struct Fabric {
+    /// `None` where there is none.
+    pub verbs: Option<Box<dyn Verbs>>,
+    /// The memory node of each reactor's core, where known.
+    pub numa: Vec<Option<u16>>,
 }
 
 /// What all reactors of a target share. Sent to each of their threads.
@@ -291,6 +301,7 @@ impl Plan {
         recovered: Recovered<L>,
         buffer_bytes: usize,
         fetch_port: Option<Arc<dyn FetchPort>>,
+        fabric: Fabric,
         first: Option<(Sources, Damaged)>,
     ) -> Node<L> {
         assert_eq!(first.is_some(), reactor == 0, "the catalog lives on reactor 0");
@@ -299,6 +310,13 @@ impl Plan {
             TransportConfig::new(reactor, self.reactors, buffer_bytes),
             Arc::clone(&self.registry),
             Arc::clone(&self.directory),
+        );
+        let rdma = RdmaTransport::new(
+            TransportConfig::new(reactor, self.reactors, buffer_bytes),
+            Arc::clone(&self.registry),
+            Arc::clone(&self.directory),
+            fabric.verbs,
+            fabric.numa,
         );
         let vhost = VhostTransport::new(Arc::clone(&self.vhost), Arc::clone(&self.directory));
         let shm = ShmTransport::new(
@@ -311,7 +329,7 @@ impl Plan {
             reactors: self.reactors,
             placement: Arc::clone(&self.placement),
             shards: recovered.opened.into_iter().map(|opened| opened.shard).collect(),
-            transports: Transports { tcp, shm, vhost },
+            transports: Transports { tcp, rdma, shm, vhost },
             registry: Arc::clone(&self.registry),
             directory: Arc::clone(&self.directory),
             epoch: Arc::clone(&self.epoch),

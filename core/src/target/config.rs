@@ -85,6 +85,8 @@ pub struct TargetConfig {
     pub cores: Vec<usize>,
     /// Where to listen for NVMe/TCP; port 0 picks one.
     pub listeners: Vec<SocketAddr>,
+    /// Where to listen for NVMe/RDMA, if this machine has it.
+    pub rdma_listeners: Vec<SocketAddr>,
     /// Hosts from beyond loopback may attach to volumes without a list of hosts.
     pub insecure: bool,
     /// Where sockets live, and the log that survives the process where this machine has no better place for it.
@@ -126,6 +128,7 @@ impl TargetConfig {
             format: None,
             cores,
             listeners: Vec::new(),
+            rdma_listeners: Vec::new(),
             insecure: false,
             runtime: std::env::temp_dir(),
             socket_access: SocketAccess::default(),

@@ -13,7 +13,7 @@ use ringway_reactor::pin::allowed_cores;
 use ringway_reactor::turn::Reactor;
 use ringway_reactor::uring::{UringConfig, UringIo};
 
-use super::assembly::Plan;
+use super::assembly::{Fabric, Plan};
 use super::buffers;
 use super::config::{PoolSpec, TargetConfig};
 use super::error::StartError;
@@ -65,7 +65,7 @@ impl InProcess {
         })?;
         let damaged = recovered.damaged();
         let first = (sources(Box::new(NeverGrows(config.pool.clone())), None), damaged);
-        let node = plan.node(0, recovered, config.buffer_bytes, None, Some(first));
+        let node = plan.node(0, recovered, config.buffer_bytes, None, Fabric::default(), Some(first));
         let mail = Mesh::new(1, MAILBOX).pop().expect("a mesh of one");
         let control = Arc::new(Port::new(mail.injector()));
         Ok(InProcess { reactor: Reactor::new(io, mail, node), control, buffers })

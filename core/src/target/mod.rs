@@ -6,6 +6,7 @@ mod config;
 mod devices;
 mod error;
 pub mod exports;
+mod fabric;
 mod grow;
 mod in_process;
 pub mod log;

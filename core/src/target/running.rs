@@ -12,6 +12,7 @@ use ringway_shm_ring::door::Door;
 use thiserror::Error;
 
 use super::log_place::forget;
+use super::start::Listening;
 use super::unix::UnixSockets;
 use crate::backend::service::BackendThread;
 use crate::control::{ControlCall, ControlPort, ControlRequest};
@@ -31,7 +32,7 @@ pub struct RunningTarget {
     injector: Injector<Message>,
     ways: Ways,
     metrics: Arc<Metrics>,
-    listeners: Vec<SocketAddr>,
+    listeners: Listening,
     threads: Vec<JoinHandle<bool>>,
     /// Holds the pool's lock until nobody else can mistake our logs for theirs.
     files: Arc<[OpenFile]>,
@@ -95,7 +96,7 @@ impl RunningTarget {
         injector: Injector<Message>,
         ways: Ways,
         metrics: Arc<Metrics>,
-        listeners: Vec<SocketAddr>,
+        listeners: Listening,
         threads: Vec<JoinHandle<bool>>,
         (files, log_paths): (Arc<[OpenFile]>, Vec<PathBuf>),
     ) -> Self {
@@ -105,7 +106,13 @@ impl RunningTarget {
     /// Where it listens; port 0 is resolved.
     #[must_use]
     pub fn listeners(&self) -> Vec<SocketAddr> {
-        self.listeners.clone()
+        self.listeners.tcp.clone()
+    }
+
+    /// Where it listens for NVMe/RDMA; fewer than asked for where this machine has none.
+    #[must_use]
+    pub fn rdma_listeners(&self) -> Vec<SocketAddr> {
+        self.listeners.rdma.clone()
     }
 
     /// Takes control calls.

@@ -31,6 +31,7 @@ use super::config::{PoolSpec, TargetConfig};
 use super::devices::Devices;
 use super::error::StartError;
 use super::exports::{Exports, ServeExport, Servers};
+use super::fabric::{self, Rdma};
 use super::grow::Grower;
 use super::log::ProcessLog;
 use super::log_place::{Logs, PoolLogs, open_logs};
@@ -58,6 +59,13 @@ const LISTEN_WAIT_NS: u64 = 3_000_000_000;
 const LISTEN_RETRY_NS: u64 = 20_000_000;
 const EADDRINUSE: i32 = 98;
 
+/// Where a target listens.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Listening {
+    pub(super) tcp: Vec<SocketAddr>,
+    pub(super) rdma: Vec<SocketAddr>,
+}
+
 /// What a thread needs to become a reactor.
 struct Seat {
     index: usize,
@@ -67,6 +75,7 @@ struct Seat {
     files: Arc<[OpenFile]>,
     pools: Arc<[&'static BufPool]>,
     worker_cores: Vec<usize>,
+    rdma: Arc<Rdma>,
     /// On reactor 0: who stores snapshots elsewhere.
     sync_port: Option<Box<dyn SyncPort>>,
     fetch_port: Option<Arc<dyn FetchPort>>,
@@ -79,7 +88,7 @@ struct Seat {
 /// What a reactor's thread says while it starts.
 enum Report {
     Recovered(Damaged),
-    Listening(Vec<SocketAddr>),
+    Listening(Listening),
     Failed(StartError),
 }
 
@@ -98,6 +107,7 @@ pub fn start(config: TargetConfig, progress: &mut dyn FnMut(&Progress)) -> Resul
     let plan = Arc::new(Plan::new(pool, surrounds(&config, &devices)));
     let config = Arc::new(config);
     let pools: Arc<[_]> = (0..reactors).map(|index| buffers::take(index, config.buffer_bytes)).collect();
+    let rdma = Arc::new(Rdma::open(&config, &pools));
     let files: Arc<[OpenFile]> = devices.files.into();
     let mesh = Mesh::new(reactors, MAILBOX);
     let injectors: Vec<_> = mesh.iter().map(Endpoint::injector).collect();
@@ -119,6 +129,7 @@ pub fn start(config: TargetConfig, progress: &mut dyn FnMut(&Progress)) -> Resul
             files: Arc::clone(&files),
             pools: Arc::clone(&pools),
             worker_cores: free_cores.clone(),
+            rdma: Arc::clone(&rdma),
             sync_port: (index == 0).then(|| backend.sync_port()),
             fetch_port: Some(backend.fetch_port()),
             mail,
@@ -189,7 +200,7 @@ fn start_backend(
 }
 
 /// All have recovered, then all go on, then reactor 0 listens.
-fn begin(reported: &Receiver<Report>, gos: &[Sender<Damaged>], reactors: usize) -> Result<Vec<SocketAddr>, StartError> {
+fn begin(reported: &Receiver<Report>, gos: &[Sender<Damaged>], reactors: usize) -> Result<Listening, StartError> {
     let gone = || StartError::Invalid("a reactor's thread has ended before it began; the log says why".to_owned());
     let mut damaged = Damaged::default();
     for _ in 0..reactors {
@@ -258,6 +269,7 @@ pub(super) fn surrounds(config: &TargetConfig, devices: &Devices) -> Surrounds {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             listeners: Vec::new(),
+            rdma_listeners: Vec::new(),
             cores: config.cores.clone(),
             connections: 0,
             insecure: config.insecure,
@@ -320,15 +332,18 @@ impl Seat {
             let grower = Box::new(Grower::new(spec, injector, self.worker_cores.clone()));
             (sources(grower, self.sync_port.take()), damaged)
         });
-        let mut node = self.plan.node(self.index, recovered, self.config.buffer_bytes, self.fetch_port.take(), first);
+        let (fetch_port, fabric) = (self.fetch_port.take(), self.rdma.fabric(self.index));
+        let buffers = self.config.buffer_bytes;
+        let mut node = self.plan.node(self.index, recovered, buffers, fetch_port, fabric, first);
         if self.index == 0 {
             let listeners = listen(&mut io, &self.config.listeners)?;
-            let addresses: Vec<_> = listeners.iter().map(|&(_, addr)| addr).collect();
+            let tcp: Vec<_> = listeners.iter().map(|&(_, addr)| addr).collect();
             for (id, addr) in listeners {
                 node.transports().tcp.listen(&mut io, id, addr);
             }
-            node.owner().expect("the catalog lives here").set_listeners(addresses.clone());
-            let _ = self.reports.send(Report::Listening(addresses));
+            let rdma = fabric::listen(&mut node.transports().rdma, &self.config.rdma_listeners);
+            node.owner().expect("the catalog lives here").set_listeners(tcp.clone(), rdma.clone());
+            let _ = self.reports.send(Report::Listening(Listening { tcp, rdma }));
         }
         drop(self.reports);
         let mut reactor = Reactor::new(io, self.mail, node);

@@ -3,6 +3,7 @@
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use super::log_page::TransportType;
 use super::text;
 
 /// Bytes of every structure of Identify.
@@ -178,7 +179,18 @@ pub const CTRATT_HOST_ID_128: u32 = 1 << 0;
 /// Attribute: any command is a sign of life.
 pub const CTRATT_TRAFFIC_KEEP_ALIVE: u32 = 1 << 6;
 /// SGLs without alignment (bits 1:0), offsets into the capsule (bit 20), transport data blocks (bit 21).
-pub const SGLS_TCP: u32 = 0b01 | 1 << 20 | 1 << 21;
+const SGLS_TCP: u32 = 0b01 | 1 << 20 | 1 << 21;
+/// SGLs without alignment (bits 1:0), keyed data blocks (bit 2), offsets into the capsule (bit 20).
+const SGLS_RDMA: u32 = 0b01 | 1 << 2 | 1 << 20;
+
+/// The descriptors that a controller takes, by its transport.
+#[must_use]
+pub fn sgls(transport: TransportType) -> u32 {
+    match transport {
+        TransportType::Tcp => SGLS_TCP,
+        TransportType::Rdma => SGLS_RDMA,
+    }
+}
 
 /// An LBA format (nvm figure 98).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]

@@ -1,5 +1,7 @@
 //! Log pages (base 5.16.1) and the discovery log (base 5.16.1.23).
 
+use std::fmt;
+
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -47,7 +49,7 @@ pub struct ErrorEntry {
     pub nsid: U32,
     /// `28`
     pub vendor: u8,
-    /// `29` Transport: 3 is TCP.
+    /// `29` Transport: a [`TransportType`].
     pub transport: u8,
     /// `30-31` Reserved.
     pub reserved30: [u8; 2],
@@ -156,7 +158,7 @@ pub struct DiscoveryHeader {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct DiscoveryEntry {
-    /// `0` Transport: 3 is TCP.
+    /// `0` Transport: a [`TransportType`].
     pub trtype: u8,
     /// `1` Address family: 1 IPv4, 2 IPv6.
     pub adrfam: u8,
@@ -174,7 +176,7 @@ pub struct DiscoveryEntry {
     pub eflags: U16,
     /// `12-31` Reserved.
     pub reserved12: [u8; 20],
-    /// `32-63` Service: the TCP port in decimal, padded with NULs or spaces.
+    /// `32-63` Service: the port in decimal, padded with NULs or spaces.
     pub trsvcid: [u8; 32],
     /// `64-255` Reserved.
     pub reserved64: [u8; 192],
@@ -182,12 +184,49 @@ pub struct DiscoveryEntry {
     pub subnqn: [u8; 256],
     /// `512-767` Address in text.
     pub traddr: [u8; 256],
-    /// `768-1023` Byte 0: security of TCP, 0 none.
+    /// `768-1023` See [`TransportType::address_subtype`].
     pub tsas: [u8; 256],
 }
 
-/// Transport type TCP.
-pub const TRTYPE_TCP: u8 = 3;
+/// A transport, under its number TRTYPE.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum TransportType {
+    /// NVMe/RDMA.
+    Rdma = 1,
+    /// NVMe/TCP.
+    Tcp = 3,
+}
+
+impl TransportType {
+    /// What the address of a transport says besides (TSAS): of TCP that there is no security, of RDMA the kind of queue pair
+    /// (`0` reliable, connected: 1), of provider (`1` none in particular: 1) and of connection management (`2` RDMA_CM: 1;
+    /// rdma figure 3).
+    #[must_use]
+    pub fn address_subtype(self) -> [u8; 256] {
+        let mut tsas = [0; 256];
+        if self == TransportType::Rdma {
+            tsas[..3].copy_from_slice(&[1, 1, 1]);
+        }
+        tsas
+    }
+
+    /// The transport with this number.
+    #[must_use]
+    pub fn of(trtype: u8) -> Option<TransportType> {
+        [TransportType::Rdma, TransportType::Tcp].into_iter().find(|&known| known as u8 == trtype)
+    }
+}
+
+impl fmt::Display for TransportType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            TransportType::Rdma => "rdma",
+            TransportType::Tcp => "tcp",
+        })
+    }
+}
+
 /// Subsystem type: one with namespaces.
 pub const SUBTYPE_NVM: u8 = 2;
 /// Secure channel not required.

@@ -1,9 +1,9 @@
 //! NVMe as it is on the wire, whatever carries it: commands, completions and the data structures that they move.
 //!
 //! Each structure is a little-endian `repr(C)` layout whose size is asserted; figures such as `24-39` are byte offsets of the
-//! NVM Express base specification 2.0 ("base"), the NVM command set specification 1.0 ("nvm") and the NVMe/TCP transport
-//! specification 1.0 ("tcp"). Nothing here panics on any bytes: what a peer sent is either read as a layout that every bit
-//! pattern fits, or refused with the status that the specification names.
+//! NVM Express base specification 2.0 ("base"), the NVM command set specification 1.0 ("nvm"), the NVMe/TCP transport
+//! specification 1.0 ("tcp") and the NVMe/RDMA transport specification 1.0 ("rdma"). Nothing here panics on any bytes: what a
+//! peer sent is either read as a layout that every bit pattern fits, or refused with the status that the specification names.
 
 pub mod command;
 pub mod completion;
@@ -13,6 +13,7 @@ pub mod features;
 pub mod identify;
 pub mod log_page;
 pub mod pdu;
+pub mod rdma;
 pub mod sgl;
 pub mod text;
 

@@ -81,7 +81,7 @@ pub(super) fn run(options: &Options) -> Result<Vec<Bar>, Failed> {
 }
 
 fn connect(io: &mut UringIo, volume: &Target, numbers: std::ops::Range<u16>) -> Result<Vec<Host>, Failed> {
-    let (host, port) = volume.tcp()?;
+    let (_, host, port) = volume.remote()?;
     let addr = format!("{host}:{port}").parse()?;
     let mut hosts: Vec<Host> = numbers
         .map(|number| {

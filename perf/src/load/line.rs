@@ -1,4 +1,4 @@
-//! How a load reaches its volume: the NVMe/TCP host, or a ring in shared memory behind the same calls.
+//! How a load reaches its volume: the NVMe host, over TCP or RDMA, or a ring in shared memory behind the same calls.
 //!
 //! Over shared memory each operation's data is copied between the load's buffer and the data area, once: the load's own numbers are
 //! those of a program that does so. (`ring_reads`, and the fio engine, read in place.)
@@ -7,11 +7,11 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use ringway_core::host::{
-    Completed, Event, Host, HostError, HostErrorKind, HostRequest, Namespace, Outcome, Transport,
+    Completed, Event, Host, HostError, HostErrorKind, HostRequest, Namespace, Outcome, Transport, rdma_devices,
 };
 use ringway_core::request::Command;
 use ringway_core::wire::completion::NvmeStatus;
-use ringway_reactor::buf::Buf;
+use ringway_reactor::buf::{Buf, BufPool};
 use ringway_reactor::io::{Completion, Instant, Io, Wait};
 use ringway_shm_ring::client::{self, Client, ConnectError, ConnectOptions, Queue, Rejected, Status};
 use ringway_shm_ring::message::Reason;
@@ -24,28 +24,33 @@ const PAGE: u64 = 4096;
 
 /// One way or the other.
 pub(super) enum Line {
-    Tcp(Box<Host>),
+    Host(Box<Host>),
     Shm(Box<Ring>),
 }
 
 impl Line {
-    pub(super) fn of(config: &LoadConfig) -> Result<Line, LoadError> {
+    /// For `config`; a host over RDMA lends buffers of `pool` to its target.
+    pub(super) fn of(config: &LoadConfig, pool: &'static BufPool) -> Result<Line, LoadError> {
         match config.target.transport {
             Transport::Shm => Ring::new(config).map(Box::new).map(Line::Shm),
-            _ => Ok(Line::Tcp(Box::new(Host::new(host_config(config)?)))),
+            Transport::Rdma { .. } => {
+                let host = host_config(config)?;
+                Ok(Line::Host(Box::new(Host::over_rdma(host, rdma_devices(pool)?))))
+            }
+            Transport::Tcp { .. } => Ok(Line::Host(Box::new(Host::new(host_config(config)?)))),
         }
     }
 
     pub(super) fn start<I: Io>(&mut self, io: &mut I) {
         match self {
-            Line::Tcp(host) => host.start(io),
+            Line::Host(host) => host.start(io),
             Line::Shm(ring) => ring.start(),
         }
     }
 
     pub(super) fn poll<I: Io>(&mut self, io: &mut I, wait: Wait, completions: &mut Vec<Completion>) {
         match self {
-            Line::Tcp(_) => io.poll(wait, completions),
+            Line::Host(_) => io.poll(wait, completions),
             Line::Shm(ring) => {
                 ring.poll(io, wait);
                 // For the time.
@@ -56,27 +61,27 @@ impl Line {
 
     pub(super) fn on_completion<I: Io>(&mut self, io: &mut I, completion: Completion) {
         match self {
-            Line::Tcp(host) => host.on_completion(io, completion),
+            Line::Host(host) => host.on_completion(io, completion),
             Line::Shm(_) => unreachable!("a ring has nothing in the kernel's"),
         }
     }
 
     pub(super) fn turn<I: Io>(&mut self, io: &mut I) {
-        if let Line::Tcp(host) = self {
+        if let Line::Host(host) = self {
             host.turn(io);
         }
     }
 
     pub(super) fn flush<I: Io>(&mut self, io: &mut I) {
         match self {
-            Line::Tcp(host) => host.flush(io),
+            Line::Host(host) => host.flush(io),
             Line::Shm(ring) => ring.open.iter_mut().for_each(|open| open.queue.ring()),
         }
     }
 
     pub(super) fn next_deadline(&self) -> Instant {
         match self {
-            Line::Tcp(host) => host.next_deadline(),
+            Line::Host(host) => host.next_deadline(),
             Line::Shm(_) => Instant::NEVER,
         }
     }
@@ -88,28 +93,28 @@ impl Line {
 
     pub(super) fn next_event(&mut self) -> Option<Event> {
         match self {
-            Line::Tcp(host) => host.next_event(),
+            Line::Host(host) => host.next_event(),
             Line::Shm(ring) => ring.events.pop_front(),
         }
     }
 
     pub(super) fn submit<I: Io>(&mut self, io: &mut I, request: HostRequest) -> Result<(), LoadError> {
         match self {
-            Line::Tcp(host) => host.submit(io, request).map_err(|(_, error)| LoadError::Host(error)),
+            Line::Host(host) => host.submit(io, request).map_err(|(_, error)| LoadError::Host(error)),
             Line::Shm(ring) => ring.submit(request).map_err(LoadError::Host),
         }
     }
 
     pub(super) fn close<I: Io>(&mut self, io: &mut I) {
         match self {
-            Line::Tcp(host) => host.close(io),
+            Line::Host(host) => host.close(io),
             Line::Shm(ring) => ring.open = None,
         }
     }
 
     pub(super) fn is_over(&self) -> bool {
         match self {
-            Line::Tcp(host) => host.is_over(),
+            Line::Host(host) => host.is_over(),
             Line::Shm(ring) => ring.open.is_none(),
         }
     }

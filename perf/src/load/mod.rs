@@ -52,8 +52,8 @@ pub enum LoadError {
 pub fn run(config: &LoadConfig, progress: &mut dyn Progress) -> Result<LoadReport, LoadError> {
     config.check().map_err(LoadError::Config)?;
     let seed = config.seed.unwrap_or_else(|| rand::rng().next_u64());
-    let host = line::Line::of(config)?;
     let pool = pools::rent(pools::for_host(config.depth, config.block_bytes, config.queues));
+    let host = line::Line::of(config, pool.pool())?;
     let before = cpu::allowed();
     if let Some(core) = config.core {
         cpu::pin(core).map_err(|error| LoadError::Local(error.to_string()))?;
@@ -73,7 +73,7 @@ pub fn run(config: &LoadConfig, progress: &mut dyn Progress) -> Result<LoadRepor
 
 /// The host of a run.
 fn host_config(config: &LoadConfig) -> Result<HostConfig, LoadError> {
-    let (name, port) = config.target.tcp().map_err(|error| LoadError::Config(error.to_string()))?;
+    let (transport, name, port) = config.target.remote().map_err(|error| LoadError::Config(error.to_string()))?;
     let nqn = format!("{VOLUME_NQN_PREFIX}{}", config.target.name());
     let unknown =
         |why: &str| LoadError::Config(format!("{}: the address of {name:?} is not known: {why}", config.target));
@@ -81,7 +81,8 @@ fn host_config(config: &LoadConfig) -> Result<HostConfig, LoadError> {
     let addr = addresses.next().ok_or_else(|| unknown("it has none"))?;
     let depth = config.depth.div_ceil(config.queues.into()).max(1) as u16;
     let mut host = HostConfig::new(addr, nqn);
-    host.name = format!("tcp://{addr}");
+    host.transport = transport;
+    host.name = format!("{transport}://{addr}");
     host.controller = ControllerKind::Io { queues: config.queues, depth };
     (host.header_digest, host.data_digest) = (config.header_digest, config.data_digest);
     host.command_timeout = config.command_timeout;

@@ -16,6 +16,8 @@ pub enum Transport {
     Shm,
     /// NVMe/TCP.
     Tcp,
+    /// NVMe/RDMA.
+    Rdma,
 }
 
 impl Transport {
@@ -24,13 +26,15 @@ impl Transport {
     /// # Errors
     /// `EINVAL`, with the names that there are.
     pub fn named(name: &str) -> Result<Transport, Refusal> {
-        let why = match name {
-            "shm" => return Ok(Transport::Shm),
-            "tcp" => return Ok(Transport::Tcp),
-            "rdma" => "transport=rdma is not in this version; write transport=shm or transport=tcp".to_owned(),
-            other => format!("transport={other} is none of Ringway's; write transport=shm or transport=tcp"),
-        };
-        Err(Refusal::new(errno::EINVAL, why))
+        match name {
+            "shm" => Ok(Transport::Shm),
+            "tcp" => Ok(Transport::Tcp),
+            "rdma" => Ok(Transport::Rdma),
+            other => {
+                let why = format!("transport={other} is none of Ringway's; write transport=shm, tcp or rdma");
+                Err(Refusal::new(errno::EINVAL, why))
+            }
+        }
     }
 }
 
@@ -41,6 +45,8 @@ pub enum Way {
     Shm(PathBuf),
     /// Where it listens.
     Tcp(Addresses),
+    /// Where it listens for RDMA.
+    Rdma(Addresses),
 }
 
 /// What a session is opened with.
@@ -99,6 +105,7 @@ impl Options {
         match self.way {
             Way::Shm(_) => Transport::Shm,
             Way::Tcp(_) => Transport::Tcp,
+            Way::Rdma(_) => Transport::Rdma,
         }
     }
 }

@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ringway_core::wire::log_page::TransportType;
 use ringway_reactor::io::Wake;
 use slab::Slab;
 
@@ -132,7 +133,8 @@ impl Session {
     /// Why it cannot be, in words for a user.
     pub fn open(options: &Options) -> Result<Session, Refusal> {
         let carrier: Box<dyn Carrier> = match &options.way {
-            Way::Tcp(addresses) => Box::new(Tcp::connect(options, addresses)?),
+            Way::Tcp(addresses) => Box::new(Tcp::connect(options, addresses, TransportType::Tcp)?),
+            Way::Rdma(addresses) => Box::new(Tcp::connect(options, addresses, TransportType::Rdma)?),
             Way::Shm(socket) => Box::new(Shm::connect(options, socket)?),
         };
         Ok(Session::over(carrier))

@@ -1,14 +1,15 @@
-//! Over NVMe/TCP, by our own host. Data is copied between the program's buffers and those that are registered with the ring.
+//! Over NVMe/TCP or NVMe/RDMA, by our own host. Data is copied between the program's buffers and those that are registered with the ring.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ringway_core::directory::VOLUME_NQN_PREFIX;
 use ringway_core::host::{
-    Completed, ControllerKind, Event, Host, HostConfig, HostRequest, Namespace, Outcome, Reconnect,
+    Completed, ControllerKind, Event, Host, HostConfig, HostRequest, Namespace, Outcome, Reconnect, rdma_devices,
 };
 use ringway_core::request::Command;
 use ringway_core::wire::completion::NvmeStatus;
+use ringway_core::wire::log_page::TransportType;
 use ringway_reactor::buf::{BufPoolConfig, PAGE};
 use ringway_reactor::io::{Completion, Io, Wait, Wake};
 use ringway_reactor::uring::{UringConfig, UringIo};
@@ -44,13 +45,19 @@ pub(crate) struct Tcp {
 }
 
 impl Tcp {
-    pub(crate) fn connect(options: &Options, addresses: &Addresses) -> Result<Tcp, Refusal> {
+    pub(crate) fn connect(options: &Options, addresses: &Addresses, transport: TransportType) -> Result<Tcp, Refusal> {
         let local = |why: String| Refusal::new(errno::EIO, why);
         let config = host_config(options, addresses);
         let pool = Pool::take(buffers(options));
         let mut io = UringIo::new(&UringConfig::new(vec![pool.buffers()], 0))
             .map_err(|error| local(format!("no ring: {error}")))?;
-        let mut host = Host::new(config);
+        let mut host = match transport {
+            TransportType::Tcp => Host::new(config),
+            TransportType::Rdma => {
+                let verbs = rdma_devices(pool.buffers()).map_err(|error| Refusal::from(&error))?;
+                Host::over_rdma(config.rdma(), verbs)
+            }
+        };
         host.start(&mut io);
         let mut completions = Vec::new();
         let namespace = loop {

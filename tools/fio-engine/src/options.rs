@@ -41,10 +41,11 @@ impl Given {
         }
         let way = match transport {
             Transport::Shm => Way::shm(self.runtime.as_deref().map(Path::new)),
-            Transport::Tcp => {
+            Transport::Tcp | Transport::Rdma => {
                 let host = self.host.unwrap_or_else(|| "127.0.0.1".into());
                 let addresses = Addresses::resolve(&host, port);
-                Way::Tcp(addresses.map_err(|error| invalid(format!("host={host}: {error}")))?)
+                let addresses = addresses.map_err(|error| invalid(format!("host={host}: {error}")))?;
+                if transport == Transport::Rdma { Way::Rdma(addresses) } else { Way::Tcp(addresses) }
             }
         };
         Ok(Options {
@@ -82,7 +83,6 @@ mod tests {
         for (wrong, says) in [
             (Given { volume: None, ..given() }, "volume=NAME"),
             (Given { volume: Some("a:b".into()), ..given() }, "A-Z a-z 0-9"),
-            (Given { transport: Some("rdma".into()), ..given() }, "transport=rdma is not in this version"),
             (Given { transport: Some("pigeon".into()), ..given() }, "transport=pigeon is none"),
             (Given { port: 0, ..given() }, "1 to 65535"),
             (Given { port: 65_536, ..given() }, "1 to 65535"),

@@ -9,7 +9,6 @@ fails 'A-Z a-z 0-9' --volume=a:b "${read[@]}"
 fails 'ringway volume list' --volume=nope "${read[@]}"
 fails 'ringway volume hosts' --volume=closed "${read[@]}"
 fails 'transport=pigeon' --volume=v --transport=pigeon "${read[@]}"
-fails 'transport=rdma is not in this version' --volume=v --transport=rdma "${read[@]}"
 fails '1 to 128' --volume=v --queues=0 "${read[@]}"
 fails 'logical block' --volume=v --rw=read --bs=512 --size=1m
 fails 'host=no-such-host.invalid' --volume=v --host=no-such-host.invalid "${read[@]}"

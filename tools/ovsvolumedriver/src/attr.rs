@@ -113,6 +113,11 @@ pub unsafe extern "C" fn ovs_ctx_attr_set_transport(
             Transport::Shm => Place::Shm,
             // SAFETY: by the caller's promise.
             Transport::Tcp => Place::Tcp(resolve(unsafe { text("host", host) }?, port)?),
+            Transport::Rdma => {
+                return Err(invalid(
+                    "this library reaches volumes over shm and tcp; rdma is for fio and `ringway bench`",
+                ));
+            }
         });
         Ok(())
     };

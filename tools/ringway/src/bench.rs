@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use ringway_client::{runtime_folder, shm_socket};
 use ringway_core::control::ControlErrorKind;
-use ringway_core::host::Target;
+use ringway_core::host::{Target, Transport};
 use ringway_perf::load::{self, Bar, Limit, LoadConfig, LoadError, LoadReport, Mix, Pattern, Promise, Verify};
 use ringway_reactor::pin::check_cores;
 
@@ -20,9 +20,12 @@ use crate::size::Size;
 /// What to load, how, and what to check.
 #[derive(Args, Debug)]
 pub(crate) struct BenchArgs {
-    /// The volume, tcp://HOST:PORT/VOLUME or shm:VOLUME; a snapshot, VOLUME@SNAPSHOT, is only read
+    /// The volume, tcp://HOST:PORT/VOLUME, rdma://HOST:PORT/VOLUME or shm:VOLUME; a snapshot, VOLUME@SNAPSHOT, is only read
     #[arg(value_parser = |text: &str| Target::parse(text))]
     pub(crate) target: Target,
+    /// Reach it over this instead of what its spelling says
+    #[arg(long, value_enum, value_name = "TRANSPORT")]
+    pub(crate) transport: Option<Over>,
     /// Runtime folder of the target, for shm: [default: as for every command]
     #[arg(long, value_name = "DIR")]
     pub(crate) runtime: Option<PathBuf>,
@@ -100,6 +103,27 @@ pub(crate) struct BenchArgs {
     pub(crate) timeout: Duration,
 }
 
+/// Over what a volume is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Over {
+    /// NVMe/TCP
+    Tcp,
+    /// NVMe/RDMA
+    Rdma,
+}
+
+impl Over {
+    /// The same volume at the same place, over this.
+    fn instead(self, target: Target) -> Target {
+        let transport = match (self, target.transport) {
+            (Over::Tcp, Transport::Rdma { host, port }) => Transport::Tcp { host, port },
+            (Over::Rdma, Transport::Tcp { host, port }) => Transport::Rdma { host, port },
+            (_, transport) => transport,
+        };
+        Target { transport, ..target }
+    }
+}
+
 /// What a sweep holds the volume to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Sweep {
@@ -156,7 +180,10 @@ impl BenchArgs {
             target_pid: Arc::new(AtomicU32::new(self.target_pid.unwrap_or(0))),
             reconnect_for: self.reconnect,
             command_timeout: self.timeout,
-            ..LoadConfig::new(self.target)
+            ..LoadConfig::new(match self.transport {
+                Some(over) => over.instead(self.target),
+                None => self.target,
+            })
         };
         config.check().map_err(Failure::usage)?;
         Ok(config)

@@ -92,6 +92,7 @@ const SERVE_EXAMPLES: &str = "\
 Examples:
   ringway serve                                           # ./ringway-data on loopback
   ringway serve --pool /dev/nvme1n1 --cores 2-5 --listen tcp://10.0.0.1:4420
+  ringway serve --listen tcp://10.0.0.1:4420 --listen rdma://10.0.0.1:4420   # RDMA where the machine has it
   ringway serve --config /etc/ringway.toml
   ringway serve --pool mem:1GiB --listen tcp://127.0.0.1:0  # port 0 picks one
   ringway serve --control-listen https://10.0.0.1:4421 --tls-cert c.pem --tls-key k.pem --control-token-file token
@@ -102,6 +103,7 @@ and stop; SIGHUP rereads the configuration file and applies its log filter.";
 const BENCH_EXAMPLES: &str = "\
 Examples:
   ringway bench tcp://127.0.0.1:4420/vm1 --mix read --depth 32 --time 10
+  ringway bench rdma://10.0.0.1:4420/vm1 --mix write --verify
   ringway bench tcp://127.0.0.1:4420/vm1 --mix read=70,write=29,flush=1 --verify --oracle vm1.oracle
   ringway bench tcp://127.0.0.1:4420/vm1 --verify --oracle vm1.oracle --resume --sweep acknowledged --time 0";
 

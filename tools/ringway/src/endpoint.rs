@@ -1,4 +1,4 @@
-//! Spellings of where something is: a listener `tcp://ADDR:PORT`, a pool `DIR|DEVICE|mem:SIZE|null:SIZE`. (Targets,
+//! Spellings of where something is: a listener `tcp://ADDR:PORT` or `rdma://ADDR:PORT`, a pool `DIR|DEVICE|mem:SIZE|null:SIZE`. (Targets,
 //! `tcp://HOST:PORT/VOLUME`, are spelled by `ringway_core::host`.)
 
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use ringway_core::target::PoolSpec;
+use ringway_core::wire::log_page::TransportType;
 use serde::{Deserialize, Serialize};
 
 use crate::size::Size;
@@ -16,6 +17,8 @@ use crate::size::Size;
 pub(crate) struct Listen {
     /// As it was written.
     pub(crate) text: String,
+    /// Over what.
+    pub(crate) transport: TransportType,
     /// What it means.
     pub(crate) addr: SocketAddr,
 }
@@ -24,7 +27,8 @@ impl FromStr for Listen {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Listen, String> {
-        Ok(Listen { text: text.to_owned(), addr: resolve_listener(text)? })
+        let (transport, addr) = resolve_listener(text)?;
+        Ok(Listen { text: text.to_owned(), transport, addr })
     }
 }
 
@@ -80,14 +84,16 @@ pub(crate) fn control_url(text: &str) -> Result<(String, u16), String> {
     Ok((host.to_owned(), port))
 }
 
-fn resolve_listener(text: &str) -> Result<SocketAddr, String> {
-    const EXAMPLE: &str = "write it like tcp://127.0.0.1:4420";
-    let addr = match text.split_once("://") {
-        Some(("tcp", addr)) => addr,
+fn resolve_listener(text: &str) -> Result<(TransportType, SocketAddr), String> {
+    const EXAMPLE: &str = "write it like tcp://127.0.0.1:4420 or rdma://10.0.0.1:4420";
+    let (transport, addr) = match text.split_once("://") {
+        Some(("tcp", addr)) => (TransportType::Tcp, addr),
+        Some(("rdma", addr)) => (TransportType::Rdma, addr),
         Some((other, _)) => return Err(format!("listening on {other:?} is not in this version; {EXAMPLE}")),
         None => return Err(format!("{text:?} is not a listener; {EXAMPLE}")),
     };
-    resolve(addr).map_err(|why| format!("listener {text:?}: {why}; {EXAMPLE}"))
+    let addr = resolve(addr).map_err(|why| format!("listener {text:?}: {why}; {EXAMPLE}"))?;
+    Ok((transport, addr))
 }
 
 fn resolve(text: &str) -> Result<SocketAddr, String> {
@@ -150,6 +156,8 @@ mod tests {
     fn a_listener_is_an_address_with_a_port() {
         assert_eq!("tcp://127.0.0.1:4420".parse::<Listen>().unwrap().addr, "127.0.0.1:4420".parse().unwrap());
         assert_eq!("tcp://[::1]:0".parse::<Listen>().unwrap().addr, "[::1]:0".parse().unwrap());
+        let rdma: Listen = "rdma://10.0.0.1:4420".parse().unwrap();
+        assert_eq!((rdma.transport, rdma.addr.port()), (TransportType::Rdma, 4420));
     }
 
     #[test]
@@ -159,7 +167,8 @@ mod tests {
             ("tcp://127.0.0.1", "port is missing"),
             ("tcp://127.0.0.1:99999", "0 to 65535"),
             ("tcp://127.0.0.1:x", "\"x\" is not a number"),
-            ("rdma://127.0.0.1:4420", "\"rdma\" is not in this version"),
+            ("nvme://127.0.0.1:4420", "\"nvme\" is not in this version"),
+            ("rdma://127.0.0.1", "port is missing"),
             ("tcp://1.2.3.4.5.6:1", "cannot be resolved"),
         ] {
             let error = text.parse::<Listen>().unwrap_err();

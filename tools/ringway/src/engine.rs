@@ -8,6 +8,7 @@ use ringway_core::control::ControlPort;
 use ringway_core::controller::vendor::Front;
 use ringway_core::metrics::Metrics;
 use ringway_core::target::{self, FormatOptions, PoolSpec, Progress, RunningTarget, TargetConfig};
+use ringway_core::wire::log_page::TransportType;
 
 use crate::failure::Failure;
 use crate::serve::{Engine, Plan};
@@ -20,7 +21,9 @@ const POOL_SIZE_DEFAULT: u64 = 4 << 30;
 pub(crate) fn start(plan: &Plan) -> Result<Box<dyn Engine>, Failure> {
     let mut config = TargetConfig::new(plan.pool.0.clone(), plan.cores.clone());
     config.format = format_on_first_use(plan)?;
-    config.listeners = plan.listeners.iter().map(|listen| listen.addr).collect();
+    let listeners = |transport| plan.listeners.iter().filter(move |listen| listen.transport == transport);
+    config.listeners = listeners(TransportType::Tcp).map(|listen| listen.addr).collect();
+    config.rdma_listeners = listeners(TransportType::Rdma).map(|listen| listen.addr).collect();
     config.insecure = plan.insecure;
     config.runtime.clone_from(&plan.runtime);
     config.socket_access = plan.socket_access;
@@ -103,8 +106,9 @@ impl Engine for Core {
         self.0.metrics()
     }
 
-    fn listeners(&self) -> Vec<SocketAddr> {
-        self.0.listeners()
+    fn listeners(&self) -> Vec<(TransportType, SocketAddr)> {
+        let tcp = self.0.listeners().into_iter().map(|addr| (TransportType::Tcp, addr));
+        tcp.chain(self.0.rdma_listeners().into_iter().map(|addr| (TransportType::Rdma, addr))).collect()
     }
 
     fn stop(self: Box<Self>) -> Result<(), Failure> {

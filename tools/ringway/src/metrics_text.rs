@@ -10,8 +10,8 @@ use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 use ringway_core::metrics::{
-    ConnectionMetrics, LATENCY_BUCKETS, LatencyTotals, Metrics, OperationKind, ReactorMetrics, ShardMetrics,
-    VolumeTotals, latency_bucket_end_ns,
+    ConnectionLabel, ConnectionMetrics, Counter, LATENCY_BUCKETS, LatencyTotals, Metrics, OperationKind,
+    QueuePairMetrics, ReactorMetrics, ShardMetrics, VolumeTotals, latency_bucket_end_ns,
 };
 
 /// Content type of [`render`].
@@ -59,6 +59,7 @@ impl Collector for Snapshot {
         self.encode_shards(&mut encoder)?;
         self.encode_reactors(&mut encoder)?;
         self.encode_connections(&mut encoder)?;
+        self.encode_queue_pairs(&mut encoder)?;
         self.encode_pool(&mut encoder)?;
         steps::encode(&mut encoder, &self.metrics.snapshots)?;
         self.encode_backend(&mut encoder)
@@ -257,6 +258,66 @@ impl Snapshot {
         gauges(encoder, "connection_in_flight", "Commands now in flight", &of(|c| c.in_flight.get()))
     }
 
+    fn encode_queue_pairs(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
+        let pairs: Vec<_> = self.connections.iter().filter_map(|c| Some((&c.label, c.fabric.as_ref()?))).collect();
+        let labels = |label: &ConnectionLabel| {
+            vec![
+                ("peer", label.peer.clone()),
+                ("reactor", label.reactor.to_string()),
+                ("queue", label.queue.to_string()),
+                ("subsystem", label.subsystem.clone()),
+            ]
+        };
+        let of = |value: fn(&QueuePairMetrics) -> u64| -> Vec<_> {
+            pairs.iter().map(|(label, pair)| (labels(label), value(pair))).collect()
+        };
+        let split = |name: &'static str, kinds: &[&'static str], of: fn(&QueuePairMetrics) -> &[Counter]| -> Vec<_> {
+            let one = |(label, pair): &(&ConnectionLabel, &QueuePairMetrics)| {
+                let counters = kinds.iter().zip(of(pair)).map(|(kind, counter)| (*kind, counter.get()));
+                let labelled = counters.map(|(kind, value)| {
+                    let mut labels = labels(label);
+                    labels.push((name, kind.to_owned()));
+                    (labels, value)
+                });
+                labelled.collect::<Vec<_>>()
+            };
+            pairs.iter().flat_map(one).collect()
+        };
+        counters(
+            encoder,
+            "rdma_posted",
+            "Work requests given to the card",
+            &split("work", &["receive", "send", "read", "write"], |p| &p.posted),
+        )?;
+        counters(
+            encoder,
+            "rdma_completed",
+            "Works that came back, done or failed (flushed ones among these)",
+            &split("result", &["done", "failed"], |p| &p.completed),
+        )?;
+        counters(encoder, "rdma_doorbells", "Calls that gave the card work", &of(|p| p.doorbells.get()))?;
+        counters(encoder, "rdma_signalled", "Works that had a completion of their own", &of(|p| p.signalled.get()))?;
+        counters(
+            encoder,
+            "rdma_reads_waited",
+            "RDMA reads that waited for others to end",
+            &of(|p| p.reads_waited.get()),
+        )?;
+        counters(
+            encoder,
+            "rdma_rnr_exceeded",
+            "Messages given up because the host posts no receives",
+            &of(|p| p.rnr_exceeded.get()),
+        )?;
+        counters(
+            encoder,
+            "rdma_retry_exceeded",
+            "Works given up because the host does not answer",
+            &of(|p| p.retry_exceeded.get()),
+        )?;
+        gauges(encoder, "rdma_credits", "Commands that the host may send now", &of(|p| p.credits.get()))
+    }
+
     fn encode_backend(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
         let backend = &self.metrics.backend;
         let one = |value| [(Vec::new(), value)];
@@ -371,7 +432,9 @@ mod tests {
             queue: 1,
             subsystem: "nqn.2026-11.io.ringway:a/b".into(),
         };
-        metrics.connection(1, label).commands.add(3);
+        let connection = metrics.connection(1, label, true);
+        connection.commands.add(3);
+        connection.fabric.as_ref().unwrap().posted[3].add(5);
         metrics
     }
 
@@ -385,6 +448,7 @@ mod tests {
             r#"ringway_shard_hops_total{shard="1"} 1"#,
             r#"ringway_reactor_polls_empty_total{reactor="0"} 5"#,
             r#"ringway_connection_commands_total{peer="127.0.0.1:1",reactor="0",queue="1",subsystem="nqn.2026-11.io.ringway:a/b"} 3"#,
+            r#"ringway_rdma_posted_total{peer="127.0.0.1:1",reactor="0",queue="1",subsystem="nqn.2026-11.io.ringway:a/b",work="write"} 5"#,
             r#"ringway_snapshot_calls_total{outcome="made"} 1"#,
             r#"ringway_snapshot_step_seconds_count{step="seal"} 1"#,
             r#"ringway_snapshot_step_seconds_count{step="sync"} 0"#,

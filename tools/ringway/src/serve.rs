@@ -17,6 +17,7 @@ use ringway_core::controller::vendor::Front;
 use ringway_core::metrics::Metrics;
 use ringway_core::target::unix::SocketAccess;
 use ringway_core::target::{TlsFiles, server_config};
+use ringway_core::wire::log_page::TransportType;
 use ringway_reactor::pin::{allowed_cores, check_cores, parse_core_list};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use serde::Serialize;
@@ -108,7 +109,7 @@ pub(crate) trait Engine {
     /// Its counters.
     fn metrics(&self) -> Arc<Metrics>;
     /// Where it listens; port 0 is resolved.
-    fn listeners(&self) -> Vec<SocketAddr>;
+    fn listeners(&self) -> Vec<(TransportType, SocketAddr)>;
     /// Finishes what is in flight, makes everything durable and stops.
     fn stop(self: Box<Self>) -> Result<(), Failure>;
 }
@@ -156,7 +157,7 @@ pub(crate) fn run(
     let ready = Ready {
         ready: true,
         pid: std::process::id(),
-        listeners: engine.listeners().iter().map(|addr| format!("tcp://{addr}")).collect(),
+        listeners: engine.listeners().iter().map(|(transport, addr)| format!("{transport}://{addr}")).collect(),
         control: socket.path.clone(),
         control_listeners: remote.as_ref().map_or(Vec::new(), Remote::addresses),
         pool: plan.pool.clone(),

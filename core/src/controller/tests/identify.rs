@@ -7,6 +7,7 @@ use crate::wire::identify::{
     IdentifyController, IdentifyControllerNvm, IdentifyNamespace, IdentifyNamespaceIndependent, NamespaceDescriptors,
     cns, read_namespace_list,
 };
+use crate::wire::sgl::{Capsule, KeyedMemory};
 use crate::wire::{DISCOVERY_NQN, text};
 
 fn get(queue: &mut AdminQueue, cns: u8, nsid: u32, directory: &Directory) -> Result<Vec<u8>, NvmeStatus> {
@@ -36,6 +37,26 @@ fn an_io_controller_says_what_linux_needs_to_attach() {
     assert_eq!((id.awun.get(), id.awupf.get(), id.acwu.get()), (0, 0, 0), "one block is what is atomic");
     assert_eq!((id.kas.get(), id.aerl, id.oaes.get()), (10, 3, 1 << 8));
     assert_ne!(id.ctratt.get() & 1, 0, "hosts have 128 bits");
+}
+
+#[test]
+fn a_controller_that_is_reached_over_rdma_takes_keyed_descriptors_and_smaller_capsules() {
+    let (directory, registry) = (directory(), Registry::default());
+    let attempt = Attempt::admin(VOLUME).with(|a| a.path.transport = TransportType::Rdma);
+    let Ok(Connected::Admin { mut queue, .. }) = attempt.make(&registry, &directory) else { panic!() };
+    set(&mut queue, Configuration::ENABLE, &directory);
+    let memory = KeyedMemory { address: 0x1000, key: 7, invalidate: false };
+    let sqe = Sqe::identify(cns::CONTROLLER, 0);
+    let tcp = queue.reply_len(&sqe.with_data(Sgl::transport(4096)), Capsule::rdma(0));
+    assert_eq!(tcp, Err(NvmeStatus::SGL_DESCRIPTOR_TYPE_INVALID.dnr()));
+    let short = queue.reply_len(&sqe.with_data(Sgl::keyed(4092, memory)), Capsule::rdma(0));
+    assert_eq!(short, Err(NvmeStatus::DATA_SGL_LENGTH_INVALID.dnr()));
+    let sqe = sqe.with_data(Sgl::keyed(4096, memory));
+    let mut page = vec![0; queue.reply_len(&sqe, Capsule::rdma(0)).unwrap() as usize];
+    queue.on_command(&sqe, &mut page, &directory, NOW);
+    let id = IdentifyController::read_from_bytes(&page).unwrap();
+    assert_eq!((id.ioccsz.get(), id.iorcsz.get(), id.icdoff.get(), id.in_capsule_bytes()), (260, 1, 0, 4096));
+    assert_eq!(id.sgls.get(), 0b101 | 1 << 20);
 }
 
 #[test]

@@ -5,6 +5,7 @@ use zerocopy::FromBytes;
 
 use super::*;
 use crate::controller::usage::{Usage, Usages};
+use crate::directory::Port;
 use crate::ids::VolumeId;
 use crate::wire::DISCOVERY_NQN;
 use crate::wire::identify::{IdentifyNamespace, cns};
@@ -25,6 +26,12 @@ fn three_volumes() -> Directory {
 }
 
 fn listed(from: Path, directory: &Directory) -> Vec<(String, String, String)> {
+    let own = |(transport, entry)| (transport == from.transport as u8).then_some(entry);
+    listed_all(from, directory).into_iter().map(|entry| own(entry).expect("it has come by this")).collect()
+}
+
+/// With the transport of each.
+fn listed_all(from: Path, directory: &Directory) -> Vec<(u8, (String, String, String))> {
     let registry = Registry::default();
     let attempt = Attempt::admin(DISCOVERY_NQN).with(|a| a.path = from);
     let Ok(Connected::Admin { mut queue, .. }) = attempt.make(&registry, directory) else { panic!() };
@@ -38,13 +45,44 @@ fn listed(from: Path, directory: &Directory) -> Vec<(String, String, String)> {
     }
     let entries = read(&mut queue, page::DISCOVERY, 1024, len, directory).unwrap();
     let entries = DiscoveryEntry::read(&entries).map(|entry| {
-        assert_eq!((entry.trtype, entry.subtype, entry.cntlid.get(), entry.tsas[0]), (3, 2, 0xFFFF, 0));
+        assert_eq!((entry.subtype, entry.cntlid.get()), (2, 0xFFFF));
+        let tsas = match TransportType::of(entry.trtype).unwrap() {
+            TransportType::Tcp => [0, 0, 0],
+            TransportType::Rdma => [1, 1, 1],
+        };
+        assert_eq!(entry.tsas[..3], tsas);
         assert_eq!(entry.asqsz.get(), 256);
         assert_eq!(entry.adrfam, if from.local.is_ipv4() { 1 } else { 2 });
         let (address, service, nqn) = entry.target().unwrap();
-        (address.to_owned(), service.to_owned(), nqn.to_owned())
+        (entry.trtype, (address.to_owned(), service.to_owned(), nqn.to_owned()))
     });
     entries.collect()
+}
+
+#[test]
+fn discovery_tells_who_comes_over_one_transport_where_the_other_one_is() {
+    let port = |transport, addr: &str| Port { transport, addr: addr.parse().unwrap() };
+    let directory = directory_of(|parts| {
+        parts.insecure = true;
+        parts.ports = vec![
+            port(TransportType::Tcp, "127.0.0.1:4420"),
+            port(TransportType::Tcp, "0.0.0.0:8009"),
+            port(TransportType::Rdma, "10.0.0.9:4420"),
+            port(TransportType::Rdma, "10.0.0.9:4421"),
+        ];
+    });
+    let places = |from: Path| -> Vec<(u8, String, String)> {
+        let entries = listed_all(from, &directory).into_iter();
+        entries.map(|(transport, (address, service, _))| (transport, address, service)).collect()
+    };
+    let place = |transport: u8, address: &str, service: &str| (transport, address.to_owned(), service.to_owned());
+    let socket = path("10.0.0.1:8009", "10.0.0.2:9");
+    assert_eq!(places(socket), [place(3, "10.0.0.1", "8009"), place(1, "10.0.0.9", "4420")]);
+    let fabric = Path { transport: TransportType::Rdma, ..path("10.0.0.9:4420", "10.0.0.2:9") };
+    let near = Path { transport: TransportType::Rdma, ..path("127.0.0.1:4420", "127.0.0.1:9") };
+    assert_eq!(places(fabric), [place(1, "10.0.0.9", "4420"), place(3, "10.0.0.9", "8009")]);
+    // Both TCP listeners come down to the same address for who is on this machine.
+    assert_eq!(places(near), [place(1, "127.0.0.1", "4420"), place(3, "127.0.0.1", "4420")]);
 }
 
 #[test]
@@ -57,6 +95,8 @@ fn discovery_lists_the_volumes_that_this_host_may_attach_at_the_address_it_reach
     assert_eq!(near, [entry("127.0.0.1", "8009", "v"), entry("127.0.0.1", "8009", "x")]);
     let far = listed(path("[fd00::1]:4420", "[fd00::2]:9"), &directory);
     assert_eq!(far, [entry("fd00::1", "4420", "x")]);
+    let fabric = Path { transport: TransportType::Rdma, ..path("10.0.0.1:4420", "10.0.0.2:9") };
+    assert_eq!(listed(fabric, &directory), [entry("10.0.0.1", "4420", "x")]);
     assert_eq!(listed(loopback(), &Directory::new(parts([]))), []);
 }
 

@@ -23,6 +23,7 @@ use crate::volume::VolumeRecord;
 use crate::wire::command::Sqe;
 use crate::wire::completion::NvmeStatus;
 use crate::wire::fabrics::{self, CNTLID_DYNAMIC, CONNECT_DATA_BYTES, Configuration, Connect, ConnectData, Property};
+use crate::wire::log_page::TransportType;
 use crate::wire::sgl::Sgl;
 
 const HOST: &str = "nqn.2014-08.org.nvmexpress:uuid:host";
@@ -31,7 +32,7 @@ const NOW: Instant = Instant(1_000_000_000);
 
 fn path(local: &str, peer: &str) -> Path {
     let parse = |text: &str| text.parse::<SocketAddr>().unwrap();
-    Path { local: parse(local), peer: parse(peer) }
+    Path { local: parse(local), peer: parse(peer), transport: TransportType::Tcp }
 }
 
 fn loopback() -> Path {

@@ -304,9 +304,13 @@ impl Owner {
         owner
     }
 
-    /// Where the target listens, once that is known.
-    pub fn set_listeners(&mut self, listeners: Vec<std::net::SocketAddr>) {
-        self.target.listeners = listeners;
+    /// Where the target listens, once that is known, over TCP and over RDMA: each tells of the other where there are both.
+    pub fn set_listeners(&mut self, tcp: Vec<std::net::SocketAddr>, rdma: Vec<std::net::SocketAddr>) {
+        let both = !tcp.is_empty() && !rdma.is_empty();
+        (self.target.listeners, self.target.rdma_listeners) = (tcp, rdma);
+        if both {
+            let _ = self.publish(None);
+        }
     }
 
     /// Mail. Nothing is done before [`Owner::execute`].

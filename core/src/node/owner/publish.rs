@@ -1,23 +1,27 @@
 //! A new directory on every reactor: answers wait until all work with it.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use uuid::Uuid;
 
 use super::{Answer, Owner, Plan, Task, Then};
 use crate::catalog::{CatalogRecord, CatalogState, RemainsRecord};
-use crate::control::{ControlAnswer, Reply};
-use crate::directory::{Directory, DirectoryParts, SpaceLevel, VolumeEntry};
+use crate::control::{ControlAnswer, Reply, TargetInfo};
+use crate::directory::{Directory, DirectoryParts, Port, SpaceLevel, VolumeEntry};
 use crate::ids::{ShardId, VolumeId};
 use crate::node::message::Message;
 use crate::volume::VolumeRecord;
+use crate::wire::log_page::TransportType;
 
 /// What of a directory does not come from the catalog.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Surroundings {
     /// Hosts on no list may attach from beyond loopback.
     pub insecure: bool,
+    /// Where the target listens, for discovery.
+    pub ports: Vec<Port>,
     /// How full the pool is.
     pub space: SpaceLevel,
     /// The pool takes no writes.
@@ -49,9 +53,18 @@ pub fn directory_of(
         pending: pending.iter().map(|record| VolumeEntry { record: Arc::clone(record), fault: None }).collect(),
         erasing: erasing.collect(),
         insecure: surroundings.insecure,
+        ports: surroundings.ports,
         space: surroundings.space,
         read_only: surroundings.read_only,
     })
+}
+
+/// Where a target listens.
+fn ports(target: &TargetInfo) -> Vec<Port> {
+    let of = |transport, addresses: &[SocketAddr]| -> Vec<Port> {
+        addresses.iter().map(|&addr| Port { transport, addr }).collect()
+    };
+    [of(TransportType::Tcp, &target.listeners), of(TransportType::Rdma, &target.rdma_listeners)].concat()
 }
 
 /// Why a volume is not served: what the catalog knows, or a shard of it that could not be opened this time.
@@ -131,6 +144,7 @@ impl Owner {
         let seq = self.publishing.seq;
         let surroundings = Surroundings {
             insecure: self.target.insecure,
+            ports: ports(&self.target),
             space: self.thresholds.level(),
             read_only: self.read_only().is_some(),
         };

@@ -167,6 +167,7 @@ impl Served {
             bytes_received: self.counts.bytes_in,
             bytes_sent: self.counts.bytes_out,
             in_flight: u64::from(self.ring.outstanding()),
+            fabric: None,
         }
     }
 

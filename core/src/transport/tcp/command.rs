@@ -13,34 +13,20 @@ use ringway_reactor::data::Data;
 use ringway_reactor::io::Io;
 use zerocopy::little_endian::{U16, U32};
 
-use super::admin::Queue;
-use super::connection::{Connection, H2C_DATA_MAX, Phase};
+use super::connection::{Connection, Phase};
 use super::receive::Inflow;
 use super::{Cx, TransportEvent};
-use crate::controller::io::{IoCommand, IoWork, deallocations, fuse};
+use crate::controller::io::{IoCommand, IoWork, fuse};
 use crate::controller::status;
 use crate::ids::{RequestId, VolumeId};
 use crate::request::{Command, Done, Request, Status};
 use crate::tokens;
+use crate::transport::session::Queue;
+use crate::transport::work::{Checked, Work, check};
 use crate::wire::command::{Direction, Fuse, Sqe};
 use crate::wire::completion::{Cqe, NvmeStatus};
 use crate::wire::pdu::{self, CapsuleResp, FatalStatus, Frame, PduType, Termination, Transfer, flags};
 use crate::wire::sgl::DataPlace;
-
-/// What a command is.
-#[derive(Debug)]
-pub(super) enum Work {
-    /// A read, write or the like.
-    Io { volume: VolumeId, command: Command, offset: u64, len: u32 },
-    /// Dataset Management: what its ranges come down to, last first, is deallocated one after the other.
-    Ranges { volume: VolumeId, ranges: u16, left: Vec<(u64, u32)> },
-    /// Nothing to do once the data is here.
-    Hints,
-    /// Half of a fused pair; the halves know each other's slots once both are here.
-    Fused { io: IoCommand, partner: Option<usize> },
-    /// Admin and fabrics commands.
-    Admin(Box<Sqe>),
-}
 
 /// How far a command has come.
 #[derive(Debug)]
@@ -164,7 +150,7 @@ impl Connection {
         }
         cx.stats.commands += 1;
         self.commands_taken += 1;
-        self.queue.advance_head();
+        self.queue.advance_head(cx.io.now());
         match self.classify(cx, frame, sqe) {
             Ok((work, len, data)) => {
                 if frame.data_len > 0 && !matches!(data, Coming::InCapsule { .. }) {
@@ -195,36 +181,7 @@ impl Connection {
 
     /// Checks a command against its queue: what it is, how many bytes of data it has, and how they come.
     fn classify<I>(&self, cx: &Cx<'_, I>, frame: &Frame, sqe: &Sqe) -> Result<(Work, usize, Coming), NvmeStatus> {
-        let (work, direction, place) = match &self.queue {
-            Queue::Io(io) => {
-                let io = io.queue.check(sqe, frame.data_len, cx.directory)?;
-                let work = match (io.fuse, io.work) {
-                    (Fuse::Normal, IoWork::Request { command, offset, len }) => {
-                        Work::Io { volume: io.volume, command, offset, len }
-                    }
-                    (Fuse::Normal, IoWork::Deallocate { ranges }) => {
-                        Work::Ranges { volume: io.volume, ranges, left: Vec::new() }
-                    }
-                    (Fuse::Normal, IoWork::Hints) => Work::Hints,
-                    _ => Work::Fused { io, partner: None },
-                };
-                (work, io.direction, io.data)
-            }
-            Queue::Admin { admin, .. } => match admin.data_in(sqe, frame.data_len) {
-                Some(place) => (Work::Admin(Box::new(*sqe)), Direction::HostToController, place?),
-                None => {
-                    let len = admin.reply_len(sqe, frame.data_len)?;
-                    (Work::Admin(Box::new(*sqe)), Direction::ControllerToHost, DataPlace::Transport { len })
-                }
-            },
-            Queue::Unconnected | Queue::Fencing { .. } | Queue::Attaching { .. } => {
-                (Work::Admin(Box::new(*sqe)), sqe.direction()?, sqe.sgl.locate(frame.data_len)?)
-            }
-        };
-        let len = place.len() as usize;
-        if len > H2C_DATA_MAX as usize {
-            return Err(NvmeStatus::DATA_SGL_LENGTH_INVALID.dnr());
-        }
+        let Checked { work, direction, place, len } = check(&self.queue, sqe, frame.data_len.into(), cx.directory)?;
         let data = match (direction, place) {
             (Direction::None, _) => return Ok((work, 0, Coming::Not)),
             (Direction::ControllerToHost, _) => Coming::Not,
@@ -237,6 +194,7 @@ impl Connection {
                 return Err(NvmeStatus::SGL_OFFSET_INVALID.dnr());
             }
             (Direction::HostToController, DataPlace::Transport { .. }) => Coming::OnRequest,
+            (Direction::HostToController, DataPlace::Keyed { .. }) => unreachable!("not known to NVMe/TCP"),
         };
         Ok((work, len, data))
     }
@@ -367,7 +325,7 @@ impl Connection {
             &mut Work::Io { volume, command, offset, len } => {
                 self.request(cx, index, volume, command, (offset, len), buf);
             }
-            Work::Ranges { .. } => self.run_ranges(cx, index, buf),
+            Work::Ranges { .. } => self.run_ranges(cx, index, buf.as_deref()),
             Work::Hints => self.answer(cx, index, Answer::status(NvmeStatus::SUCCESS)),
             Work::Fused { .. } => unreachable!("a pair runs when both halves are complete"),
             Work::Admin(sqe) => {
@@ -394,24 +352,11 @@ impl Connection {
     }
 
     /// Dataset Management (nvm 3.2.3): its ranges are here, or the next of them is due.
-    fn run_ranges<I: Io>(&mut self, cx: &mut Cx<'_, I>, index: usize, buf: Option<Buf>) {
-        let Work::Ranges { volume, ranges, left } = &mut self.commands[index].work else {
-            unreachable!("matched by the caller")
-        };
-        let (volume, count) = (*volume, *ranges);
-        if let Some(buf) = buf {
-            let checked = match cx.directory.volume(volume) {
-                Some(record) => deallocations(&buf, count, record).map(|ranges| left.extend(ranges)),
-                None => Err(NvmeStatus::INVALID_NAMESPACE_OR_FORMAT.dnr()),
-            };
-            left.reverse();
-            if let Err(status) = checked {
-                return self.answer(cx, index, Answer::status(status));
-            }
-        }
-        match left.pop() {
-            Some(range) => self.request(cx, index, volume, Command::Deallocate, range, None),
-            None => self.answer(cx, index, Answer::status(NvmeStatus::SUCCESS)),
+    fn run_ranges<I: Io>(&mut self, cx: &mut Cx<'_, I>, index: usize, data: Option<&[u8]>) {
+        match self.commands[index].work.next_range(data, cx.directory) {
+            Ok(Some((volume, range))) => self.request(cx, index, volume, Command::Deallocate, range, None),
+            Ok(None) => self.answer(cx, index, Answer::status(NvmeStatus::SUCCESS)),
+            Err(status) => self.answer(cx, index, Answer::status(status)),
         }
     }
 
@@ -423,7 +368,8 @@ impl Connection {
         }
         let status = status::of(done.status);
         if !status.is_success() {
-            self.note_failure(cx, index, status);
+            let slot = &self.commands[index];
+            slot.work.note_failure(&self.queue, slot.cid, status, cx.directory);
         }
         match &self.commands[index].work {
             Work::Ranges { .. } if status.is_success() => self.run_ranges(cx, index, None),
@@ -433,21 +379,6 @@ impl Connection {
             }
             _ => self.answer(cx, index, Answer::status(status)),
         }
-    }
-
-    /// For the controller's error log.
-    fn note_failure<I>(&self, cx: &Cx<'_, I>, index: usize, status: NvmeStatus) {
-        let Queue::Io(queue) = &self.queue else { return };
-        let slot = &self.commands[index];
-        let (volume, offset) = match &slot.work {
-            &Work::Io { volume, offset, .. } => (volume, offset),
-            &Work::Ranges { volume, .. } => (volume, 0),
-            Work::Fused { io, .. } => (io.volume, 0),
-            Work::Hints | Work::Admin(_) => return,
-        };
-        let lba_bytes = cx.directory.volume(volume).map_or(512, |record| u64::from(record.lba_bytes));
-        let number = queue.queue.queue_id();
-        queue.association.note_failure(number, slot.cid, status, volume, offset / lba_bytes);
     }
 
     /// Writes a command's answer and frees its slot, now or when there is room for the header.
@@ -527,8 +458,7 @@ impl Connection {
         if matches!(self.phase, Phase::Closing | Phase::Terminating) {
             return;
         }
-        self.await_fences(cx);
-        self.await_record(cx);
+        self.await_connect(cx);
         for index in std::mem::take(&mut self.unanswered) {
             match std::mem::replace(&mut self.commands[index].state, State::Running) {
                 State::Answering(answer) => self.answer(cx, index, answer),

@@ -16,13 +16,13 @@ use slab::Slab;
 use zerocopy::FromBytes;
 use zerocopy::little_endian::{U16, U32};
 
-use super::admin::Queue;
 use super::command::Slot;
 use super::patience::Owing;
 use super::receive::{Inflow, Input};
 use super::send::Output;
 use super::{Cx, token};
 use crate::limits::REQUEST_BYTES_MAX;
+use crate::transport::session::Queue;
 use crate::transport::{ConnectionSeen, Peer};
 use crate::wire::pdu::{
     self, Agreed, COMMON, CapsuleCmd, Common, FatalStatus, Frame, HEADER_MAX, InitConnection, PduType, Reader, TermReq,
@@ -139,6 +139,7 @@ impl Connection {
             bytes_received: self.input.bytes_received,
             bytes_sent: self.output.bytes_sent,
             in_flight: self.commands.len() as u64,
+            fabric: None,
         }
     }
 

@@ -15,6 +15,7 @@ mod tests;
 
 use std::collections::VecDeque;
 use std::net::{SocketAddr, TcpStream};
+use std::ops::Add;
 use std::sync::Arc;
 
 use ringway_reactor::io::{Completion, Instant, Io, ListenerId, Op, Payload, Socket};
@@ -111,6 +112,21 @@ pub struct TransportStats {
     pub bytes_copied: u64,
     /// Commands that had to wait for a buffer.
     pub waited_for_buffer: u64,
+}
+
+impl Add for TransportStats {
+    type Output = TransportStats;
+
+    fn add(self, other: TransportStats) -> TransportStats {
+        TransportStats {
+            accepted: self.accepted + other.accepted,
+            closed: self.closed + other.closed,
+            terminated: self.terminated + other.terminated,
+            commands: self.commands + other.commands,
+            bytes_copied: self.bytes_copied + other.bytes_copied,
+            waited_for_buffer: self.waited_for_buffer + other.waited_for_buffer,
+        }
+    }
 }
 
 /// What connections share within one call.

@@ -158,6 +158,7 @@ impl Ring {
             bytes_received: bytes_in,
             bytes_sent: bytes_out,
             in_flight: self.slots.iter().filter(|(_, slot)| matches!(slot, Slot::Request(_))).count() as u64,
+            fabric: None,
         }
     }
 

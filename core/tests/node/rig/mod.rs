@@ -19,7 +19,7 @@ use ringway_core::pool::{self, FormatOptions, GrowOptions, LayoutOptions, OpenOp
 use ringway_core::request::{Command, Done, Request, Status};
 use ringway_core::shard::ShardConfig;
 use ringway_core::snapshot::sync::{NotedAttempt, SyncJob, SyncPort, SyncReport};
-use ringway_core::target::assembly::{Damaged, Plan, Sources, Surrounds};
+use ringway_core::target::assembly::{Damaged, Fabric, Plan, Sources, Surrounds};
 use ringway_core::target::log::Kept;
 use ringway_reactor::buf::Buf;
 use ringway_reactor::io::{Io, ListenerId, NewFile};
@@ -201,6 +201,7 @@ impl Target {
             version: "test".into(),
             pid: 1,
             listeners: Vec::new(),
+            rdma_listeners: Vec::new(),
             cores: (0..setup.reactors).collect(),
             connections: 0,
             insecure: false,
@@ -239,7 +240,7 @@ impl Target {
             };
             let first = (n == 0).then(|| (sources, damaged.clone()));
             let buffers = io.buffers().bytes();
-            let mut node = plan.node(n, recovered, buffers, None, first);
+            let mut node = plan.node(n, recovered, buffers, None, Fabric::default(), first);
             if let (0, Some(addr)) = (n, setup.listen) {
                 let (id, addr) = listen(&mut io, addr);
                 node.transports().tcp.listen(&mut io, id, addr);

@@ -65,6 +65,7 @@ impl ControlPort for ListNode {
                 version: "0".into(),
                 pid: 1,
                 listeners: Vec::new(),
+                rdma_listeners: Vec::new(),
                 cores: vec![0],
                 connections: 0,
                 insecure: false,

@@ -8,15 +8,13 @@ use std::sync::Arc;
 
 use ringway_reactor::io::{Io, Wait};
 use ringway_reactor::sim::{SimIo, World, WorldConfig};
-use uuid::Uuid;
 
 use super::*;
-use crate::directory::{DirectoryParts, SpaceLevel, VolumeEntry};
-use crate::ids::{ShardId, VolumeId};
-use crate::request::{Command, Status};
+use crate::ids::VolumeId;
+use crate::request::Command;
 use crate::volume::VolumeRecord;
 
-pub(super) const VOLUME_BYTES: usize = 8 << 20;
+pub(super) use crate::transport::testing::{VOLUME_BYTES, directory, execute, record};
 
 /// A target whose volume is memory: requests end in the order in which they came, a few a turn.
 pub(super) struct Target {
@@ -34,36 +32,6 @@ pub(super) struct Target {
     /// Volumes whose hosts are to be put on record.
     pub(super) attaching: Vec<VolumeId>,
     pub(super) record_at_once: bool,
-}
-
-pub(super) fn record() -> VolumeRecord {
-    VolumeRecord {
-        id: VolumeId(7),
-        name: "vm1".into(),
-        uuid: Uuid::from_u128(7),
-        size: VOLUME_BYTES as u64,
-        lba_bytes: 512,
-        shards: vec![ShardId(0)],
-        created_unix_s: 0,
-        exclusive: false,
-        allowed_hosts: Vec::new(),
-        cuts: Vec::new(),
-        dead: Vec::new(),
-        view: None,
-        parent: None,
-    }
-}
-
-pub(super) fn directory(version: u64, record: VolumeRecord) -> Arc<Directory> {
-    Arc::new(Directory::new(DirectoryParts {
-        version,
-        volumes: vec![VolumeEntry { record: Arc::new(record), fault: None }],
-        pending: Vec::new(),
-        erasing: Vec::new(),
-        space: SpaceLevel::Below80,
-        read_only: false,
-        insecure: true,
-    }))
 }
 
 impl Target {
@@ -119,7 +87,7 @@ impl Target {
         }
         if !self.hold {
             for (id, request) in std::mem::take(&mut self.held) {
-                let done = self.execute(id, request);
+                let done = execute(&mut self.store, id, request);
                 self.transport.on_done(&mut self.io, done, &mut self.events);
             }
         }
@@ -139,33 +107,6 @@ impl Target {
             self.transport.kill_association(&mut self.io, association, &mut self.events);
             self.registry.fenced(association);
         }
-    }
-
-    fn execute(&mut self, id: RequestId, mut request: Request) -> Done {
-        let (offset, len) = (request.offset as usize, request.len as usize);
-        let mut status = Status::Success;
-        let range = offset..offset + len;
-        match request.command {
-            Command::Read => request.data.as_mut().unwrap().copy_from(0, &self.store[range]),
-            Command::Write { .. } => request.data.as_ref().unwrap().copy_to(0, &mut self.store[range]),
-            Command::WriteZeroes { .. } | Command::Deallocate => self.store[range].fill(0),
-            Command::Flush => {}
-            Command::Compare => {
-                if !request.data.as_ref().unwrap().equals(0, &self.store[range]) {
-                    status = Status::CompareFailure;
-                }
-            }
-            Command::CompareAndWrite { .. } => {
-                let both = request.data.as_ref().unwrap().bytes();
-                let (compare, write) = both.split_at(len);
-                if self.store[range.clone()] == *compare {
-                    self.store[range].copy_from_slice(write);
-                } else {
-                    status = Status::CompareFailure;
-                }
-            }
-        }
-        Done { id, status, data: request.data }
     }
 }
 
