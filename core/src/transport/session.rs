@@ -194,9 +194,15 @@ impl Queue {
         (!peaceful && registry.end(association)).then_some(association.id)
     }
 
+    /// Whether its association has ended, so that nothing of its host's is taken any more. What still comes is not answered: an error
+    /// would be the application's, where a closed connection is something that its host comes back from.
+    pub(super) fn is_dead(&self) -> bool {
+        self.association().is_some_and(|association| association.is_dead())
+    }
+
     /// Why its connection is to be closed at `now`, if it is: its association has ended, or its host is silent.
     pub(super) fn ended(&self, now: Instant) -> Option<&'static str> {
-        if self.association().is_some_and(|association| association.is_dead()) {
+        if self.is_dead() {
             return Some("its association has ended");
         }
         match self {

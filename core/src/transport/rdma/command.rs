@@ -83,6 +83,9 @@ impl Connection {
         if cx.draining {
             return; // its connection closes, and its host sends it again to who comes next
         }
+        if self.queue.is_dead() {
+            return self.close(cx, "its association has ended");
+        }
         if self.commands.len() >= self.queue.entries() {
             return self.violate(cx, "it sends more commands than its queue has entries");
         }

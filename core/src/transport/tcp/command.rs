@@ -144,6 +144,10 @@ impl Connection {
         frame: &Frame,
         sqe: &Sqe,
     ) -> Result<(), Termination> {
+        if self.queue.is_dead() {
+            self.close(cx, "its association has ended");
+            return Ok(());
+        }
         if self.commands.len() >= self.queue.entries() {
             // The host overran its own queue: nothing it says from here on can be trusted.
             return Err(Termination { status: FatalStatus::Sequence, information: 0 });

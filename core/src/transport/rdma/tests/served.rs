@@ -225,3 +225,14 @@ fn commands_wait_for_buffers_and_none_fails() {
         assert!(pair.end_of(user).0.is_success());
     }
 }
+
+#[test]
+fn a_command_that_comes_after_its_association_has_died_waits_for_the_next_one() {
+    let mut pair = Pair::connect(25);
+    let ended = pair.target.registry.end_all(VolumeId(7));
+    assert_eq!(ended.len(), 1);
+    pair.submit(1, Command::Write { fua: false }, 0, 4096, Some(&pattern(1, 4096)));
+    pair.until("the loss", |event| matches!(event, HostEvent::Lost(_)));
+    pair.target.fences.extend(ended);
+    assert!(pair.end_of(1).0.is_success());
+}

@@ -304,3 +304,14 @@ fn i5_a_connection_stands_once_in_the_line_for_a_buffer_however_many_answers_wai
     }
     assert!(waited > 0, "no answer ever had to wait");
 }
+
+#[test]
+fn a_command_that_comes_after_its_association_has_died_waits_for_the_next_one() {
+    let mut pair = Pair::connect(25, |_| {});
+    let ended = pair.target.registry.end_all(VolumeId(7));
+    assert_eq!(ended.len(), 1);
+    pair.submit(1, Command::Write { fua: false }, 0, 4096, Some(&pattern(1, 4096)));
+    pair.until("the loss", |event| matches!(event, Event::Lost(_)));
+    pair.target.fences.extend(ended);
+    assert!(pair.end_of(1).0.is_success());
+}
