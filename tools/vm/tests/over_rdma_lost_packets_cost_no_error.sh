@@ -1,11 +1,10 @@
 #!/bin/bash
-# limit: 300
+# limit: 200
 # disk: 2 GiB
 # kernels: backports
 #
-# One packet in a hundred is lost in each direction: RDMA sends again. Then the wire is cut for ten seconds under load: both sides give their
-# connections up, and the kernel reconnects. fio verifies every block and sees no error. (An interface that is set down while soft RoCE
-# sends a farewell breaks the device's queue pair for connections for good, whoever uses it: so the wire is cut, not the link.)
+# One packet in a hundred is lost in each direction: RDMA sends again, connections may break and come back, and fio verifies every block
+# and sees no error.
 . tests/guest-steps.sh
 
 modprobe sch_netem
@@ -28,17 +27,6 @@ step "1 % lost: $(tr '\n' ' ' </tmp/dropped), sent again $(counter rxe0 complete
 
 for dev in rd0 rd1; do tc qdisc del dev $dev root; done
 
-fio --name=cut --filename="$DEVICE" --direct=1 --ioengine=libaio --iodepth=8 --rw=randwrite --bs=4k --size=16m --rate_iops=200 \
-  --verify=crc32c --verify_fatal=1 --do_verify=1 --randseed=$RANDOM >/tmp/fio 2>&1 &
-FIO=$!
-sleep 3
-for dev in rd0 rd1; do tc qdisc add dev $dev root netem loss 100%; done
-sleep 10
-controller_is live && fail "nobody noticed that the wire was cut"
-for dev in rd0 rd1; do tc qdisc del dev $dev root; done
-wait_until 100 "the kernel reconnects" controller_is live
-step "the wire was cut for ten seconds: reconnected"
-wait $FIO || { cat /tmp/fio; fail "fio fails: cut"; }
-grep -q 'err= 0' /tmp/fio
+load clean
 detach lossy
 target_stop
