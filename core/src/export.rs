@@ -4,6 +4,7 @@
 //! the path of its socket made definite: what a transport serves. A socket is named at [`ExportAdd`] and keeps that name whatever
 //! becomes of its volume's: who attached through it comes back to it.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use ringway_reactor::socket_path::SOCKET_PATH_MAX;
@@ -24,6 +25,10 @@ pub const EXPORT_QUEUES_DEFAULT: u16 = 16;
 pub enum ExportKind {
     /// A virtual machine's virtio-blk disk, by the vhost-user protocol.
     VhostUser,
+    /// Clients of network block devices, who ask for it by name: several exports may have one socket.
+    Nbd,
+    /// The same for clients that expect to be told at once what they get (the oldstyle negotiation).
+    NbdOldstyle,
 }
 
 impl ExportKind {
@@ -32,6 +37,8 @@ impl ExportKind {
     pub fn name(self) -> &'static str {
         match self {
             ExportKind::VhostUser => "vhost-user",
+            ExportKind::Nbd => "nbd",
+            ExportKind::NbdOldstyle => "nbd-oldstyle",
         }
     }
 
@@ -40,7 +47,14 @@ impl ExportKind {
     pub fn folder(self) -> &'static str {
         match self {
             ExportKind::VhostUser => "vhost",
+            ExportKind::Nbd | ExportKind::NbdOldstyle => "nbd",
         }
+    }
+
+    /// Whether several exports of this kind may have one socket, where clients say which they want.
+    #[must_use]
+    pub fn shares_sockets(self) -> bool {
+        self == ExportKind::Nbd
     }
 }
 
@@ -69,6 +83,56 @@ impl Polling {
     }
 }
 
+/// Where clients connect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place<'a> {
+    /// A unix socket.
+    Path(&'a Path),
+    /// A port; with `tls` nothing goes over it in the open.
+    Tcp { addr: SocketAddr, tls: bool },
+}
+
+const TCP: &str = "tcp://";
+const TLS: &str = "tls://";
+
+/// Takes a socket's name apart. `Err`: it is a port, and no address with one.
+fn place_of(socket: &str) -> Result<Place<'_>, &str> {
+    let port = |addr: &'_ str, tls| addr.parse().map(|addr| Place::Tcp { addr, tls }).ok();
+    if let Some(addr) = socket.strip_prefix(TCP) {
+        return port(addr, false).ok_or(socket);
+    }
+    match socket.strip_prefix(TLS) {
+        Some(addr) => port(addr, true).ok_or(socket),
+        None => Ok(Place::Path(Path::new(socket))),
+    }
+}
+
+/// Where the clients of a socket connect. What looks like a port and is none is the path that it is then.
+#[must_use]
+pub fn place(socket: &Path) -> Place<'_> {
+    socket.to_str().and_then(|socket| place_of(socket).ok()).unwrap_or(Place::Path(socket))
+}
+
+/// The name of a port as an export's socket.
+#[must_use]
+pub fn port_name(addr: SocketAddr, tls: bool) -> String {
+    format!("{}{addr}", if tls { TLS } else { TCP })
+}
+
+/// Whether nothing goes over this socket in the open.
+#[must_use]
+pub fn is_secure(socket: &Path) -> bool {
+    socket.to_str().is_some_and(|socket| socket.starts_with(TLS))
+}
+
+/// A socket as a record has it, made definite by who has the runtime folder `runtime`.
+#[must_use]
+pub fn socket_below(runtime: &Path, socket: &Path) -> PathBuf {
+    let is_port = socket.to_str().is_some_and(|socket| matches!(place_of(socket), Ok(Place::Tcp { .. }) | Err(_)));
+    // An absolute path replaces what it is joined to.
+    if is_port { socket.to_owned() } else { runtime.join(socket) }
+}
+
 /// An export as the catalog keeps it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExportRecord {
@@ -78,7 +142,7 @@ pub struct ExportRecord {
     pub kind: ExportKind,
     /// What it gives.
     pub volume: VolumeId,
-    /// Absolute, or below the runtime folder of whoever serves the pool.
+    /// A path, absolute or below the runtime folder of whoever serves the pool; or `tcp://ADDR:PORT`, `tls://ADDR:PORT`.
     pub socket: String,
     /// The most queues that a client may set up.
     pub queues: u16,
@@ -100,7 +164,7 @@ pub struct Export {
     pub kind: ExportKind,
     /// What it gives.
     pub volume: VolumeId,
-    /// Where its clients connect; absolute.
+    /// Where its clients connect: an absolute path, or a port as the record has it.
     pub socket: PathBuf,
     /// The most queues that a client may set up.
     pub queues: u16,
@@ -120,13 +184,20 @@ impl ExportRecord {
             id: self.id,
             kind: self.kind,
             volume: self.volume,
-            // An absolute path replaces what it is joined to.
-            socket: runtime.join(&self.socket),
+            socket: socket_below(runtime, Path::new(&self.socket)),
             queues: self.queues,
             polling: self.polling,
             pin_guest: self.pin_guest,
             read_only: self.read_only,
         }
+    }
+}
+
+impl Export {
+    /// Where its clients connect.
+    #[must_use]
+    pub fn place(&self) -> Place<'_> {
+        place(&self.socket)
     }
 }
 
@@ -138,7 +209,8 @@ pub struct ExportAdd {
     pub kind: ExportKind,
     /// The volume's name.
     pub volume: String,
-    /// An absolute path; none: `vhost/VOLUME.sock` below the runtime folder.
+    /// An absolute path; for NBD also `tcp://ADDR:PORT` or `tls://ADDR:PORT`; none: `vhost/VOLUME.sock` or `nbd/VOLUME.sock` below the
+    /// runtime folder.
     #[serde(default)]
     pub socket: Option<String>,
     /// The most queues that a client may set up.
@@ -183,6 +255,9 @@ impl ExportAdd {
                 self.queues
             )));
         }
+        if let Some(socket) = self.socket.as_ref().filter(|socket| socket.contains("://")) {
+            return self.check_port(socket);
+        }
         match &self.socket {
             Some(socket) if !socket.starts_with('/') || socket.ends_with('/') || socket.contains('\0') => {
                 Err(ControlError::invalid(format!(
@@ -191,6 +266,24 @@ impl ExportAdd {
             }
             Some(socket) => check_socket_path(Path::new(socket)),
             None => Ok(()),
+        }
+    }
+
+    fn check_port(&self, socket: &str) -> Result<(), ControlError> {
+        const EXAMPLE: &str =
+            "write it like tcp://127.0.0.1:10809, or tls://10.0.0.1:10809 where the target has a certificate";
+        let place = if socket.starts_with(TCP) || socket.starts_with(TLS) { place_of(socket) } else { Err(socket) };
+        match (self.kind, place) {
+            (ExportKind::VhostUser, _) => Err(ControlError::invalid(format!(
+                "socket {socket:?} is not for a virtual machine's disk, which shares memory: give the path of a unix socket"
+            ))),
+            (_, Err(_) | Ok(Place::Path(_))) => {
+                Err(ControlError::invalid(format!("{socket:?} is no address to listen on; {EXAMPLE}")))
+            }
+            (ExportKind::NbdOldstyle, Ok(Place::Tcp { tls: true, .. })) => Err(ControlError::invalid(format!(
+                "{socket:?} is not possible for oldstyle clients, which know no TLS; use tcp://"
+            ))),
+            _ => Ok(()),
         }
     }
 
@@ -273,7 +366,7 @@ impl ExportInfo {
             id: self.id,
             kind: self.kind,
             volume: self.volume_id,
-            socket: runtime.join(&self.socket),
+            socket: socket_below(runtime, &self.socket),
             queues: self.queues,
             polling: self.polling,
             pin_guest: self.pin_guest,
@@ -325,6 +418,29 @@ mod tests {
             let error = wrong.check().unwrap_err();
             assert!(error.message.contains(says), "{error}");
         }
+    }
+
+    #[test]
+    fn an_nbd_export_may_have_a_port_and_a_disk_may_not() {
+        let nbd = |kind, socket: &str| ExportAdd { socket: Some(socket.into()), ..ExportAdd::new(kind, "v") };
+        for good in ["tcp://127.0.0.1:0", "tls://[::1]:10809", "/run/x.sock"] {
+            assert_eq!(nbd(ExportKind::Nbd, good).check(), Ok(()), "{good}");
+        }
+        for (kind, socket, says) in [
+            (ExportKind::Nbd, "tcp://localhost", "tcp://127.0.0.1:10809"),
+            (ExportKind::Nbd, "udp://127.0.0.1:1", "tcp://127.0.0.1:10809"),
+            (ExportKind::Nbd, "x.sock", "absolute path"),
+            (ExportKind::NbdOldstyle, "tls://127.0.0.1:1", "know no TLS"),
+            (ExportKind::VhostUser, "tcp://127.0.0.1:1", "shares memory"),
+        ] {
+            let error = nbd(kind, socket).check().unwrap_err();
+            assert!(error.message.contains(says), "{socket}: {error}");
+        }
+        assert_eq!(ExportAdd::new(ExportKind::Nbd, "a/b").socket(), "nbd/a%2Fb.sock");
+        let runtime = Path::new("/run/r");
+        assert_eq!(socket_below(runtime, Path::new("tcp://127.0.0.1:1")), Path::new("tcp://127.0.0.1:1"));
+        assert_eq!(socket_below(runtime, Path::new("nbd/v.sock")), Path::new("/run/r/nbd/v.sock"));
+        assert!(is_secure(Path::new("tls://[::1]:1")) && !is_secure(Path::new("/tls://")));
     }
 
     #[test]

@@ -19,6 +19,8 @@ pub const SHM: u8 = 4;
 pub const VHOST: u8 = 5;
 /// The RDMA transport.
 pub const RDMA: u8 = 7;
+/// The transport of network block devices.
+pub const NBD: u8 = 8;
 
 /// The token of an operation that a transport of `kind` submits: which of its operations, on which of its connections or queues.
 #[inline]

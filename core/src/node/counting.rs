@@ -50,11 +50,14 @@ impl<L: RecordLog> Node<L> {
         catch_up(&metrics.messages_sent, self.messages_sent);
         let (tcp, shm) = (self.transports.tcp.stats() + self.transports.rdma.stats(), self.transports.shm.stats());
         let vhost = self.transports.vhost.stats();
-        catch_up(&metrics.commands_malformed, vhost.malformed);
-        catch_up(&metrics.waits_for_buffer, tcp.waited_for_buffer + shm.waited_for_buffer + vhost.waited_for_buffer);
-        catch_up(&metrics.connections_accepted, tcp.accepted + shm.accepted + vhost.started);
-        catch_up(&metrics.protocol_errors, tcp.terminated + shm.terminated + vhost.broken);
-        catch_up(&metrics.bytes_copied, tcp.bytes_copied + shm.bytes_copied + vhost.bytes_copied);
+        let nbd = self.transports.nbd.stats();
+        catch_up(&metrics.commands_malformed, vhost.malformed + nbd.malformed);
+        let rings_waited = shm.waited_for_buffer + vhost.waited_for_buffer;
+        catch_up(&metrics.waits_for_buffer, tcp.waited_for_buffer + rings_waited + nbd.waited_for_buffer);
+        catch_up(&metrics.connections_accepted, tcp.accepted + shm.accepted + vhost.started + nbd.accepted);
+        catch_up(&metrics.protocol_errors, tcp.terminated + shm.terminated + vhost.broken + nbd.broken);
+        let rings_copied = shm.bytes_copied + vhost.bytes_copied;
+        catch_up(&metrics.bytes_copied, tcp.bytes_copied + rings_copied + nbd.bytes_copied);
         let (rings, guests) = (self.transports.shm.registered_bytes(), self.transports.vhost.registered_bytes());
         metrics.registered_bytes.set(rings + guests);
         metrics.buffers_in_use.set(io.buffers().in_use() as u64);
@@ -91,7 +94,8 @@ impl<L: RecordLog> Node<L> {
         for number in before.keys().filter(|number| !self.connections.contains_key(number)) {
             self.metrics.forget_connection(*number);
         }
-        let sockets = self.transports.tcp.connections() + self.transports.rdma.connections();
+        let transports = &self.transports;
+        let sockets = transports.tcp.connections() + transports.rdma.connections() + transports.nbd.connections();
         self.interests.set_sockets(self.index, sockets);
     }
 }

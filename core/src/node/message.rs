@@ -15,7 +15,7 @@ use crate::snapshot::asked::SnapshotCreate;
 use crate::snapshot::promise::Promise;
 use crate::snapshot::sync::SyncReport;
 use crate::space::{Geometry, SlabId};
-use crate::transport::{Adopted, rdma, shm, vhost};
+use crate::transport::{Adopted, nbd, rdma, shm, vhost};
 
 /// One message. Messages of one reactor to another arrive in the order sent.
 #[derive(Debug)]
@@ -81,6 +81,8 @@ pub enum Message {
     Sync(SyncReport),
     /// From the control thread of a vhost-user connection.
     Vhost(vhost::Mail),
+    /// From the thread that accepts, to the reactor that is to serve a client.
+    Nbd(nbd::Mail),
     /// To the catalog's reactor: a host was told that the machine failed under it.
     Told { volume: VolumeId, host: String },
     /// To the catalog's reactor: a device is ready to join, or why not.

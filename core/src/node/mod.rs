@@ -246,10 +246,10 @@ impl<I: Io, L: RecordLog> Application<I, Message> for Node<L> {
                 let local = self.local.touch(shard);
                 self.said.by(shard, |out| local.on_completion(io, TokenBase::slot_of(token), completion, out));
             }
-            kind @ (tokens::TCP | tokens::RDMA | tokens::SHM | tokens::VHOST) => {
+            kind @ (tokens::TCP | tokens::RDMA | tokens::SHM | tokens::VHOST | tokens::NBD) => {
                 // A read of what was never written, or a connection that comes, moves counters without a device.
                 self.uncounted = true;
-                if matches!(kind, tokens::TCP | tokens::RDMA) {
+                if matches!(kind, tokens::TCP | tokens::RDMA | tokens::NBD) {
                     self.heard = io.now();
                 }
                 self.transports.on_completion(io, kind, completion, &mut self.transport_events);
@@ -327,6 +327,10 @@ impl<I: Io, L: RecordLog> Application<I, Message> for Node<L> {
             Message::Vhost(mail) => {
                 self.uncounted = true;
                 self.transports.vhost.on_mail(io, mail);
+            }
+            Message::Nbd(mail) => {
+                self.uncounted = true;
+                self.transports.nbd.on_mail(io, mail, &mut self.transport_events);
             }
             Message::Inside(call) => self.take_inside(call),
             Message::Fetched { shard, token, outcome } => {

@@ -32,7 +32,8 @@ use crate::shard::{OpenError, Opened, Progress, RecordLog, Recovery, RecoverySpe
 use crate::snapshot::sync::SyncPort;
 use crate::tokens;
 use crate::transport::{
-    RdmaTransport, ShmConfig, ShmTransport, TcpTransport, TransportConfig, Transports, VhostShared, VhostTransport,
+    NbdConfig, NbdShared, NbdTransport, RdmaTransport, ShmConfig, ShmTransport, TcpTransport, TransportConfig,
+    Transports, VhostShared, VhostTransport,
 };
 
 /// The device with everything but data.
@@ -89,6 +90,7 @@ pub struct Plan {
     registry: Arc<Registry>,
     directory: Arc<Directory>,
     vhost: Arc<VhostShared>,
+    nbd: Arc<NbdShared>,
     epoch: Arc<AtomicU64>,
     metrics: Arc<Metrics>,
     first_flush: Arc<FirstFlush>,
@@ -153,11 +155,13 @@ impl Plan {
         let first_flush = FirstFlush::new(if fail_first_flush { untold } else { Untold::new() });
         let metrics = Metrics::new(reactors, shards);
         let directory = Arc::new(directory_of(&pool.catalog, &BTreeMap::new(), version, now, None, &[]));
+        let registry = Arc::new(Registry::default().counted_by(Arc::clone(&metrics) as _));
         Plan {
             reactors,
             placement: (0..shards).map(|shard| (shard % reactors) as u16).collect(),
             shard,
-            registry: Arc::new(Registry::default().counted_by(Arc::clone(&metrics) as _)),
+            nbd: NbdShared::new(reactors, Arc::clone(&registry)),
+            registry,
             vhost: VhostShared::new(reactors, Arc::clone(&directory)),
             directory,
             epoch: Arc::new(AtomicU64::new(Epoch::first_of(pool.generation).0)),
@@ -192,6 +196,12 @@ impl Plan {
     #[must_use]
     pub fn vhost(&self) -> Arc<VhostShared> {
         Arc::clone(&self.vhost)
+    }
+
+    /// What NBD connections share.
+    #[must_use]
+    pub fn nbd(&self) -> Arc<NbdShared> {
+        Arc::clone(&self.nbd)
     }
 
     /// Who is attached.
@@ -324,12 +334,17 @@ impl Plan {
             Arc::clone(&self.registry),
             Arc::clone(&self.directory),
         );
+        let nbd = NbdTransport::new(
+            NbdConfig::new(reactor, buffer_bytes),
+            Arc::clone(&self.nbd),
+            Arc::clone(&self.directory),
+        );
         Node::new(NodeParts {
             index: reactor,
             reactors: self.reactors,
             placement: Arc::clone(&self.placement),
             shards: recovered.opened.into_iter().map(|opened| opened.shard).collect(),
-            transports: Transports { tcp, rdma, shm, vhost },
+            transports: Transports { tcp, rdma, shm, vhost, nbd },
             registry: Arc::clone(&self.registry),
             directory: Arc::clone(&self.directory),
             epoch: Arc::clone(&self.epoch),

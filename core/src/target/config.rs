@@ -7,6 +7,7 @@ use std::time::Duration;
 
 pub use ringway_reactor::files::Allocation;
 
+use super::tls::TlsFiles;
 use super::unix::SocketAccess;
 use crate::backend::settings::BackendSettings;
 
@@ -98,6 +99,8 @@ pub struct TargetConfig {
     pub crash_log: Option<PathBuf>,
     /// Credentials for the pool's backend, if they are in a file and not in the environment.
     pub backend_credentials: Option<PathBuf>,
+    /// The target's certificate, where connections are to be encrypted.
+    pub tls: Option<TlsFiles>,
     /// Serve programs of this machine over shared memory, by [`super::shm::SOCKET`] in the runtime folder.
     pub shm: bool,
     /// Give each volume a socket of its own for a virtual machine, below the runtime folder.
@@ -134,6 +137,7 @@ impl TargetConfig {
             socket_access: SocketAccess::default(),
             crash_log: None,
             backend_credentials: None,
+            tls: None,
             shm: false,
             volume_sockets: false,
             buffer_bytes: 64 << 20,

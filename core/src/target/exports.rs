@@ -12,18 +12,25 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::config::TargetConfig;
+use super::nbd::bind_port;
 use super::on_demand::OnDemand;
 use super::running::Port;
 use super::unix::{Bound, Remote, SocketAccess, SocketNumber, SocketType, bind, make_folder};
 use crate::control::{ControlAnswer, ControlCall, ControlError, ControlErrorKind, ControlPort, ControlRequest, Reply};
-use crate::export::{Export, ExportAdd, ExportInfo, ExportKind, ExportRecord, check_socket_path};
+use crate::export::{
+    Export, ExportAdd, ExportInfo, ExportKind, ExportRecord, Place, check_socket_path, place, socket_below,
+};
 use crate::ids::ExportId;
 use crate::transport::VhostShared;
 
 /// The transport of one kind of export. Its functions are called on the thread that accepts and on reactor 0, and do not wait.
 pub trait ServeExport: Send + Sync {
+    /// Clients of the export may come from now on.
+    fn opened(&self, _export: &Arc<Export>) {}
+
     /// A client has connected.
     fn connected(&self, export: &Arc<Export>, connection: OwnedFd);
 
@@ -37,6 +44,9 @@ pub trait ServeExport: Send + Sync {
 /// The transports, by kind.
 pub type Servers = BTreeMap<ExportKind, Arc<dyn ServeExport>>;
 
+/// How long a starting target waits for a port that a killed one may still have (history C4).
+const PORT_PATIENCE: Duration = Duration::from_secs(3);
+
 /// See the module's description.
 pub(super) struct Exports {
     shared: Arc<Shared>,
@@ -46,6 +56,10 @@ pub(super) struct Exports {
 pub(super) struct Shared {
     pub(super) runtime: PathBuf,
     pub(super) access: SocketAccess,
+    /// Clients from beyond loopback need no certificate of ours.
+    insecure: bool,
+    /// There is a certificate.
+    has_tls: bool,
     servers: Servers,
     pub(super) remote: Remote,
     open: Mutex<BTreeMap<ExportId, Open>>,
@@ -58,6 +72,20 @@ pub(super) struct Shared {
 pub(super) struct Open {
     pub(super) export: Arc<Export>,
     socket: Result<SocketNumber, String>,
+}
+
+impl Open {
+    /// Whether another export may have the same socket.
+    fn is_shared_with(&self, add: &ExportAdd) -> bool {
+        self.export.kind == add.kind && add.kind.shares_sockets()
+    }
+}
+
+/// Where the clients of an export come from.
+enum Listener {
+    Fresh(Bound),
+    /// Another export of the same kind has it already.
+    Shared(SocketNumber),
 }
 
 impl Exports {
@@ -74,10 +102,11 @@ impl Exports {
         let runtime = std::path::absolute(&config.runtime).unwrap_or_else(|_| config.runtime.clone());
         let access = config.socket_access;
         let (open, on_demand) = (Mutex::default(), Mutex::default());
-        let shared = Arc::new(Shared { runtime, access, servers, remote, open, volumes, on_demand });
+        let (insecure, has_tls) = (config.insecure, config.tls.is_some());
+        let shared = Arc::new(Shared { runtime, access, insecure, has_tls, servers, remote, open, volumes, on_demand });
         for record in records {
             let export = Arc::new(record.below(&shared.runtime));
-            match shared.bind(&export.socket, export.kind) {
+            match shared.bind(&export, PORT_PATIENCE) {
                 Ok(bound) => shared.accept(export, bound),
                 Err(error) => {
                     tracing::error!(export = record.id.0, %error, "an export cannot be opened");
@@ -98,8 +127,8 @@ impl Exports {
         Exports { shared, port }
     }
 
-    fn add(&self, add: &ExportAdd, call: ControlCall) {
-        let bound = match self.shared.prepare(add) {
+    fn add(&self, mut add: ExportAdd, call: ControlCall) {
+        let bound = match self.shared.prepare(&add) {
             Ok(bound) => bound,
             Err(error) => {
                 // What had to give way comes back.
@@ -107,7 +136,14 @@ impl Exports {
                 return call.answer(Err(error));
             }
         };
-        let (request, reply) = call.into_parts();
+        let (_, reply) = call.into_parts();
+        if let Listener::Fresh(bound) = &bound
+            && add.socket.as_ref().is_some_and(|socket| socket.contains("://"))
+        {
+            // A port that was picked stays.
+            add.socket = bound.path().to_str().map(str::to_owned);
+        }
+        let request = ControlRequest::ExportAdd(add);
         let shared = Arc::clone(&self.shared);
         let reply = move |answer| match answer {
             Ok(ControlAnswer::Export(info)) => {
@@ -117,8 +153,10 @@ impl Exports {
                 reply(Ok(ControlAnswer::Export(ExportInfo { socket: export.socket.clone(), ..info })));
             }
             other => {
-                shared.unclaim(bound.path());
-                shared.remote.discard(bound);
+                if let Listener::Fresh(bound) = bound {
+                    shared.unclaim(bound.path());
+                    shared.remote.discard(bound);
+                }
                 shared.follow();
                 reply(other);
             }
@@ -157,7 +195,7 @@ impl Exports {
 impl ControlPort for Exports {
     fn control(&self, call: ControlCall) {
         match call.request.clone() {
-            ControlRequest::ExportAdd(add) => self.add(&add, call),
+            ControlRequest::ExportAdd(add) => self.add(add, call),
             ControlRequest::ExportRemove { id } => self.pass(call, move |shared, _| shared.close(id)),
             ControlRequest::ExportList => self.pass(call, |shared, answer| {
                 if let ControlAnswer::Exports(exports) = answer {
@@ -223,10 +261,10 @@ impl Shared {
     }
 
     /// The socket of an export that is to be made.
-    fn prepare(&self, add: &ExportAdd) -> Result<Bound, ControlError> {
+    fn prepare(&self, add: &ExportAdd) -> Result<Listener, ControlError> {
         add.check()?;
-        let path = self.runtime.join(add.socket());
-        if let Some(other) = self.open().values().find(|open| open.export.socket == path) {
+        let path = socket_below(&self.runtime, Path::new(&add.socket()));
+        if let Some(other) = self.open().values().find(|open| open.export.socket == path && !open.is_shared_with(add)) {
             return Err(ControlError::new(
                 ControlErrorKind::Exists,
                 format!(
@@ -237,21 +275,59 @@ impl Shared {
             ));
         }
         self.claim(&path);
-        self.bind(&path, add.kind).inspect_err(|_| self.unclaim(&path))
+        self.bind_at(&path, add.kind, Duration::ZERO).inspect_err(|_| self.unclaim(&path))
     }
 
-    fn bind(&self, path: &Path, kind: ExportKind) -> Result<Bound, ControlError> {
+    fn bind(&self, export: &Export, patience: Duration) -> Result<Listener, ControlError> {
+        self.bind_at(&export.socket, export.kind, patience)
+    }
+
+    fn bind_at(&self, path: &Path, kind: ExportKind, patience: Duration) -> Result<Listener, ControlError> {
+        let here = |open: &Open| open.export.socket == path && kind.shares_sockets() && open.export.kind == kind;
+        if let Some(number) = self.open().values().filter(|open| here(open)).find_map(|open| open.socket.clone().ok()) {
+            return Ok(Listener::Shared(number));
+        }
+        if let Place::Tcp { addr, tls } = place(path) {
+            self.check_port(addr, tls)?;
+            return bind_port(addr, tls, patience).map(Listener::Fresh);
+        }
         check_socket_path(path)?;
         let folder = self.runtime.join(kind.folder());
         if path.starts_with(&folder) {
             make_folder(&folder)?;
         }
-        bind(path, SocketType::STREAM, self.access)
+        bind(path, SocketType::STREAM, self.access).map(Listener::Fresh)
+    }
+
+    /// Whether a port may be opened: nobody beyond this machine gets in unless he is to, or the line is closed to others.
+    fn check_port(&self, addr: std::net::SocketAddr, tls: bool) -> Result<(), ControlError> {
+        if tls && !self.has_tls {
+            return Err(ControlError::new(
+                ControlErrorKind::Denied,
+                format!("tls://{addr} needs a certificate; start the target with --tls-cert and --tls-key"),
+            ));
+        }
+        if !tls && !self.insecure && !addr.ip().is_loopback() {
+            return Err(ControlError::new(
+                ControlErrorKind::Denied,
+                format!(
+                    "tcp://{addr} can be reached from other machines, and whoever reaches it may read and write; use \
+                     tls://{addr}, or start the target with --insecure"
+                ),
+            ));
+        }
+        Ok(())
     }
 
     /// Begins to accept for an export.
-    fn accept(&self, export: Arc<Export>, bound: Bound) {
-        let number = self.listen(&export, bound);
+    fn accept(&self, export: Arc<Export>, listener: Listener) {
+        if let Some(server) = self.servers.get(&export.kind) {
+            server.opened(&export);
+        }
+        let number = match listener {
+            Listener::Fresh(bound) => self.listen(&export, bound),
+            Listener::Shared(number) => number,
+        };
         let (id, socket) = (export.id, export.socket.clone());
         self.open().insert(id, Open { export, socket: Ok(number) });
         self.unclaim(&socket);
@@ -281,7 +357,9 @@ impl Shared {
 
     fn close(self: &Arc<Self>, id: ExportId) {
         let Some(open) = self.open().remove(&id) else { return };
-        if let Ok(number) = open.socket {
+        if let Ok(number) = open.socket
+            && !self.open().values().any(|other| other.socket == Ok(number))
+        {
             self.remote.close(number);
         }
         self.end(&open.export);
@@ -290,7 +368,7 @@ impl Shared {
 
     /// Adds what the owner does not know.
     fn complete(&self, info: &mut ExportInfo) {
-        info.socket = self.runtime.join(&info.socket);
+        info.socket = socket_below(&self.runtime, &info.socket);
         if let Some(Open { socket: Err(why), .. }) = self.open().get(&info.id) {
             info.fault = Some(why.clone());
         }

@@ -11,6 +11,7 @@ mod grow;
 mod in_process;
 pub mod log;
 mod log_place;
+mod nbd;
 mod on_demand;
 mod running;
 pub mod shm;
@@ -19,7 +20,7 @@ mod tls;
 pub mod unix;
 mod vhost;
 
-pub use config::{Allocation, FormatOptions, PoolSpec, TargetConfig};
+pub use config::{Allocation, FormatOptions, PoolSpec, TargetConfig, TlsFiles};
 pub use error::StartError;
 pub use grow::{Addition, Grown, grow};
 pub use in_process::InProcess;

@@ -37,6 +37,7 @@ use super::log::ProcessLog;
 use super::log_place::{Logs, PoolLogs, open_logs};
 use super::running::{Port, RunningTarget, Ways};
 use super::shm::Entry;
+use super::tls::server_config;
 use super::unix::UnixSockets;
 use crate::backend::service::{BackendThread, Surroundings};
 use crate::catalog::CatalogRecord;
@@ -50,7 +51,7 @@ use crate::node::owner::NewDevices;
 use crate::pool::{self, OpenOptions, OpenPool};
 use crate::shard::ShardConfig;
 use crate::snapshot::sync::SyncPort;
-use crate::transport::VhostServer;
+use crate::transport::{NbdServer, VhostServer};
 
 /// Messages of one reactor to another that fit its ring; more wait with the sender.
 pub(super) const MAILBOX: usize = 256;
@@ -105,6 +106,9 @@ pub fn start(config: TargetConfig, progress: &mut dyn FnMut(&Progress)) -> Resul
     devices.keep(pool.superblocks.len());
     let reactors = config.cores.len();
     let plan = Arc::new(Plan::new(pool, surrounds(&config, &devices)));
+    if let Some(files) = &config.tls {
+        plan.nbd().set_tls(server_config(files).map_err(StartError::Invalid)?);
+    }
     let config = Arc::new(config);
     let pools: Arc<[_]> = (0..reactors).map(|index| buffers::take(index, config.buffer_bytes)).collect();
     let rdma = Arc::new(Rdma::open(&config, &pools));
@@ -146,9 +150,16 @@ pub fn start(config: TargetConfig, progress: &mut dyn FnMut(&Progress)) -> Resul
         Ok(listeners) => {
             let port = Port::watched(injector.clone(), free_cores)
                 .map_err(|source| StartError::System { what: "cannot start a thread".to_owned(), source })?;
+            let nbd = Arc::new(NbdServer::new(plan.nbd(), injectors.clone()));
             let vhost: Arc<dyn ServeExport> =
                 Arc::new(VhostServer::new(plan.vhost(), injectors, plan.registry(), plan.interests()));
-            let servers = Servers::from([(ExportKind::VhostUser, vhost)]);
+            let nbd: Arc<dyn ServeExport> = nbd;
+            let oldstyle = Arc::clone(&nbd);
+            let servers = Servers::from([
+                (ExportKind::VhostUser, vhost),
+                (ExportKind::Nbd, nbd),
+                (ExportKind::NbdOldstyle, oldstyle),
+            ]);
             let volumes = config.volume_sockets.then(|| plan.vhost());
             let exports = Exports::start(plan.exports(), port, sockets.remote(), &config, servers, volumes);
             let held = (files, log_paths);

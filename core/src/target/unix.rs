@@ -53,17 +53,22 @@ impl Default for SocketAccess {
 /// Takes connections over. Runs on the thread that accepts: it passes them on and does not wait.
 pub type Accept = Box<dyn FnMut(OwnedFd) + Send>;
 
-/// A socket with its name and permissions, not yet accepted from. Its file is removed on drop.
+/// A socket with its name and permissions, or a port, not yet accepted from. A socket's file is removed on drop.
 #[derive(Debug)]
 pub struct Bound {
     listener: OwnedFd,
     path: PathBuf,
-    /// Device and inode of the file.
-    file: (u64, u64),
+    /// Device and inode of the file; a port has none.
+    file: Option<(u64, u64)>,
 }
 
 impl Bound {
-    /// The path by which clients find it.
+    /// A listening port, by the name that its exports know it by.
+    pub(super) fn port(listener: OwnedFd, name: PathBuf) -> Bound {
+        Bound { listener, path: name, file: None }
+    }
+
+    /// The path by which clients find it, or a port's name.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
@@ -72,7 +77,8 @@ impl Bound {
 
 impl Drop for Bound {
     fn drop(&mut self) {
-        let still_ours = fs::symlink_metadata(&self.path).is_ok_and(|found| (found.dev(), found.ino()) == self.file);
+        let Some(file) = self.file else { return };
+        let still_ours = fs::symlink_metadata(&self.path).is_ok_and(|found| (found.dev(), found.ino()) == file);
         if still_ours && let Err(error) = fs::remove_file(&self.path) {
             tracing::warn!(path = %self.path.display(), %error, "a socket could not be removed");
         }
@@ -94,7 +100,7 @@ pub fn bind(path: &Path, kind: SocketType, access: SocketAccess) -> Result<Bound
     let address = SocketAddrUnix::new(short.as_path()).map_err(|errno| failed("name", errno.into()))?;
     rustix::net::bind(&socket, &address).map_err(|errno| failed("bind", errno.into()))?;
     match finish(&socket, &fresh, path, access) {
-        Ok(file) => Ok(Bound { listener: socket, path: path.to_owned(), file }),
+        Ok(file) => Ok(Bound { listener: socket, path: path.to_owned(), file: Some(file) }),
         Err((doing, error)) => {
             // Nobody knows its name.
             let _ = fs::remove_file(&fresh);

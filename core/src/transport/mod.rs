@@ -4,10 +4,12 @@
 //! of the node goes to all kinds, or to the one that it concerns. Sockets deliver by completions; rings are polled, in
 //! [`Transports::pull`], which a turn calls before it reads the epoch word.
 
+pub mod nbd;
 mod pins;
 pub mod rdma;
 mod session;
 pub mod shm;
+mod stream;
 pub mod tcp;
 #[cfg(test)]
 mod testing;
@@ -21,6 +23,7 @@ use std::sync::Arc;
 use ringway_rdma::verbs::Counts;
 use ringway_reactor::io::{Completion, Instant, Io};
 
+pub use nbd::{NbdConfig, NbdServer, NbdShared, NbdTransport};
 pub use rdma::RdmaTransport;
 pub use shm::{ShmConfig, ShmTransport};
 pub use tcp::{Adopted, TcpTransport, TransportConfig, TransportEvent, TransportStats};
@@ -42,6 +45,8 @@ pub enum Peer<'a> {
     Process(Option<i32>),
     /// A virtual machine, by the socket that its disk is attached to.
     Disk(&'a str),
+    /// A client of a network block device, with where it comes from or to.
+    Nbd(&'a str),
 }
 
 impl fmt::Display for Peer<'_> {
@@ -52,6 +57,7 @@ impl fmt::Display for Peer<'_> {
             Peer::Process(Some(pid)) => write!(f, "shm:{pid}"),
             Peer::Process(None) => f.write_str("shm:"),
             Peer::Disk(socket) => write!(f, "vhost-user:{socket}"),
+            Peer::Nbd(peer) => f.write_str(peer),
         }
     }
 }
@@ -88,6 +94,8 @@ pub struct Transports {
     pub shm: ShmTransport,
     /// Rings in the memory of virtual machines.
     pub vhost: VhostTransport,
+    /// Network block devices.
+    pub nbd: NbdTransport,
 }
 
 impl Transports {
@@ -104,6 +112,7 @@ impl Transports {
             tokens::RDMA => self.rdma.on_completion(),
             tokens::SHM => self.shm.on_completion(io, &completion),
             tokens::VHOST => self.vhost.on_completion(io, &completion),
+            tokens::NBD => self.nbd.on_completion(io, completion, out),
             kind => unreachable!("no transport submits operations of kind {kind}"),
         }
     }
@@ -121,6 +130,7 @@ impl Transports {
             tokens::TCP => self.tcp.on_done(io, done, out),
             tokens::RDMA => self.rdma.on_done(io, done, out),
             tokens::VHOST => self.vhost.on_done(io, done),
+            tokens::NBD => self.nbd.on_done(io, done, out),
             kind => unreachable!("no transport makes requests of kind {kind}"),
         }
     }
@@ -156,6 +166,7 @@ impl Transports {
         self.rdma.on_directory(io, directory, out);
         self.shm.on_directory(directory, out);
         self.vhost.on_directory(directory);
+        self.nbd.on_directory(directory);
     }
 
     /// The association is dead: nothing more of it is taken, and nothing is answered.
@@ -164,11 +175,13 @@ impl Transports {
         self.rdma.kill_association(io, association, out);
         self.shm.kill_association(io, association);
         self.vhost.kill_association(association);
+        self.nbd.kill_association(io, association, out);
     }
 
     /// What there is to know of each connection and queue.
     pub fn seen(&self) -> impl Iterator<Item = ConnectionSeen<'_>> {
-        self.tcp.seen().chain(self.rdma.seen()).chain(self.shm.seen()).chain(self.vhost.seen())
+        let sockets = self.tcp.seen().chain(self.rdma.seen()).chain(self.nbd.seen());
+        sockets.chain(self.shm.seen()).chain(self.vhost.seen())
     }
 
     /// What waits for buffers, fences or deadlines.
@@ -176,6 +189,7 @@ impl Transports {
         self.tcp.tick(io, out);
         self.rdma.tick(io, out);
         self.shm.tick(io, out);
+        self.nbd.tick(io, out);
     }
 
     /// Sends what the turn has led to.
@@ -184,12 +198,13 @@ impl Transports {
         self.rdma.flush();
         self.shm.flush(io);
         self.vhost.flush(io);
+        self.nbd.flush(io);
     }
 
     /// When [`Transports::tick`] has to run although nothing arrives.
     #[must_use]
     pub fn next_deadline(&self) -> Instant {
-        let sockets = self.tcp.next_deadline().min(self.rdma.next_deadline());
+        let sockets = self.tcp.next_deadline().min(self.rdma.next_deadline()).min(self.nbd.next_deadline());
         sockets.min(self.shm.next_deadline()).min(self.vhost.next_deadline())
     }
 
@@ -202,7 +217,7 @@ impl Transports {
     /// Whether there is something to do at once.
     #[must_use]
     pub fn busy(&self) -> bool {
-        self.tcp.busy() || self.shm.busy() || self.vhost.busy()
+        self.tcp.busy() || self.shm.busy() || self.vhost.busy() || self.nbd.busy()
     }
 
     /// Takes nothing new.
@@ -211,11 +226,13 @@ impl Transports {
         self.rdma.drain(io);
         self.shm.drain();
         self.vhost.drain(io);
+        self.nbd.drain();
     }
 
     /// Whether drained transports have nothing left.
     #[must_use]
     pub fn is_quiet(&self) -> bool {
-        self.tcp.is_quiet() && self.rdma.is_quiet() && self.shm.is_quiet() && self.vhost.is_quiet()
+        let sockets = self.tcp.is_quiet() && self.rdma.is_quiet() && self.nbd.is_quiet();
+        sockets && self.shm.is_quiet() && self.vhost.is_quiet()
     }
 }

@@ -11,6 +11,8 @@ use crate::endpoint::PoolPlace;
 use crate::events::EventsArgs;
 use crate::export::ExportCommand;
 use crate::failure::EXIT_CODES;
+use crate::libvirt_xml::LibvirtXmlArgs;
+use crate::qemu_args::QemuArgsArgs;
 use crate::size::Size;
 use crate::snapshot::{CloneArgs, SnapshotCommand};
 use crate::stream::StreamCommand;
@@ -61,9 +63,17 @@ pub(crate) enum Command {
     /// Show what happens to volumes, snapshots, streams and the pool's space
     #[command(after_help = crate::events::EXAMPLES)]
     Events(EventsArgs),
-    /// Give volumes to virtual machines of this host, each through a socket of its own
+    /// Give volumes to virtual machines and to clients of network block devices, through sockets and ports of their own
     #[command(subcommand, after_help = "Example:\n  ringway export list")]
     Export(ExportCommand),
+    /// Print the disk element by which libvirt attaches a volume
+    #[command(
+        after_help = "Examples:\n  ringway libvirt-xml vm1\n  ringway libvirt-xml vm1 --transport nbd --target vdb\n\nIt goes below <devices>: virsh attach-device GUEST disk.xml, or into what `virsh define` reads."
+    )]
+    LibvirtXml(LibvirtXmlArgs),
+    /// Turn <source protocol='openvstorage' ...> of a disk or a machine, on standard input, into arguments of QEMU
+    #[command(after_help = "Example:\n  ringway qemu-args < disk.xml")]
+    QemuArgs(QemuArgsArgs),
     /// Say where snapshots are stored, and look at what is stored there
     #[command(subcommand, after_help = "Examples:\n  ringway backend set file:///backup\n  ringway backend list")]
     Backend(BackendCommand),
@@ -424,8 +434,8 @@ mod tests {
             let mut lines = lines.map(str::trim).filter(|line| line.starts_with("ringway ")).peekable();
             assert!(lines.peek().is_some_and(|line| line.starts_with(&name)), "{name}: {examples}");
             for line in lines {
-                // Up to a comment, a pipe or a background mark, which are the shell's.
-                let words = line.split_whitespace().take_while(|word| !["#", "|", "&"].contains(word));
+                // Up to a comment, a pipe, a redirection or a background mark, which are the shell's.
+                let words = line.split_whitespace().take_while(|word| !["#", "|", "&", "<"].contains(word));
                 let parsed = Cli::try_parse_from(words.map(|word| word.trim_matches('"')));
                 if line.contains("$(") {
                     continue;

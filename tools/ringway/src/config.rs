@@ -65,12 +65,15 @@ pub(crate) struct Settings {
     /// File with the token that control from other machines has to have, readable by its owner alone
     #[arg(long, value_name = "FILE")]
     pub(crate) control_token_file: Option<PathBuf>,
-    /// Certificate of this target, with those between it and its authority, PEM
+    /// Certificate of this target, with those between it and its authority, PEM; NBD clients may then use TLS
     #[arg(long, value_name = "FILE")]
     pub(crate) tls_cert: Option<PathBuf>,
     /// Private key of the certificate, PEM
     #[arg(long, value_name = "FILE")]
     pub(crate) tls_key: Option<PathBuf>,
+    /// Let in only NBD clients with a certificate that one of these signed, PEM [default: clients need none]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tls_client_ca: Option<PathBuf>,
     /// File with the credentials of the pool's backend, lines such as aws_access_key_id=… [default: the environment]
     #[arg(long, value_name = "FILE")]
     pub(crate) backend_credentials: Option<PathBuf>,
@@ -109,6 +112,7 @@ impl Settings {
             &mut settings.control_token_file,
             &mut settings.tls_cert,
             &mut settings.tls_key,
+            &mut settings.tls_client_ca,
         ];
         for place in places.into_iter().flatten() {
             *place = base.join(&place);
@@ -140,6 +144,7 @@ impl Settings {
             tls_key: over.tls_key.or(self.tls_key),
             backend_credentials: over.backend_credentials.or(self.backend_credentials),
             backend: over.backend.or(self.backend),
+            tls_client_ca: over.tls_client_ca.or(self.tls_client_ca),
             socket_mode: over.socket_mode.or(self.socket_mode),
             socket_group: over.socket_group.or(self.socket_group),
             control_mode: over.control_mode.or(self.control_mode),
@@ -174,10 +179,12 @@ impl Settings {
     /// The target's certificate, if it has one.
     pub(crate) fn tls(&self) -> Result<Option<TlsFiles>, Failure> {
         match (&self.tls_cert, &self.tls_key) {
-            (Some(certificate), Some(key)) => {
-                Ok(Some(TlsFiles { certificate: certificate.clone(), key: key.clone(), client_authority: None }))
-            }
-            (None, None) => Ok(None),
+            (Some(certificate), Some(key)) => Ok(Some(TlsFiles {
+                certificate: certificate.clone(),
+                key: key.clone(),
+                client_authority: self.tls_client_ca.clone(),
+            })),
+            (None, None) if self.tls_client_ca.is_none() => Ok(None),
             _ => Err(Failure::usage("a certificate needs its key: give tls-cert and tls-key together")),
         }
     }
@@ -193,7 +200,8 @@ impl Settings {
     pub(crate) fn remote_control(&self) -> Result<Option<(Vec<ControlListen>, TlsFiles, PathBuf)>, Failure> {
         let Some(listen) = self.control_listen.clone().filter(|listen| !listen.is_empty()) else { return Ok(None) };
         match (self.tls()?, self.control_token_file.clone()) {
-            (Some(tls), Some(token)) => Ok(Some((listen, tls, token))),
+            // Who has the token needs no certificate.
+            (Some(tls), Some(token)) => Ok(Some((listen, TlsFiles { client_authority: None, ..tls }, token))),
             _ => Err(Failure::usage(
                 "control from other machines needs a certificate (tls-cert and tls-key) and a token \
                  (control-token-file): whoever gets in may do everything",

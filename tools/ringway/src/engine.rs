@@ -29,6 +29,7 @@ pub(crate) fn start(plan: &Plan) -> Result<Box<dyn Engine>, Failure> {
     config.socket_access = plan.socket_access;
     config.crash_log.clone_from(&plan.crash_log);
     config.backend_credentials.clone_from(&plan.backend_credentials);
+    config.tls.clone_from(&plan.tls);
     config.shm = true;
     config.volume_sockets = true;
     if let Some(Size(bytes)) = plan.buffers {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand, ValueEnum};
 use ringway_core::control::ControlErrorKind;
-use ringway_core::export::{EXPORT_QUEUES_DEFAULT, ExportAdd, ExportInfo, ExportKind, Polling};
+use ringway_core::export::{EXPORT_QUEUES_DEFAULT, ExportAdd, ExportInfo, ExportKind, Place, Polling, place};
 
 use crate::cli::DaemonArgs;
 use crate::failure::Failure;
@@ -33,6 +33,9 @@ pub(crate) enum AddCommand {
     /// A disk of a virtual machine, by vhost-user-blk: QEMU, libvirt, cloud-hypervisor
     #[command(after_help = VHOST_USER_EXAMPLES)]
     VhostUser(VhostUserArgs),
+    /// A network block device: QEMU, libvirt, nbd-client, qemu-img, libnbd, blktap
+    #[command(after_help = NBD_EXAMPLES)]
+    Nbd(NbdArgs),
 }
 
 const VHOST_USER_EXAMPLES: &str = "\
@@ -64,6 +67,38 @@ pub(crate) struct VhostUserArgs {
     /// Refuse writes
     #[arg(long)]
     pub(crate) read_only: bool,
+    #[command(flatten)]
+    pub(crate) daemon: DaemonArgs,
+}
+
+const NBD_EXAMPLES: &str = "\
+Examples:
+  ringway export add nbd vm1                              # nbd/vm1.sock below the runtime folder
+  ringway export add nbd vm1 --listen tcp://127.0.0.1:10809
+  ringway export add nbd vm2@monday --listen tcp://127.0.0.1:10809
+  ringway export add nbd vm1 --listen tls://10.0.0.1:10809
+  qemu-img info 'nbd+unix:///vm1?socket=/run/ringway/nbd/vm1.sock'
+  nbdinfo --list nbd://127.0.0.1
+
+Several volumes may have one socket: clients name the one they want. A snapshot is read-only. For tls:// the target needs
+--tls-cert and --tls-key; with these, clients may ask for TLS on the other sockets too. An address that other machines
+reach needs tls://, or a target that was started with --insecure.";
+
+/// `ringway export add nbd`.
+#[derive(Args, Debug)]
+pub(crate) struct NbdArgs {
+    /// The volume, or a snapshot VOLUME@SNAPSHOT
+    pub(crate) volume: String,
+    /// Where clients connect: a unix socket, or a port, of which 0 picks one [default: nbd/VOLUME.sock in the runtime folder,
+    /// with `/` written %2F]
+    #[arg(long, visible_alias = "socket", value_name = "PATH|tcp://ADDR:PORT|tls://ADDR:PORT")]
+    pub(crate) listen: Option<PathBuf>,
+    /// Refuse writes
+    #[arg(long)]
+    pub(crate) read_only: bool,
+    /// For clients that name no export and expect to be told at once what they get (blktap's oldest, Linux before 3.x)
+    #[arg(long)]
+    pub(crate) oldstyle: bool,
     #[command(flatten)]
     pub(crate) daemon: DaemonArgs,
 }
@@ -105,6 +140,10 @@ pub(crate) fn run(command: ExportCommand, format: Format) -> Result<(), Failure>
             let add = vhost_user(&args)?;
             format.print(&client(&args.daemon).export_add(&add)?, show);
         }
+        ExportCommand::Add(AddCommand::Nbd(args)) => {
+            let add = nbd(&args)?;
+            format.print(&client(&args.daemon).export_add(&add)?, show);
+        }
         ExportCommand::List(daemon) => format.print(&client(&daemon).exports()?, |exports| list(exports)),
         ExportCommand::Remove(args) => {
             let client = client(&args.daemon);
@@ -132,6 +171,42 @@ fn vhost_user(args: &VhostUserArgs) -> Result<ExportAdd, Failure> {
     Ok(add)
 }
 
+fn nbd(args: &NbdArgs) -> Result<ExportAdd, Failure> {
+    let kind = if args.oldstyle { ExportKind::NbdOldstyle } else { ExportKind::Nbd };
+    let socket = match &args.listen {
+        Some(port) if port.to_str().is_some_and(|port| port.contains("://")) => port.to_str().map(str::to_owned),
+        Some(path) => Some(absolute(path)?),
+        None => None,
+    };
+    let add = ExportAdd { socket, read_only: args.read_only, ..ExportAdd::new(kind, args.volume.as_str()) };
+    add.check()?;
+    Ok(add)
+}
+
+/// How clients name an export of NBD.
+pub(crate) fn nbd_uri(export: &ExportInfo) -> String {
+    let oldstyle = export.kind == ExportKind::NbdOldstyle;
+    let name = if oldstyle { String::new() } else { uri_escaped(&export.volume, b"/@") };
+    match place(&export.socket) {
+        Place::Tcp { addr, tls } => format!("{}://{addr}/{name}", if tls { "nbds" } else { "nbd" }),
+        Place::Path(path) => {
+            let socket = uri_escaped(&path.to_string_lossy(), b"/");
+            format!("nbd+unix:///{name}?socket={socket}")
+        }
+    }
+}
+
+/// Text as a part of a URI, with `%XX` for what is neither unreserved (RFC 3986, 2.3) nor in `kept`.
+fn uri_escaped(text: &str, kept: &[u8]) -> String {
+    let escape = |byte: u8| match byte {
+        _ if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) || kept.contains(&byte) => {
+            char::from(byte).to_string()
+        }
+        _ => format!("%{byte:02X}"),
+    };
+    text.bytes().map(escape).collect()
+}
+
 /// A relative path starts here, wherever the daemon was started.
 fn absolute(path: &Path) -> Result<String, Failure> {
     let whole = std::path::absolute(path).map_err(|error| Failure::io("make sense of", path, &error))?;
@@ -143,12 +218,13 @@ fn absolute(path: &Path) -> Result<String, Failure> {
 
 /// The export that is meant. A number is one before it is a volume's name.
 fn find(exports: Vec<ExportInfo>, meant: &str) -> Result<ExportInfo, Failure> {
-    let by_number = exports.iter().position(|export| export.id.to_string() == meant);
-    let by_socket = || exports.iter().position(|export| export.socket == Path::new(meant));
-    if let Some(at) = by_number.or_else(by_socket) {
+    if let Some(at) = exports.iter().position(|export| export.id.to_string() == meant) {
         return Ok(exports.into_iter().nth(at).expect("just found"));
     }
-    let mut of_volume: Vec<_> = exports.into_iter().filter(|export| export.volume == meant).collect();
+    let by_socket = exports.iter().any(|export| export.socket == Path::new(meant));
+    let is_meant =
+        |export: &ExportInfo| if by_socket { export.socket == Path::new(meant) } else { export.volume == meant };
+    let mut of_volume: Vec<_> = exports.into_iter().filter(is_meant).collect();
     match of_volume.len() {
         0 => Err(Failure::new(
             ControlErrorKind::NotFound,
@@ -160,24 +236,30 @@ fn find(exports: Vec<ExportInfo>, meant: &str) -> Result<ExportInfo, Failure> {
         _ => {
             let named: Vec<String> =
                 of_volume.iter().map(|export| format!("{} ({})", export.id, export.socket.display())).collect();
-            Err(Failure::usage(format!("volume {meant:?} has several exports: say which of {}", named.join(", "))))
+            let what = if by_socket { "socket" } else { "volume" };
+            Err(Failure::usage(format!("{what} {meant:?} has several exports: say which of {}", named.join(", "))))
         }
     }
 }
 
 fn show(export: &ExportInfo) -> String {
     let yes = |flag: bool| if flag { "yes" } else { "no" }.to_owned();
-    facts(&[
+    let mut lines = vec![
         ("export", export.id.to_string()),
         ("kind", export.kind.name().to_owned()),
         ("volume", export.volume.clone()),
         ("socket", export.socket.display().to_string()),
-        ("queues", export.queues.to_string()),
-        ("polling", export.polling.name().to_owned()),
-        ("guest memory pinned", yes(export.pin_guest)),
-        ("read-only", yes(export.read_only)),
-        ("state", state(export)),
-    ])
+    ];
+    match export.kind {
+        ExportKind::VhostUser => lines.extend([
+            ("queues", export.queues.to_string()),
+            ("polling", export.polling.name().to_owned()),
+            ("guest memory pinned", yes(export.pin_guest)),
+        ]),
+        ExportKind::Nbd | ExportKind::NbdOldstyle => lines.push(("uri", nbd_uri(export))),
+    }
+    lines.extend([("read-only", yes(export.read_only)), ("state", state(export))]);
+    facts(&lines)
 }
 
 fn state(export: &ExportInfo) -> String {
@@ -189,6 +271,11 @@ fn state(export: &ExportInfo) -> String {
     }
 }
 
+/// Whether it has queues, and somebody to be polled for.
+fn is_disk(export: &ExportInfo) -> bool {
+    export.kind == ExportKind::VhostUser
+}
+
 fn list(exports: &[ExportInfo]) -> String {
     let rows: Vec<Vec<String>> = exports
         .iter()
@@ -197,8 +284,8 @@ fn list(exports: &[ExportInfo]) -> String {
                 export.id.to_string(),
                 export.kind.name().to_owned(),
                 export.volume.clone(),
-                export.queues.to_string(),
-                export.polling.name().to_owned(),
+                if is_disk(export) { export.queues.to_string() } else { "-".to_owned() },
+                if is_disk(export) { export.polling.name() } else { "-" }.to_owned(),
                 if export.read_only { "read-only" } else { "read-write" }.to_owned(),
                 export.socket.display().to_string(),
                 state(export),
@@ -240,6 +327,18 @@ mod tests {
         let several = find(all(), "b").unwrap_err();
         assert!(several.exit_code() == 2 && several.message.contains("2 (/s/b), 3 (/s/c)"), "{several}");
         assert_eq!(find(all(), "c").unwrap_err().exit_code(), 3);
+    }
+
+    #[test]
+    fn an_nbd_export_is_named_as_clients_name_it() {
+        let named = |kind, volume: &str, socket: &str| nbd_uri(&ExportInfo { kind, ..export(1, volume, socket) });
+        assert_eq!(
+            named(ExportKind::Nbd, "db/log@a", "/run/a b/nbd/db%2Flog.sock"),
+            "nbd+unix:///db/log@a?socket=/run/a%20b/nbd/db%252Flog.sock"
+        );
+        assert_eq!(named(ExportKind::Nbd, "v", "tcp://[::1]:10809"), "nbd://[::1]:10809/v");
+        assert_eq!(named(ExportKind::Nbd, "v", "tls://10.0.0.1:1"), "nbds://10.0.0.1:1/v");
+        assert_eq!(named(ExportKind::NbdOldstyle, "v", "/s"), "nbd+unix:///?socket=/s");
     }
 
     #[test]

@@ -17,11 +17,13 @@ mod export;
 mod failure;
 mod front;
 mod inspect;
+mod libvirt_xml;
 mod logging;
 mod metrics_text;
 mod output;
 mod pool;
 mod pool_show;
+mod qemu_args;
 mod remote;
 mod runtime;
 mod serve;
@@ -55,6 +57,8 @@ fn main() -> ExitCode {
         Command::Stream(command) => stream::run(command, format),
         Command::Events(args) => events::run(&args, format),
         Command::Export(command) => export::run(command, format),
+        Command::LibvirtXml(args) => libvirt_xml::run(&args, format),
+        Command::QemuArgs(_) => qemu_args::run(format),
         Command::Backend(command) => backend::run(command, format),
         Command::Restore(args) => backend::restore(&args, format),
         Command::Inspect(args) => inspect::run(&args, format),

@@ -58,6 +58,7 @@ pub(crate) struct Plan {
     control_hosts: Vec<String>,
     /// Where snapshots are to be stored, if something is said; `Some(None)`: in the pool alone.
     pub(crate) backend: Option<Option<BackendSettings>>,
+    pub(crate) tls: Option<TlsFiles>,
     control: PathBuf,
     control_access: SocketAccess,
 }
@@ -79,6 +80,7 @@ impl Plan {
             remote: settings.remote_control()?,
             control_hosts: settings.control_hosts()?,
             backend: settings.backend.as_deref().map(crate::backend::settings).transpose()?,
+            tls: settings.tls()?,
             control: control_socket(settings.control.as_deref(), settings.runtime.as_deref()),
             socket_access: settings.socket_access()?,
             control_access: settings.control_access()?,

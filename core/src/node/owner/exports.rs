@@ -31,7 +31,11 @@ impl Owner {
         let state = self.store.state();
         let volume = state.volume_named(&add.volume).ok_or_else(|| ControlError::no_such_volume(&add.volume))?;
         let socket = add.socket();
-        if let Some(other) = state.exports().find(|export| export.socket == socket) {
+        let is_in_the_way = |export: &&ExportRecord| {
+            let shared = export.kind == add.kind && add.kind.shares_sockets() && export.volume != volume.record.id;
+            export.socket == socket && !shared
+        };
+        if let Some(other) = state.exports().find(is_in_the_way) {
             return Err(self.socket_taken(other));
         }
         let id = state.next_export();

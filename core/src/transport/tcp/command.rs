@@ -13,8 +13,7 @@ use ringway_reactor::data::Data;
 use ringway_reactor::io::Io;
 use zerocopy::little_endian::{U16, U32};
 
-use super::connection::{Connection, Phase};
-use super::receive::Inflow;
+use super::connection::{Connection, H2C_DATA_MAX, Phase};
 use super::{Cx, TransportEvent};
 use crate::controller::io::{IoCommand, IoWork, fuse};
 use crate::controller::status;
@@ -22,6 +21,7 @@ use crate::ids::{RequestId, VolumeId};
 use crate::request::{Command, Done, Request, Status};
 use crate::tokens;
 use crate::transport::session::Queue;
+use crate::transport::stream::Inflow;
 use crate::transport::work::{Checked, Work, check};
 use crate::wire::command::{Direction, Fuse, Sqe};
 use crate::wire::completion::{Cqe, NvmeStatus};

@@ -18,11 +18,10 @@ use zerocopy::little_endian::{U16, U32};
 
 use super::command::Slot;
 use super::patience::Owing;
-use super::receive::{Inflow, Input};
-use super::send::Output;
 use super::{Cx, token};
 use crate::limits::REQUEST_BYTES_MAX;
 use crate::transport::session::Queue;
+use crate::transport::stream::{Inflow, Input, Output};
 use crate::transport::{ConnectionSeen, Peer};
 use crate::wire::pdu::{
     self, Agreed, COMMON, CapsuleCmd, Common, FatalStatus, Frame, HEADER_MAX, InitConnection, PduType, Reader, TermReq,

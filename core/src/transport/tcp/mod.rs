@@ -1,15 +1,13 @@
 //! NVMe/TCP connections of one reactor.
 //!
-//! `receive` brings bytes, `connection` cuts them into PDUs, `command` turns capsules into requests and ended requests into
-//! answers, `send` batches those. Nothing here waits: what cannot go on now is on one of the lists of [`TcpTransport`] and is
+//! `stream` brings bytes, `connection` cuts them into PDUs, `command` turns capsules into requests and ended requests into
+//! answers, which `stream` batches. Nothing here waits: what cannot go on now is on one of the lists of [`TcpTransport`] and is
 //! tried again in a later turn.
 
 mod admin;
 mod command;
 mod connection;
 mod patience;
-mod receive;
-mod send;
 #[cfg(test)]
 mod tests;
 

@@ -8,27 +8,27 @@ use ringway_reactor::buf::Buf;
 use ringway_reactor::io::{Io, Op, SocketId, Token};
 
 /// Bytes of the staging buffer: some 200 command capsules, or three with 4 KiB of data each. An idle connection holds one.
-pub(super) const STAGING: usize = 16 << 10;
+pub(in crate::transport) const STAGING: usize = 16 << 10;
 /// Data still to come from which on it is received in place: below, one receive that also brings the next header is cheaper.
 const DIRECT_MIN: usize = 4096;
 
 /// Data of one PDU on its way into a command's buffer.
 #[derive(Debug)]
-pub(super) struct Inflow {
+pub(in crate::transport) struct Inflow {
     /// The command's slot; `None` discards the data.
-    pub(super) slot: Option<usize>,
+    pub(in crate::transport) slot: Option<usize>,
     /// The command's whole buffer. `None` only while discarding, or while a direct receive has it.
-    pub(super) buf: Option<Buf>,
+    pub(in crate::transport) buf: Option<Buf>,
     /// Where this PDU's data starts in the buffer.
-    pub(super) start: usize,
+    pub(in crate::transport) start: usize,
     /// Where the next byte goes.
-    pub(super) at: usize,
+    pub(in crate::transport) at: usize,
     /// Where this PDU's data ends.
-    pub(super) end: usize,
+    pub(in crate::transport) end: usize,
     /// Whether a data digest follows.
-    pub(super) digest: bool,
+    pub(in crate::transport) digest: bool,
     /// The last data PDU of this transfer.
-    pub(super) last: bool,
+    pub(in crate::transport) last: bool,
 }
 
 /// Where a receive in flight puts its bytes.
@@ -46,33 +46,33 @@ enum Posted {
 
 /// The incoming side of one connection.
 #[derive(Debug)]
-pub(super) struct Input {
+pub(in crate::transport) struct Input {
     /// Bytes `begin..end` are received and unread.
     staging: Option<Buf>,
     begin: usize,
     end: usize,
     posted: Posted,
-    pub(super) bytes_received: u64,
+    pub(in crate::transport) bytes_received: u64,
 }
 
 impl Input {
-    pub(super) fn new() -> Self {
+    pub(in crate::transport) fn new() -> Self {
         Self { staging: None, begin: 0, end: 0, posted: Posted::No, bytes_received: 0 }
     }
 
     /// Received and unread.
-    pub(super) fn unread(&self) -> &[u8] {
+    pub(in crate::transport) fn unread(&self) -> &[u8] {
         self.staging.as_ref().map_or(&[], |staging| &staging[self.begin..self.end])
     }
 
     /// Marks the first `count` unread bytes as read.
-    pub(super) fn consume(&mut self, count: usize) {
+    pub(in crate::transport) fn consume(&mut self, count: usize) {
         self.begin += count;
         assert!(self.begin <= self.end, "only what was received is read");
     }
 
     /// Moves unread bytes into the inflow's buffer; whether all of its data is there.
-    pub(super) fn fill(&mut self, inflow: &mut Inflow) -> bool {
+    pub(in crate::transport) fn fill(&mut self, inflow: &mut Inflow) -> bool {
         let count = (inflow.end - inflow.at).min(self.end - self.begin);
         if count > 0 {
             if let (Some(buf), Some(staging)) = (&mut inflow.buf, &self.staging) {
@@ -85,13 +85,13 @@ impl Input {
     }
 
     /// Whether a receive is in flight.
-    pub(super) fn is_posted(&self) -> bool {
+    pub(in crate::transport) fn is_posted(&self) -> bool {
         !matches!(self.posted, Posted::No)
     }
 
     /// Posts the next receive. `inflow` is the data expected now, if any. `false` if there is no staging buffer to be had now.
     #[must_use]
-    pub(super) fn post(
+    pub(in crate::transport) fn post(
         &mut self,
         io: &mut impl Io,
         socket: SocketId,
@@ -125,7 +125,7 @@ impl Input {
     }
 
     /// The receive in flight brought `count` bytes.
-    pub(super) fn completed(&mut self, buf: Buf, count: usize, inflow: Option<&mut Inflow>) {
+    pub(in crate::transport) fn completed(&mut self, buf: Buf, count: usize, inflow: Option<&mut Inflow>) {
         self.bytes_received += count as u64;
         match std::mem::replace(&mut self.posted, Posted::No) {
             Posted::No => panic!("a receive completes once"),
@@ -144,7 +144,7 @@ impl Input {
     }
 
     /// Gives the staging buffer back; nothing more will be read.
-    pub(super) fn clear(&mut self) {
+    pub(in crate::transport) fn clear(&mut self) {
         if !self.is_posted() {
             self.staging = None;
             (self.begin, self.end) = (0, 0);

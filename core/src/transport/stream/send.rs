@@ -17,7 +17,7 @@ const HEADER_ROOM: usize = 256;
 
 /// The outgoing side of one connection.
 #[derive(Debug, Default)]
-pub(super) struct Output {
+pub(in crate::transport) struct Output {
     /// Ready to be sent, in order.
     ready: Vec<Piece>,
     /// An empty vector to swap with when a batch goes out.
@@ -29,12 +29,12 @@ pub(super) struct Output {
     /// Bytes of `ready` and of the send in flight.
     held: usize,
     /// Bytes handed to the socket so far.
-    pub(super) bytes_sent: u64,
+    pub(in crate::transport) bytes_sent: u64,
 }
 
 impl Output {
     /// Whether `count` headers are certain to find room: takes a buffer for them if there is none.
-    pub(super) fn has_room(&mut self, io: &impl Io, count: usize) -> bool {
+    pub(in crate::transport) fn has_room(&mut self, io: &impl Io, count: usize) -> bool {
         if self.headers.as_ref().is_none_or(|buf| buf.len() < self.written + count * HEADER_ROOM) {
             self.cut();
             self.headers = io.buffers().get(HEADERS);
@@ -45,7 +45,7 @@ impl Output {
     /// Appends a header, written by `write`, which returns its length. `false` if there is no buffer for it now: try again in a
     /// later turn.
     #[must_use]
-    pub(super) fn header(&mut self, io: &impl Io, write: impl FnOnce(&mut [u8]) -> usize) -> bool {
+    pub(in crate::transport) fn header(&mut self, io: &impl Io, write: impl FnOnce(&mut [u8]) -> usize) -> bool {
         if !self.has_room(io, 1) {
             return false;
         }
@@ -57,7 +57,7 @@ impl Output {
     }
 
     /// Appends data. Zeros hold no buffer.
-    pub(super) fn data(&mut self, data: Data) {
+    pub(in crate::transport) fn data(&mut self, data: Data) {
         self.cut();
         self.held += data.len();
         match data {
@@ -83,27 +83,27 @@ impl Output {
     }
 
     /// Whether there is something that no send carries yet.
-    pub(super) fn is_pending(&self) -> bool {
+    pub(in crate::transport) fn is_pending(&self) -> bool {
         !self.ready.is_empty() || self.written > 0
     }
 
     /// Whether nothing is pending and nothing in flight.
-    pub(super) fn is_idle(&self) -> bool {
+    pub(in crate::transport) fn is_idle(&self) -> bool {
         !self.is_pending() && !self.in_flight
     }
 
     /// Bytes of buffers that wait to be sent or are being sent.
-    pub(super) fn bytes_held(&self) -> usize {
+    pub(in crate::transport) fn bytes_held(&self) -> usize {
         self.held
     }
 
     /// Whether a send is in flight.
-    pub(super) fn is_in_flight(&self) -> bool {
+    pub(in crate::transport) fn is_in_flight(&self) -> bool {
         self.in_flight
     }
 
     /// Submits everything pending as one send, unless one is in flight.
-    pub(super) fn submit(&mut self, io: &mut impl Io, socket: SocketId, token: Token) {
+    pub(in crate::transport) fn submit(&mut self, io: &mut impl Io, socket: SocketId, token: Token) {
         if self.in_flight || !self.is_pending() {
             return;
         }
@@ -119,7 +119,7 @@ impl Output {
     }
 
     /// The send in flight ended; its buffers go back to their pools.
-    pub(super) fn completed(&mut self, mut bufs: Vec<Piece>, result: usize) {
+    pub(in crate::transport) fn completed(&mut self, mut bufs: Vec<Piece>, result: usize) {
         assert!(self.in_flight, "a send completes once");
         self.in_flight = false;
         self.bytes_sent += result as u64;
@@ -128,8 +128,16 @@ impl Output {
         self.spare = bufs;
     }
 
+    /// Takes everything pending, for who sends it in another form.
+    pub(in crate::transport) fn take(&mut self) -> Vec<Piece> {
+        self.cut();
+        let pieces = std::mem::take(&mut self.ready);
+        self.held -= pieces.iter().map(|piece| piece.len()).sum::<usize>();
+        pieces
+    }
+
     /// Drops what will never be sent.
-    pub(super) fn clear(&mut self) {
+    pub(in crate::transport) fn clear(&mut self) {
         self.held -= self.ready.drain(..).map(|buf| buf.len()).sum::<usize>() + std::mem::take(&mut self.written);
         self.headers = None;
     }
