@@ -20,7 +20,7 @@ mod tls;
 pub mod unix;
 mod vhost;
 
-pub use config::{Allocation, FormatOptions, PoolSpec, TargetConfig, TlsFiles};
+pub use config::{Allocation, FormatOptions, PoolSpec, TargetConfig};
 pub use error::StartError;
 pub use grow::{Addition, Grown, grow};
 pub use in_process::InProcess;
