@@ -175,6 +175,7 @@ impl Connection {
             bytes_received: self.input.bytes_received,
             bytes_sent: self.wire().bytes_sent,
             in_flight: self.requests.len() as u64,
+            fabric: None,
         }
     }
 
@@ -228,7 +229,11 @@ impl Connection {
     /// Posts the next receive. `false`: there is no buffer for it now.
     fn post<I: Io>(&mut self, cx: &mut Cx<'_, I>) -> bool {
         let inflow = if self.tls.is_none() { self.inflow.as_mut() } else { None };
-        self.input.post(cx.io, self.socket, token::receive(self.index), inflow)
+        let posted = self.input.post(cx.io, self.socket, token::receive(self.index), inflow);
+        if !posted {
+            *cx.pressed = cx.ticks;
+        }
+        posted
     }
 
     /// A receive ended.
@@ -300,7 +305,8 @@ impl Connection {
         if cx.shared.is_oldstyle(&self.listener) {
             self.choice = Some(Choice::Oldstyle);
             self.phase = Phase::Admitting;
-            return self.ask_in(cx);
+            self.ask_in(cx);
+            return self.advance(cx);
         }
         self.negotiation = Negotiation::new(cx.shared.tls_of(&self.listener));
         if self.say_plain(cx, &Negotiation::greeting()) {

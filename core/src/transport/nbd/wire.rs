@@ -218,6 +218,8 @@ pub fn error_of(status: Status, command: Command) -> u32 {
         | Status::VolumeFaulted
         | Status::CompareFailure
         | Status::DataTransfer
+        | Status::BackendUnavailable
+        | Status::Busy
         | Status::Internal => errno::EIO,
     }
 }

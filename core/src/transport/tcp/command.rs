@@ -13,7 +13,7 @@ use ringway_reactor::data::Data;
 use ringway_reactor::io::Io;
 use zerocopy::little_endian::{U16, U32};
 
-use super::connection::{Connection, H2C_DATA_MAX, Phase};
+use super::connection::{Connection, Phase};
 use super::{Cx, TransportEvent};
 use crate::controller::io::{IoCommand, IoWork, fuse};
 use crate::controller::status;
