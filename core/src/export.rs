@@ -177,6 +177,12 @@ pub struct Export {
 }
 
 impl ExportRecord {
+    /// Whether both may have the same socket.
+    #[must_use]
+    pub fn shares_socket_with(&self, other: &ExportRecord) -> bool {
+        self.kind == other.kind && self.kind.shares_sockets() && self.volume != other.volume
+    }
+
     /// What is to be served by who has the runtime folder `runtime`.
     #[must_use]
     pub fn below(&self, runtime: &Path) -> Export {

@@ -1,7 +1,8 @@
 //! What the records add up to. [`CatalogState::apply`] is pure: it changes this value and nothing else.
 //!
 //! Invariants: names of live volumes are unique; `next_volume` is above every id that was ever used; a slab has one owner; an
-//! export is of a live volume, and no two share a socket.
+//! export is of a live volume, and no two share a socket but those
+//! of a kind whose clients say which they want, each of another volume.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -207,7 +208,7 @@ impl CatalogState {
             CatalogRecord::ExportAdded(export) => {
                 self.entry(export.volume)?;
                 // The later one counts: the record of the earlier one's removal is lost, and its volume faulted.
-                self.exports.retain(|_, other| other.socket != export.socket);
+                self.exports.retain(|_, other| other.socket != export.socket || other.shares_socket_with(export));
                 self.exports.insert(export.id, export.clone());
             }
             CatalogRecord::ExportRemoved(_, id) => {

@@ -192,6 +192,7 @@ fn fio_verifies_random_writes_through_libnbd() {
             "--verify=crc32c",
             "--verify_fatal=1",
             "--do_verify=1",
+            "--verify_state_save=0",
             "--minimal",
         ];
         well(&program(test, "fio", &args).unwrap());
@@ -210,8 +211,8 @@ fn with_a_certificate_clients_use_tls_and_where_it_is_required_nothing_else() {
     let at = |name: &str| folder.join(name).to_str().unwrap().to_owned();
     let without = home.serve(&[]);
     home.create("v", "4MiB");
-    home.export("add nbd v --listen tls://127.0.0.1:0").fails(5, "--tls-cert");
-    home.export("add nbd v --listen tcp://0.0.0.0:0").fails(5, "--insecure");
+    home.export("add nbd v --listen tls://127.0.0.1:0").fails(9, "--tls-cert");
+    home.export("add nbd v --listen tcp://0.0.0.0:0").fails(9, "--insecure");
     assert_eq!(without.stop().code, Some(0));
     let tls = ["--tls-cert", &at("server-cert.pem"), "--tls-key", &at("server-key.pem")];
     let daemon = home.serve(&tls);
