@@ -156,7 +156,7 @@ fn several_volumes_and_a_snapshot_share_a_port_and_are_listed_and_copied() {
     let refused = program(test, "qemu-io", &["-f", "raw", "-c", "write 0 1k", &snapshot]).unwrap();
     assert!(refused.code != Some(0), "{refused:?}");
     let unknown = program(test, "nbdinfo", &["--size", &format!("{root}/nope")]).unwrap();
-    assert!(unknown.code != Some(0) && unknown.stderr.contains("no export of this name"), "{unknown:?}");
+    assert!(unknown.code != Some(0) && unknown.stderr.contains("no export named"), "{unknown:?}");
     let size = program(test, "nbdinfo", &["--map", "--totals", &format!("{root}/b")]).unwrap();
     assert!(well(&size).contains("100.0%") && size.stdout.contains("hole,zero"), "{size:?}");
     // All of it comes back with the target, by the same port.
