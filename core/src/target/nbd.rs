@@ -39,6 +39,7 @@ impl ServeExport for NbdServer {
 }
 
 /// Listens on a port, of which 0 picks one; waits so long for one that a killed target may still have (history C4).
+#[expect(clippy::disallowed_methods, reason = "a control thread waits for the kernel, not for the engine's clock")]
 pub(super) fn bind_port(addr: SocketAddr, tls: bool, patience: Duration) -> Result<Bound, ControlError> {
     let refused = |errno: Errno| {
         let kind = match errno {

@@ -1,7 +1,7 @@
 //! Completion queues, and what is posted.
 //!
 //! Who keeps what: a completion queue belongs to its [`CompletionQueue`], which the queue pairs on it hold by its device's
-//! [`super::hardware::Local`]. Addresses in work requests are those of buffers that the endpoint keeps where they are until the
+//! `Local` (`hardware.rs`). Addresses in work requests are those of buffers that the endpoint keeps where they are until the
 //! work is reported or its queue pair destroyed. The requests themselves are read by the call that posts them.
 
 use std::io;

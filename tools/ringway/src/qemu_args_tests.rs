@@ -1,3 +1,5 @@
+//! The manual's examples, letter for letter, and descriptions that are none.
+
 use super::*;
 
 /// A machine as the manual has it, with these disks.

@@ -99,7 +99,7 @@ fn cut(offset: u64, left: u32) -> u32 {
         };
     }
     let crosses = offset % STRIPE + u64::from(len) > STRIPE;
-    if (offset | u64::from(len)) % SECTOR == 0 && !crosses { len } else { len.min((BLOCK - within) as u32) }
+    if (offset | u64::from(len)).is_multiple_of(SECTOR) && !crosses { len } else { len.min((BLOCK - within) as u32) }
 }
 
 impl Connection {

@@ -352,7 +352,7 @@ impl Negotiation {
             return respond(out, option, reply::UNKNOWN, b"no export of this name is served here");
         };
         let matches = |query: &&[u8]| *query == ALLOCATION.as_bytes() || (!set && *query == b"base:");
-        if queries.iter().any(|query| matches(&query)) || (!set && queries.is_empty()) {
+        if queries.iter().any(matches) || (!set && queries.is_empty()) {
             let mut content = if set { ALLOCATION_ID } else { 0 }.to_be_bytes().to_vec();
             content.extend(ALLOCATION.as_bytes());
             respond(out, option, reply::META_CONTEXT, &content);

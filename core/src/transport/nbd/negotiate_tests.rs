@@ -1,6 +1,11 @@
+//! Negotiations as clients hold them, and as none should.
+
 use proptest::prelude::*;
 
 use super::*;
+
+/// An answer to an option: its kind, its content.
+type Reply = (u32, Vec<u8>);
 
 fn offers(names: &[&str]) -> Vec<Offer> {
     let offer = |(index, &name): (usize, &&str)| Offer {
@@ -67,7 +72,7 @@ impl Talk {
         talk
     }
 
-    fn say(&mut self, number: u32, data: &[u8]) -> (Result<Step, Broken>, Vec<(u32, Vec<u8>)>) {
+    fn say(&mut self, number: u32, data: &[u8]) -> (Result<Step, Broken>, Vec<Reply>) {
         let mut out = Vec::new();
         let step = self.negotiation.take(&option(number, data), &self.offers, &mut out);
         (step, replies(&out))

@@ -10,7 +10,7 @@ pub const MAGIC: u64 = 0x4e42_444d_4147_4943;
 /// `IHAVEOPT`.
 pub const OPTION_MAGIC: u64 = 0x4948_4156_454f_5054;
 /// What follows [`MAGIC`] in the oldstyle negotiation.
-pub const OLD_MAGIC: u64 = 0x0042_0281_8612_53;
+pub const OLD_MAGIC: u64 = 0x0000_4202_8186_1253;
 /// Before each reply to an option.
 pub const OPTION_REPLY_MAGIC: u64 = 0x3_e889_0455_65a9;
 const REQUEST_MAGIC: u32 = 0x2560_9513;
