@@ -16,7 +16,7 @@ pub(crate) enum Group {
     Vm,
     /// The fuzz targets.
     Fuzz,
-    /// The figures that are measured beside other programs.
+    /// Other programs to measure beside, and to test against.
     Bench,
 }
 
@@ -49,6 +49,9 @@ const NEEDS: &[Need] = &[
     need(Group::Fuzz, "g++", "g++"),
     need(Group::Bench, "fio", "fio"),
     need(Group::Bench, "qemu-storage-daemon", "qemu-utils"),
+    need(Group::Bench, "nbdinfo", "libnbd-bin"),
+    need(Group::Bench, "nbdkit", "nbdkit"),
+    need(Group::Bench, "openssl", "openssl"),
 ];
 
 /// Installed by tools/vm/install-host, which takes QEMU from backports.
