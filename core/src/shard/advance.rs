@@ -37,6 +37,11 @@ impl<L: RecordLog> Shard<L> {
         self.advance_drain(out);
     }
 
+    /// Whether there is more of something that parts may wait for.
+    pub(super) fn has_changed(&self) -> bool {
+        self.journal_changed || self.space_changed || self.nodes_changed
+    }
+
     /// Queues again who waited for something of which there is more now.
     fn unpark(&mut self) {
         if std::mem::take(&mut self.journal_changed) {
@@ -152,8 +157,7 @@ impl<L: RecordLog> Shard<L> {
 
     /// Whether [`Shard::advance`] has nothing to do before a part, or the end of an operation of its own, makes it some.
     pub(super) fn is_calm(&self) -> bool {
-        let changed = self.journal_changed || self.space_changed || self.nodes_changed;
-        !changed
+        !self.has_changed()
             && !self.wants_every_turn()
             && self.slab_request == SlabRequest::None
             && self.background.is_calm()

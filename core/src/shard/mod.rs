@@ -286,7 +286,8 @@ impl<L: RecordLog> Shard<L> {
     /// Whether [`Shard::execute`] has something to do at once.
     #[must_use]
     pub fn busy(&self) -> bool {
-        !self.ready.is_empty() || self.sealing.is_fresh()
+        // Who waited is told of a change in the next turn, not when the next deadline comes.
+        !self.ready.is_empty() || self.has_changed() || self.sealing.is_fresh()
     }
 
     /// A part's way from the queue to its command.
