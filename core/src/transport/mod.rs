@@ -4,6 +4,7 @@
 //! of the node goes to all kinds, or to the one that it concerns. Sockets deliver by completions; rings are polled, in
 //! [`Transports::pull`], which a turn calls before it reads the epoch word.
 
+mod fused;
 pub mod nbd;
 mod pins;
 pub mod rdma;

@@ -17,14 +17,14 @@ use ringway_reactor::io::Io;
 use super::answer::Answer;
 use super::connection::{Connection, Phase};
 use super::{Cx, TransportEvent};
-use crate::controller::io::{IoCommand, IoWork, fuse};
 use crate::controller::status;
 use crate::ids::VolumeId;
-use crate::request::{Command, Done, Request, Status};
+use crate::request::{Command, Done, Request};
 use crate::tokens;
+use crate::transport::fused::{self, Half, Next};
 use crate::transport::session::Queue;
 use crate::transport::work::{Checked, NextRange, Work, check};
-use crate::wire::command::{Direction, Fuse, SQE_BYTES, Sqe};
+use crate::wire::command::{Direction, SQE_BYTES, Sqe};
 use crate::wire::completion::NvmeStatus;
 use crate::wire::sgl::{Capsule, DataPlace, KeyedMemory};
 
@@ -57,6 +57,27 @@ pub(super) struct Slot {
     pub(super) held: usize,
     /// The buffer of its capsule's data: whole, or what lies behind the data that the command works with.
     pub(super) capsule: Option<Buf>,
+}
+
+impl Half for Slot {
+    fn work(&self) -> &Work {
+        &self.work
+    }
+
+    fn work_mut(&mut self) -> &mut Work {
+        &mut self.work
+    }
+
+    fn verdict(&mut self) -> &mut Option<NvmeStatus> {
+        &mut self.verdict
+    }
+
+    fn data(&self) -> Option<&Buf> {
+        match &self.stage {
+            Stage::Complete(buf) => Some(buf),
+            _ => None,
+        }
+    }
 }
 
 /// How a command's data comes.
@@ -300,53 +321,30 @@ impl Connection {
     /// A command has come: joins it with the first half that waits, or ends that half.
     fn pair<I: Io>(&mut self, cx: &mut Cx<'_, I>, index: usize) {
         let Queue::Io(queue) = &mut self.queue else { return };
-        let waiting = queue.fused_first.take();
-        let half = match &self.commands[index].work {
-            Work::Fused { io, .. } => Some(*io),
-            _ => None,
-        };
-        let first = waiting.and_then(|first| match &self.commands.get(first)?.work {
-            Work::Fused { io, partner: None } => Some((first, *io)),
-            _ => None,
-        });
-        match (first, half) {
-            (Some((slot, a)), Some(b)) if b.fuse == Fuse::Second => self.join_halves(cx, (slot, &a), (index, &b)),
-            (first, half) => {
-                if let Some(io) = half {
-                    if io.fuse == Fuse::First {
-                        queue.fused_first = Some(index);
-                    } else {
-                        self.commands[index].verdict = Some(NvmeStatus::ABORTED_MISSING_FUSED.dnr());
-                    }
-                }
-                if let Some((slot, _)) = first {
-                    self.end_half(cx, slot, NvmeStatus::ABORTED_MISSING_FUSED.dnr());
-                }
-            }
+        if let Some(alone) = fused::pair(&mut self.commands, &mut queue.fused_first, index, cx.directory) {
+            self.run_pair(cx, alone);
         }
     }
 
-    fn join_halves<I>(&mut self, cx: &Cx<'_, I>, first: (usize, &IoCommand), second: (usize, &IoCommand)) {
-        let verdict = match cx.directory.volume(first.1.volume) {
-            Some(record) => fuse(first.1, second.1, record).err(),
-            None => Some(NvmeStatus::INVALID_NAMESPACE_OR_FORMAT.dnr()),
-        };
-        for (slot, other) in [(first.0, second.0), (second.0, first.0)] {
-            let slot = &mut self.commands[slot];
-            slot.verdict = slot.verdict.or(verdict);
-            if let Work::Fused { partner, .. } = &mut slot.work {
-                *partner = Some(other);
+    /// A half has all of its data, or stays alone: runs the pair if the other half has its data too.
+    pub(super) fn run_pair<I: Io>(&mut self, cx: &mut Cx<'_, I>, index: usize) {
+        match fused::next(&mut self.commands, index, cx.directory) {
+            Next::Wait => {}
+            Next::EndAlone(status) => {
+                self.take_half(index);
+                self.answer(cx, index, Answer::status(status));
             }
-        }
-    }
-
-    /// Half a pair ends alone: now, or once its data is here.
-    fn end_half<I: Io>(&mut self, cx: &mut Cx<'_, I>, index: usize, status: NvmeStatus) {
-        let slot = &mut self.commands[index];
-        slot.verdict = Some(status);
-        if matches!(slot.stage, Stage::Complete(_)) {
-            self.take_half(index);
-            self.answer(cx, index, Answer::status(status));
+            Next::End { first, statuses } => self.pair_done(cx, first, statuses),
+            Next::Run { first, second, volume, command, range } => {
+                let Some(both) = fused::gather(cx.io, &self.commands, first, second) else {
+                    self.pairs.push(first);
+                    return self.starve(cx);
+                };
+                cx.stats.bytes_copied += both.len() as u64;
+                self.take_half(first);
+                self.take_half(second);
+                self.request(cx, first, volume, command, range, Some(both));
+            }
         }
     }
 
@@ -357,51 +355,12 @@ impl Connection {
         }
     }
 
-    /// A half has all of its data: runs the pair if the other has too.
-    pub(super) fn run_pair<I: Io>(&mut self, cx: &mut Cx<'_, I>, index: usize) {
-        let slot = &self.commands[index];
-        let Work::Fused { io, partner } = &slot.work else { unreachable!("only halves come here") };
-        let Some(other) = *partner else {
-            if let Some(status) = slot.verdict {
-                self.end_half(cx, index, status);
-            }
-            return;
-        };
-        let (front, back) = if io.fuse == Fuse::First { (index, other) } else { (other, index) };
-        let (first, second) = (&self.commands[front], &self.commands[back]);
-        let (Stage::Complete(compare), Stage::Complete(write)) = (&first.stage, &second.stage) else { return };
-        if let Some(status) = first.verdict.or(second.verdict) {
-            return self.pair_done(cx, front, (status, NvmeStatus::ABORTED_FAILED_FUSED.dnr()));
-        }
-        let (Work::Fused { io: first, .. }, Work::Fused { io: second, .. }) = (&first.work, &second.work) else {
-            unreachable!("its partner is a half too");
-        };
-        let record = cx.directory.volume(first.volume);
-        let Some(Ok(IoWork::Request { command, offset, len })) = record.map(|record| fuse(first, second, record))
-        else {
-            return self.pair_done(cx, front, status::of_fused(Status::VolumeGone));
-        };
-        let (volume, half) = (first.volume, len as usize);
-        let Some(mut both) = cx.io.buffers().get(2 * half) else {
-            self.pairs.push(front);
-            return self.starve(cx);
-        };
-        both[..half].copy_from_slice(compare);
-        both[half..].copy_from_slice(write);
-        cx.stats.bytes_copied += 2 * half as u64;
-        self.take_half(front);
-        self.take_half(back);
-        self.request(cx, front, volume, command, (offset, len), Some(both));
-    }
-
     /// Both halves end.
-    fn pair_done<I: Io>(&mut self, cx: &mut Cx<'_, I>, front: usize, (first, second): (NvmeStatus, NvmeStatus)) {
-        let Work::Fused { partner: Some(back), .. } = self.commands[front].work else {
-            unreachable!("a pair that ran has two halves");
-        };
-        self.take_half(front);
-        self.take_half(back);
-        self.answer(cx, front, Answer::status(first));
-        self.answer(cx, back, Answer::status(second));
+    fn pair_done<I: Io>(&mut self, cx: &mut Cx<'_, I>, first: usize, statuses: (NvmeStatus, NvmeStatus)) {
+        let second = fused::second_of(&self.commands, first);
+        self.take_half(first);
+        self.take_half(second);
+        self.answer(cx, first, Answer::status(statuses.0));
+        self.answer(cx, second, Answer::status(statuses.1));
     }
 }

@@ -15,15 +15,15 @@ use zerocopy::little_endian::{U16, U32};
 
 use super::connection::{Connection, Phase};
 use super::{Cx, TransportEvent};
-use crate::controller::io::{IoCommand, IoWork, fuse};
 use crate::controller::status;
 use crate::ids::{RequestId, VolumeId};
-use crate::request::{Command, Done, Request, Status};
+use crate::request::{Command, Done, Request};
 use crate::tokens;
+use crate::transport::fused::{self, Half, Next};
 use crate::transport::session::Queue;
 use crate::transport::stream::Inflow;
 use crate::transport::work::{Checked, Work, check};
-use crate::wire::command::{Direction, Fuse, Sqe};
+use crate::wire::command::{Direction, Sqe};
 use crate::wire::completion::{Cqe, NvmeStatus};
 use crate::wire::pdu::{self, CapsuleResp, FatalStatus, Frame, PduType, Termination, Transfer, flags};
 use crate::wire::sgl::DataPlace;
@@ -126,6 +126,27 @@ impl Slot {
     }
 }
 
+impl Half for Slot {
+    fn work(&self) -> &Work {
+        &self.work
+    }
+
+    fn work_mut(&mut self) -> &mut Work {
+        &mut self.work
+    }
+
+    fn verdict(&mut self) -> &mut Option<NvmeStatus> {
+        &mut self.verdict
+    }
+
+    fn data(&self) -> Option<&Buf> {
+        match &self.state {
+            State::Complete(buf) => Some(buf),
+            _ => None,
+        }
+    }
+}
+
 /// Connection and slot in a request's number.
 pub(super) fn request_id(connection: usize, slot: usize) -> RequestId {
     tokens::request(tokens::TCP, connection, slot)
@@ -177,6 +198,7 @@ impl Connection {
                 self.discard_data(frame);
                 self.queue.refused(sqe, status, cx.io.now());
                 let slot = self.insert(sqe, Work::Admin(Box::default()), 0, State::Running);
+                self.pair(cx, slot);
                 self.answer(cx, slot, Answer::status(status));
             }
         }
@@ -469,6 +491,9 @@ impl Connection {
                 state => unreachable!("a command without answer is {state:?}"),
             }
         }
+        for first in std::mem::take(&mut self.pairs) {
+            self.run_pair(cx, first);
+        }
         let waiting = std::mem::take(&mut self.bufferless);
         for (at, &index) in waiting.iter().enumerate() {
             if !self.supply(cx, index) {
@@ -501,104 +526,46 @@ impl Connection {
     /// A command has come: joins it with the first half that waits, or ends that half.
     fn pair<I: Io>(&mut self, cx: &mut Cx<'_, I>, index: usize) {
         let Queue::Io(queue) = &mut self.queue else { return };
-        let waiting = queue.fused_first.take();
-        let half = match &self.commands[index].work {
-            Work::Fused { io, .. } => Some(*io),
-            _ => None,
-        };
-        let first = waiting.and_then(|first| match &self.commands.get(first)?.work {
-            Work::Fused { io, partner: None } => Some((first, *io)),
-            _ => None,
-        });
-        match (first, half) {
-            (Some((slot, a)), Some(b)) if b.fuse == Fuse::Second => self.join_halves(cx, (slot, &a), (index, &b)),
-            (first, half) => {
-                if let Some(io) = half {
-                    if io.fuse == Fuse::First {
-                        queue.fused_first = Some(index);
-                    } else {
-                        self.commands[index].verdict = Some(NvmeStatus::ABORTED_MISSING_FUSED.dnr());
-                    }
-                }
-                if let Some((slot, _)) = first {
-                    self.end_half(cx, slot, NvmeStatus::ABORTED_MISSING_FUSED.dnr());
-                }
+        if let Some(alone) = fused::pair(&mut self.commands, &mut queue.fused_first, index, cx.directory) {
+            self.run_pair(cx, alone);
+        }
+    }
+
+    /// A half has all of its data, or stays alone: runs the pair if the other half has its data too.
+    pub(super) fn run_pair<I: Io>(&mut self, cx: &mut Cx<'_, I>, index: usize) {
+        match fused::next(&mut self.commands, index, cx.directory) {
+            Next::Wait => {}
+            Next::EndAlone(status) => {
+                self.take_half(index);
+                self.answer(cx, index, Answer::status(status));
+            }
+            Next::End { first, statuses } => self.pair_done(cx, first, statuses),
+            Next::Run { first, second, volume, command, range } => {
+                let Some(both) = fused::gather(cx.io, &self.commands, first, second) else {
+                    self.pairs.push(first);
+                    return self.starve(cx);
+                };
+                cx.stats.bytes_copied += both.len() as u64;
+                self.take_half(first);
+                self.take_half(second);
+                self.request(cx, first, volume, command, range, Some(both));
             }
         }
     }
 
-    fn join_halves<I>(&mut self, cx: &Cx<'_, I>, first: (usize, &IoCommand), second: (usize, &IoCommand)) {
-        let verdict = match cx.directory.volume(first.1.volume) {
-            Some(record) => fuse(first.1, second.1, record).err(),
-            None => Some(NvmeStatus::INVALID_NAMESPACE_OR_FORMAT.dnr()),
-        };
-        for (slot, other) in [(first.0, second.0), (second.0, first.0)] {
-            let slot = &mut self.commands[slot];
-            slot.verdict = slot.verdict.or(verdict);
-            if let Work::Fused { partner, .. } = &mut slot.work {
-                *partner = Some(other);
-            }
+    /// A half's data goes.
+    fn take_half(&mut self, index: usize) {
+        if matches!(self.commands[index].state, State::Complete(_)) {
+            self.commands[index].state = State::Running;
         }
-    }
-
-    /// Half a pair ends alone: now, or once its data is here.
-    fn end_half<I: Io>(&mut self, cx: &mut Cx<'_, I>, index: usize, status: NvmeStatus) {
-        let slot = &mut self.commands[index];
-        slot.verdict = Some(status);
-        if matches!(slot.state, State::Complete(_)) {
-            slot.state = State::Running;
-            self.answer(cx, index, Answer::status(status));
-        }
-    }
-
-    /// A half has all of its data: runs the pair if the other has too.
-    fn run_pair<I: Io>(&mut self, cx: &mut Cx<'_, I>, index: usize) {
-        let slot = &self.commands[index];
-        let Work::Fused { io, partner } = &slot.work else { unreachable!("only halves come here") };
-        let Some(other) = *partner else {
-            if let Some(status) = slot.verdict {
-                self.end_half(cx, index, status);
-            }
-            return;
-        };
-        let (front, back) = if io.fuse == Fuse::First { (index, other) } else { (other, index) };
-        let (State::Complete(compare), State::Complete(write)) =
-            (&self.commands[front].state, &self.commands[back].state)
-        else {
-            return;
-        };
-        if let Some(status) = self.commands[front].verdict.or(self.commands[back].verdict) {
-            return self.pair_done(cx, front, (status, NvmeStatus::ABORTED_FAILED_FUSED.dnr()));
-        }
-        let (Work::Fused { io: first, .. }, Work::Fused { io: second, .. }) =
-            (&self.commands[front].work, &self.commands[back].work)
-        else {
-            unreachable!("its partner is a half too");
-        };
-        let record = cx.directory.volume(first.volume);
-        let Some(Ok(IoWork::Request { command, offset, len })) = record.map(|record| fuse(first, second, record))
-        else {
-            return self.pair_done(cx, front, status::of_fused(Status::VolumeGone));
-        };
-        let (volume, half) = (first.volume, len as usize);
-        let Some(mut both) = cx.io.buffers().get(2 * half) else {
-            // Rare and small: the host tries again.
-            return self.pair_done(cx, front, status::of_fused(Status::Aborted));
-        };
-        both[..half].copy_from_slice(compare);
-        both[half..].copy_from_slice(write);
-        for slot in [front, back] {
-            self.commands[slot].state = State::Running;
-        }
-        self.request(cx, front, volume, command, (offset, len), Some(both));
     }
 
     /// Both halves end.
-    fn pair_done<I: Io>(&mut self, cx: &mut Cx<'_, I>, front: usize, (first, second): (NvmeStatus, NvmeStatus)) {
-        let Work::Fused { partner: Some(back), .. } = self.commands[front].work else {
-            unreachable!("a pair that ran has two halves");
-        };
-        self.answer(cx, front, Answer::status(first));
-        self.answer(cx, back, Answer::status(second));
+    fn pair_done<I: Io>(&mut self, cx: &mut Cx<'_, I>, first: usize, statuses: (NvmeStatus, NvmeStatus)) {
+        let second = fused::second_of(&self.commands, first);
+        self.take_half(first);
+        self.take_half(second);
+        self.answer(cx, first, Answer::status(statuses.0));
+        self.answer(cx, second, Answer::status(statuses.1));
     }
 }

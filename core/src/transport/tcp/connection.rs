@@ -79,6 +79,8 @@ pub(super) struct Connection {
     pub(super) bufferless: Vec<usize>,
     /// A capsule whose in-capsule data waits for a buffer: the stream stands still.
     pub(super) stalled: Option<usize>,
+    /// Fused pairs that wait for a buffer for both.
+    pub(super) pairs: Vec<usize>,
     /// Whether it stands in the line of those who wait for a buffer or a fence: once, or each turn would lengthen the line by
     /// every command that waits, and the next one by as many for each of those.
     starving: bool,
@@ -118,6 +120,7 @@ impl Connection {
             unanswered: Vec::new(),
             bufferless: Vec::new(),
             stalled: None,
+            pairs: Vec::new(),
             starving: false,
             sated: false,
             last_progress: now,

@@ -22,8 +22,13 @@ fn small(config: &mut TransportConfig) {
     config.connection_receiving_max = ROOM / 2;
 }
 
-/// A rogue with an I/O queue of its own association; its admin connection has to stay.
+/// A rogue with an I/O queue of its own association, which needs no keep alive; its admin connection has to stay.
 fn attach(world: &World, target: &mut Target, n: u8) -> [Rogue; 2] {
+    attach_for(world, target, n, 0)
+}
+
+/// The same with a keep alive timeout.
+fn attach_for(world: &World, target: &mut Target, n: u8, keep_alive_ms: u32) -> [Rogue; 2] {
     let nqn = format!("nqn.2014-08.org.nvmexpress:uuid:rogue-{n}");
     let data = |controller| ConnectData::new([n; 16], controller, "nqn.2026-11.io.ringway:vm1", &nqn);
     let mut admin = Rogue::connect(world, target);
@@ -35,7 +40,8 @@ fn attach(world: &World, target: &mut Target, n: u8) -> [Rogue; 2] {
         assert!(cqe.nvme_status().is_success(), "{cqe:?}");
         cqe.result.get()
     };
-    let controller = command(&mut admin, target, Connect::new(0, 32, 0).sqe(), data(0xFFFF).as_bytes()) as u16;
+    let controller =
+        command(&mut admin, target, Connect::new(0, 32, keep_alive_ms).sqe(), data(0xFFFF).as_bytes()) as u16;
     let enable = fabrics::property_set(Property::Configuration, Configuration::ENABLE.0.into());
     command(&mut admin, target, enable, &[]);
     let mut queue = Rogue::connect(world, target);
@@ -296,4 +302,30 @@ fn c3_the_connect_of_an_io_queue_is_answered_only_when_its_host_is_on_record() {
             assert!(target.attaching.is_empty());
         }
     }
+}
+
+#[test]
+fn i_o_alone_keeps_an_association_alive_and_silence_ends_it() {
+    let world = world(46);
+    let mut target = Target::new(&world, |_| {});
+    let [mut admin, mut queue] = attach_for(&world, &mut target, 1, 2000);
+    for round in 0..20 {
+        let sqe = Sqe::new(nvm::FLUSH, 1).with_cid(round);
+        queue.send(&capsule(sqe, &[]));
+        let cqe = queue.completion(&mut target);
+        assert!(cqe.nvme_status().is_success(), "round {round}: {cqe:?}");
+        world.advance_ns(SECOND / 2);
+        target.turn();
+    }
+    assert_eq!(target.transport.connections(), 2, "five timeouts have passed without a Keep Alive");
+    for _ in 0..10 {
+        world.advance_ns(SECOND / 2);
+        for _ in 0..10 {
+            target.turn();
+            admin.turn();
+            queue.turn();
+        }
+    }
+    assert!(admin.closed && queue.closed);
+    assert_eq!(target.transport.connections(), 0);
 }
