@@ -4,7 +4,7 @@ use ringway_reactor::io::{Instant, Io};
 
 use super::inside::{FROM_INSIDE, InsideCall};
 use super::message::Message;
-use super::owner::FROM_OWNER;
+use super::owner::{FROM_OWNER, Promise};
 use super::route::PartId;
 use super::{Node, Stopping};
 use crate::ids::ShardId;
@@ -58,19 +58,25 @@ impl<L: RecordLog> Node<L> {
                     | Command::WriteZeroes { fua: true, .. }
                     | Command::CompareAndWrite { fua: true }
             );
-            let host = || self.registry.host_of(request.association);
-            if promises
-                && id.0 & (FROM_OWNER | FROM_INSIDE) == 0
-                && let Some(host) = self.first_flush.fails(request.volume, host)
-            {
-                tracing::warn!(volume = %request.volume, host, "its host is told that writes before the failure of this machine may be lost");
-                self.send(0, Message::Told { volume: request.volume, host });
-                self.answer(io, Done { id, status: Status::WriteFault, data: request.data });
-                continue;
+            let mut told = None;
+            if promises && id.0 & (FROM_OWNER | FROM_INSIDE) == 0 {
+                let host = || self.registry.host_of(request.association);
+                match self.first_flush.promise(request.volume, request.association, now, host) {
+                    Promise::Given => {}
+                    Promise::GivenAgain(host) => told = Some(Message::Told { volume: request.volume, host }),
+                    Promise::Denied(host) => {
+                        tracing::warn!(volume = %request.volume, host, "its host is told that writes before the failure of this machine may be lost");
+                        self.answer(io, Done { id, status: Status::WriteFault, data: request.data });
+                        continue;
+                    }
+                }
             }
             let volume = entry.map(|entry| &entry.record);
             if let Some(done) = self.router.start(id, request, volume, &mut self.parts) {
                 self.answer(io, done);
+            }
+            if let Some(told) = told {
+                self.send(0, told);
             }
         }
         // Answers may have led to more.

@@ -51,8 +51,8 @@ pub struct Surrounds {
     pub paths: Vec<String>,
     /// What is known of the devices.
     pub files: Vec<FileInfo>,
-    /// Hosts are told by a failing flush when the machine has failed under them.
-    pub fail_first_flush: bool,
+    /// For so long hosts are told, by failing flushes, that the machine has failed under them; 0: they are not.
+    pub lost_writes_notice_ns: u64,
     /// How long a stopping target waits for what is in flight.
     pub drain_timeout_ns: u64,
 }
@@ -145,14 +145,15 @@ impl Plan {
     /// Decides who does what.
     #[must_use]
     pub fn new(pool: OpenPool, surrounds: Surrounds) -> Plan {
-        let Surrounds { reactors, mut shard, target, paths, files, fail_first_flush, drain_timeout_ns } = surrounds;
+        let Surrounds { reactors, mut shard, target, paths, files, lost_writes_notice_ns, drain_timeout_ns } =
+            surrounds;
         // Given for all shards together.
         shard.map_cache_bytes /= usize::from(pool.layout.shards);
         let shards = usize::from(pool.layout.shards);
         let version = u64::from(pool.generation) << 32;
         let now = Surroundings { insecure: target.insecure, ..Surroundings::default() };
         let untold: Untold = pool.catalog.volumes().map(|entry| (entry.record.id, entry.untold.clone())).collect();
-        let first_flush = FirstFlush::new(if fail_first_flush { untold } else { Untold::new() });
+        let first_flush = FirstFlush::new(untold, lost_writes_notice_ns);
         let metrics = Metrics::new(reactors, shards);
         let directory = Arc::new(directory_of(&pool.catalog, &BTreeMap::new(), version, now, None, &[]));
         let registry = Arc::new(Registry::default().counted_by(Arc::clone(&metrics) as _));

@@ -111,9 +111,9 @@ pub struct TargetConfig {
     pub map_cache_bytes: usize,
     /// A map change is durable at the latest this long after it was made.
     pub commit_interval: Duration,
-    /// After the machine failed under attached volumes, fail the first flush of each, so that its host learns that writes it
-    /// believes in may be gone (history C3).
-    pub fail_first_flush: bool,
+    /// After the machine failed under attached volumes, fail the flushes of each host for this long from its first on, so that it learns
+    /// that writes it believes in may be gone (history C3). Zero: it is not told.
+    pub lost_writes_notice: Duration,
     /// Give freed space back to the file system or device below.
     pub punch_holes: bool,
     /// How long a reactor polls after the last work before it sleeps.
@@ -143,7 +143,7 @@ impl TargetConfig {
             buffer_bytes: 64 << 20,
             map_cache_bytes: 256 << 20,
             commit_interval: Duration::from_millis(500),
-            fail_first_flush: true,
+            lost_writes_notice: Duration::from_secs(1),
             punch_holes: true,
             polling: Duration::from_nanos(ringway_reactor::turn::POLLING_NS_DEFAULT),
             drain_timeout: Duration::from_secs(10),

@@ -287,7 +287,7 @@ pub(super) fn surrounds(config: &TargetConfig, devices: &Devices) -> Surrounds {
         },
         paths: devices.paths.clone(),
         files: devices.files.iter().map(OpenFile::info).collect(),
-        fail_first_flush: config.fail_first_flush,
+        lost_writes_notice_ns: config.lost_writes_notice.as_nanos() as u64,
         drain_timeout_ns: config.drain_timeout.as_nanos() as u64,
     }
 }

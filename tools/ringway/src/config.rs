@@ -44,6 +44,10 @@ pub(crate) struct Settings {
     /// Microseconds that an idle reactor polls before it sleeps
     #[arg(long, value_name = "N")]
     pub(crate) polling_us: Option<u64>,
+    /// After this machine has failed, each host's flushes fail for so many milliseconds from its first on, so that it learns that writes which
+    /// it has not flushed may be lost; 0: it is not told [default: 1000]
+    #[arg(long, value_name = "N")]
+    pub(crate) lost_writes_notice_ms: Option<u64>,
     /// Let any host attach from beyond loopback, even to volumes without a list of hosts
     #[arg(long, num_args = 0, default_missing_value = "true")]
     pub(crate) insecure: Option<bool>,
@@ -133,6 +137,7 @@ impl Settings {
             buffers: over.buffers.or(self.buffers),
             map_cache: over.map_cache.or(self.map_cache),
             polling_us: over.polling_us.or(self.polling_us),
+            lost_writes_notice_ms: over.lost_writes_notice_ms.or(self.lost_writes_notice_ms),
             insecure: over.insecure.or(self.insecure),
             control: over.control.or(self.control),
             runtime: over.runtime.or(self.runtime),

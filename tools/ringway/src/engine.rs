@@ -43,6 +43,9 @@ pub(crate) fn start(plan: &Plan) -> Result<Box<dyn Engine>, Failure> {
     if let Some(polling) = plan.polling {
         config.polling = polling;
     }
+    if let Some(notice) = plan.lost_writes_notice {
+        config.lost_writes_notice = notice;
+    }
     let target =
         target::start(config, &mut log_progress).map_err(|error| Failure::from(&error).of_pool(&plan.pool.0))?;
     Ok(Box::new(Core(target)))

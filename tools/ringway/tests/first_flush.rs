@@ -5,6 +5,8 @@ mod volume;
 
 use std::fs;
 use std::path::Path;
+use std::thread;
+use std::time::Duration;
 
 use common::Place;
 use ringway_core::host::Outcome;
@@ -26,7 +28,7 @@ fn is_write_fault(outcome: Outcome) -> bool {
 }
 
 #[test]
-fn c3_after_the_machine_has_failed_the_first_flush_of_an_attached_volume_fails_once_and_all_goes_on() {
+fn c3_after_the_machine_has_failed_the_first_flushes_of_an_attached_volume_fail_and_all_goes_on() {
     let place = Place::new();
     let daemon = place.serve(&["--pool-size", "256MiB"]);
     let listen = daemon.listener();
@@ -50,11 +52,12 @@ fn c3_after_the_machine_has_failed_the_first_flush_of_an_attached_volume_fails_o
     daemon.kill();
     let logs = forget_logs(&place.path("run")) + forget_logs(&place.pool());
     assert!(logs > 0, "there are logs to lose");
-    let daemon = place.serve(&["--listen", &listen]);
+    let daemon = place.serve(&["--listen", &listen, "--lost-writes-notice-ms", "300"]);
     for volume in [&mut vm1, &mut late] {
         assert_eq!(volume.write(4096, &[3; 4096]), Outcome::Success);
         let first = volume.flush();
         assert!(is_write_fault(first), "{first:?}");
+        thread::sleep(Duration::from_millis(300));
         assert_eq!(volume.flush(), Outcome::Success);
         assert_eq!(volume.read(4096, 4096), vec![3; 4096]);
     }
@@ -64,7 +67,13 @@ fn c3_after_the_machine_has_failed_the_first_flush_of_an_attached_volume_fails_o
 
     // Closed in good order: a log that is gone means nothing.
     forget_logs(&place.path("run"));
-    let _daemon = place.serve(&["--listen", &listen]);
+    let daemon = place.serve(&["--listen", &listen]);
     let mut vm1 = Volume::attach(&listen, "vm1");
+    assert_eq!(vm1.flush(), Outcome::Success);
+
+    // Whoever does not want to be told says so.
+    daemon.kill();
+    forget_logs(&place.path("run"));
+    let _daemon = place.serve(&["--listen", &listen, "--lost-writes-notice-ms", "0"]);
     assert_eq!(vm1.flush(), Outcome::Success);
 }

@@ -4,45 +4,78 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use ringway_reactor::io::Instant;
+
 use super::{Owner, Plan, Task, Then};
 use crate::catalog::CatalogRecord;
-use crate::ids::{ShardId, VolumeId};
+use crate::ids::{AssociationId, ShardId, VolumeId};
 
-/// Hosts whose first flush of a volume is to fail: they believe in writes that the machine may have lost. Shared by all reactors.
+/// Hosts that believe in writes that the machine may have lost with its memory, until they have been told. Shared by all reactors.
+///
+/// A host is told by flushes that fail. One is not enough: of several that are on their way on several queues each would be taken for a
+/// promise, and an answer may be lost with its connection. So every flush of an association fails from its first one on, for
+/// `notice_ns`; a host has been told once one of its associations has outlived that.
 #[derive(Debug, Default)]
 pub struct FirstFlush {
     left: AtomicUsize,
-    untold: Mutex<Untold>,
+    notice_ns: u64,
+    untold: Mutex<BTreeMap<VolumeId, BTreeMap<String, Telling>>>,
 }
+
+/// Since when each association of a host is being told.
+type Telling = BTreeMap<AssociationId, Instant>;
 
 /// Volumes, and the NQNs of their hosts.
 pub type Untold = BTreeMap<VolumeId, BTreeSet<String>>;
 
+/// What becomes of a flush (or FUA write).
+#[derive(Debug, PartialEq, Eq)]
+pub enum Promise {
+    /// It runs.
+    Given,
+    /// It runs, and this host has been told of the failure by now.
+    GivenAgain(String),
+    /// It fails, so that this host learns that the machine has failed.
+    Denied(String),
+}
+
 impl FirstFlush {
-    /// These hosts had these volumes attached when the machine failed.
+    /// These hosts had these volumes attached when the machine failed. Each is told for `notice_ns`; with 0, not at all.
     #[must_use]
-    pub fn new(mut untold: Untold) -> Arc<Self> {
-        untold.retain(|_, hosts| !hosts.is_empty());
-        Arc::new(Self { left: AtomicUsize::new(untold.len()), untold: Mutex::new(untold) })
+    pub fn new(untold: Untold, notice_ns: u64) -> Arc<Self> {
+        let hosts = |hosts: BTreeSet<String>| hosts.into_iter().map(|host| (host, Telling::new())).collect();
+        let mut untold: BTreeMap<_, BTreeMap<_, _>> =
+            untold.into_iter().map(|(volume, names)| (volume, hosts(names))).collect();
+        untold.retain(|_, hosts| !hosts.is_empty() && notice_ns > 0);
+        Arc::new(Self { left: AtomicUsize::new(untold.len()), notice_ns, untold: Mutex::new(untold) })
     }
 
-    /// The host, if this flush (or FUA write) of the volume is its first and fails. `host` finds out whose it is.
-    pub fn fails(&self, volume: VolumeId, host: impl FnOnce() -> Option<String>) -> Option<String> {
+    /// What becomes of a flush of the volume that comes from `association` now. `host` finds out whose that is.
+    pub fn promise(
+        &self,
+        volume: VolumeId,
+        association: AssociationId,
+        now: Instant,
+        host: impl FnOnce() -> Option<String>,
+    ) -> Promise {
         // The usual case costs one load.
         if self.left.load(Ordering::Relaxed) == 0 {
-            return None;
+            return Promise::Given;
         }
         let mut untold = self.untold.lock().unwrap_or_else(PoisonError::into_inner);
-        let hosts = untold.get_mut(&volume)?;
-        let host = host()?;
-        if !hosts.remove(&host) {
-            return None;
+        let Some(hosts) = untold.get_mut(&volume) else { return Promise::Given };
+        let Some(host) = host() else { return Promise::Given };
+        let Some(telling) = hosts.get_mut(&host) else { return Promise::Given };
+        let since = *telling.entry(association).or_insert(now);
+        if now.since_ns(since) < self.notice_ns {
+            return Promise::Denied(host);
         }
+        hosts.remove(&host);
         if hosts.is_empty() {
             untold.remove(&volume);
         }
         self.left.store(untold.len(), Ordering::Relaxed);
-        Some(host)
+        Promise::GivenAgain(host)
     }
 }
 
@@ -82,7 +115,7 @@ impl Owner {
         self.registry.set_on_record(volume, &hosts, false);
     }
 
-    /// A host's first flush has failed.
+    /// A host has been told that the machine failed.
     pub(super) fn plan_told(&self, volume: VolumeId, host: String) -> Plan {
         let untold = self.store.state().volume(volume).is_some_and(|entry| entry.untold.contains(&host));
         if untold { Plan::Change(vec![CatalogRecord::HostTold(volume, host)], Then::Rest) } else { Plan::Nothing }
@@ -118,18 +151,77 @@ impl Owner {
 mod tests {
     use super::*;
 
+    const NOTICE: u64 = 1000;
+
+    fn untold(volumes: &[(u32, &[&str])]) -> Arc<FirstFlush> {
+        let hosts = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
+        FirstFlush::new(volumes.iter().map(|&(volume, names)| (VolumeId(volume), hosts(names))).collect(), NOTICE)
+    }
+
+    fn ask(first: &FirstFlush, volume: u32, (host, association): (&str, u64), now: u64) -> char {
+        match first.promise(VolumeId(volume), AssociationId(association), Instant(now), || Some(host.to_owned())) {
+            Promise::Given => 'g',
+            Promise::GivenAgain(whose) => {
+                assert_eq!(whose, host);
+                'a'
+            }
+            Promise::Denied(whose) => {
+                assert_eq!(whose, host);
+                'd'
+            }
+        }
+    }
+
     #[test]
-    fn c3_the_first_flush_of_each_host_that_was_attached_fails_and_no_other() {
-        let hosts = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<BTreeSet<_>>();
-        let first = FirstFlush::new(BTreeMap::from([
-            (VolumeId(1), hosts(&["a", "b"])),
-            (VolumeId(3), hosts(&["a"])),
-            (VolumeId(4), hosts(&[])),
-        ]));
-        let fails = |volume, host: &str| first.fails(VolumeId(volume), || Some(host.to_owned())).is_some();
-        let asked = [(2, "a"), (1, "a"), (1, "a"), (1, "c"), (3, "b"), (1, "b"), (3, "a"), (3, "a"), (4, "a")];
-        let failed: Vec<bool> = asked.map(|(volume, host)| fails(volume, host)).into();
-        assert_eq!(failed, [false, true, false, false, false, true, true, false, false]);
-        assert_eq!(first.fails(VolumeId(1), || panic!("nobody is asked once all are told")), None);
+    fn c3_the_first_flushes_of_each_host_that_was_attached_fail_and_no_others() {
+        let first = untold(&[(1, &["a", "b"]), (3, &["a"]), (4, &[])]);
+        let asked = [
+            (2, "a", 0, 'g'),
+            (1, "a", 10, 'd'),
+            (1, "a", 10, 'd'),
+            (1, "c", 10, 'g'),
+            (3, "b", 10, 'g'),
+            (1, "a", 10 + NOTICE - 1, 'd'),
+            (1, "a", 10 + NOTICE, 'a'),
+            (1, "a", 10 + NOTICE, 'g'),
+            (1, "b", 5 * NOTICE, 'd'),
+            (3, "a", 5 * NOTICE, 'd'),
+            (1, "b", 6 * NOTICE, 'a'),
+            (3, "a", 7 * NOTICE, 'a'),
+            (4, "a", 7 * NOTICE, 'g'),
+        ];
+        for (volume, host, now, expected) in asked {
+            assert_eq!(ask(&first, volume, (host, 1), now), expected, "volume {volume}, host {host}, at {now}");
+        }
+        let nobody = || panic!("nobody is asked once all are told");
+        assert_eq!(first.promise(VolumeId(1), AssociationId(1), Instant(0), nobody), Promise::Given);
+    }
+
+    #[test]
+    fn c3_a_host_that_comes_back_before_its_notice_has_ended_is_told_again() {
+        let first = untold(&[(1, &["a"])]);
+        assert_eq!(ask(&first, 1, ("a", 1), 0), 'd');
+        assert_eq!(
+            ask(&first, 1, ("a", 2), 2 * NOTICE),
+            'd',
+            "the answer may have been lost with the first association"
+        );
+        assert_eq!(ask(&first, 1, ("a", 2), 3 * NOTICE), 'a');
+        assert_eq!(ask(&first, 1, ("a", 3), 3 * NOTICE), 'g');
+    }
+
+    #[test]
+    fn c3_a_host_with_two_paths_is_told_on_both_and_then_on_neither() {
+        let first = untold(&[(1, &["a"])]);
+        assert_eq!(ask(&first, 1, ("a", 1), 0), 'd');
+        assert_eq!(ask(&first, 1, ("a", 2), NOTICE), 'd');
+        assert_eq!(ask(&first, 1, ("a", 1), NOTICE), 'a');
+        assert_eq!(ask(&first, 1, ("a", 2), NOTICE + 1), 'g');
+    }
+
+    #[test]
+    fn c3_a_notice_of_no_length_tells_nobody() {
+        let first = FirstFlush::new(BTreeMap::from([(VolumeId(1), BTreeSet::from(["a".to_owned()]))]), 0);
+        assert_eq!(ask(&first, 1, ("a", 1), 0), 'g');
     }
 }

@@ -32,7 +32,7 @@ use std::sync::atomic::AtomicU64;
 use ringway_reactor::io::{Completion, FileInfo, Instant, Io};
 use uuid::Uuid;
 
-pub use attach::{FirstFlush, Untold};
+pub use attach::{FirstFlush, Promise, Untold};
 pub use growing::{GrowProgress, NewDevices, Prepared, Wanted};
 pub use publish::{Surroundings, directory_of};
 pub use store::{CatalogPlace, Store};

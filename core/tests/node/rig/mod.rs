@@ -34,6 +34,9 @@ pub(crate) const BLOCK: u64 = 4096;
 pub(crate) type SimNode = Node<Kept<SimLog>>;
 pub(crate) type SimReactor = Reactor<SimIo, Message, SimNode>;
 
+/// How long hosts are told that the machine failed under them.
+const LOST_WRITES_NOTICE_NS: u64 = 20_000_000;
+
 /// What a target is made of.
 #[derive(Clone, Debug)]
 pub(crate) struct Setup {
@@ -214,7 +217,7 @@ impl Target {
                 target,
                 paths: (0..devices).map(|n| format!("disk {n}")).collect(),
                 files: ios[0].files()[..devices].to_vec(),
-                fail_first_flush: true,
+                lost_writes_notice_ns: LOST_WRITES_NOTICE_NS,
                 drain_timeout_ns: 10_000_000_000,
             },
         );
