@@ -322,6 +322,37 @@ pub struct ChangedBlocks {
     pub next: Option<u64>,
 }
 
+impl ChangedBlocks {
+    /// Asked without a cut, from `offset` on: how many bytes have data or are a hole, in turn, as far as this tells, at most `len` bytes in
+    /// `max` extents.
+    #[must_use]
+    pub fn extents(&self, offset: u64, len: u64, max: usize) -> Vec<(u64, bool)> {
+        let known = self.next.filter(|&next| next > offset).unwrap_or(u64::MAX);
+        let end = offset.saturating_add(len).min(known);
+        let mut found: Vec<(u64, bool)> = Vec::new();
+        let mut at = offset;
+        let mut add = |found: &mut Vec<(u64, bool)>, to: u64, data: bool| {
+            if to > at {
+                match found.last_mut() {
+                    Some((last, same)) if *same == data => *last += to - at,
+                    _ => found.push((to - at, data)),
+                }
+                at = to;
+            }
+        };
+        for &ChangedRange { offset: from, len, .. } in self.ranges.iter().filter(|range| range.data) {
+            if from >= end || found.len() > max {
+                break;
+            }
+            add(&mut found, from.min(end), false);
+            add(&mut found, (from + len).min(end), true);
+        }
+        add(&mut found, end, false);
+        found.truncate(max);
+        found
+    }
+}
+
 /// Asks for the next step of filling a clone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

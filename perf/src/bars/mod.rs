@@ -1,6 +1,7 @@
 //! The bars of `cargo xtask bench`: each sets what we do beside a peer or a bound, in interleaved pairs of one run.
 
 mod control;
+mod convert;
 mod engine;
 mod file_pool;
 mod idle;
@@ -247,7 +248,7 @@ fn beside_echoes(
 type Group = (&'static str, fn(&Options) -> Result<Vec<Bar>, Failed>);
 
 /// All groups, in the order in which they run.
-pub const GROUPS: [Group; 13] = [
+pub const GROUPS: [Group; 14] = [
     ("host", null_volume::host_alone),
     ("null", null_volume::run),
     ("file", file_pool::run),
@@ -261,6 +262,7 @@ pub const GROUPS: [Group; 13] = [
     ("snapshots", snapshots::run_overwrites),
     ("snapshot-times", snapshots::run_times),
     ("clones", snapshots::run_clones),
+    ("convert", convert::run),
 ];
 
 /// The table.

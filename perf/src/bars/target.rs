@@ -89,6 +89,11 @@ impl TargetProcess {
         self.runtime.path()
     }
 
+    /// `tcp://HOST:PORT`.
+    pub(super) fn address(&self) -> &str {
+        self.listener.trim_end_matches('/')
+    }
+
     pub(super) fn pid(&self) -> u32 {
         self.child.id()
     }

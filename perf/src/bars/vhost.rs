@@ -35,7 +35,14 @@ pub(super) fn run(options: &Options) -> Result<Vec<Bar>, Failed> {
     let target = TargetProcess::start(options, "null:4GiB", &[])?;
     target.create_volume("bench", "1GiB")?;
     let ours = target.export("bench")?;
-    let peer = Peer::start(options)?;
+    let null = format!("driver=null-co,node-name=null,size={VOLUME_BYTES}");
+    let peer = Peer::start(options, &null, |socket| {
+        let socket = socket.display();
+        let export = format!(
+            "type=vhost-user-blk,id=null,node-name=null,writable=on,num-queues=1,addr.type=unix,addr.path={socket}"
+        );
+        vec!["--export".to_owned(), export]
+    })?;
     let mut bars = Vec::new();
     for (depth, goal) in DEPTHS {
         let name = format!("vhost-user-blk null volume, 4 KiB read, depth {depth}, beside qemu-storage-daemon");
@@ -52,24 +59,26 @@ pub(super) fn run(options: &Options) -> Result<Vec<Bar>, Failed> {
     Ok(bars)
 }
 
-/// qemu-storage-daemon with a null device; killed when dropped.
-struct Peer {
+/// qemu-storage-daemon on the target's core, with one device exported; killed when dropped.
+pub(super) struct Peer {
     child: Child,
-    socket: PathBuf,
+    /// Where it is exported.
+    pub(super) socket: PathBuf,
     _dir: TempDir,
 }
 
 impl Peer {
-    fn start(options: &Options) -> Result<Peer, Failed> {
+    /// `export` says how, given the socket.
+    pub(super) fn start(
+        options: &Options,
+        blockdev: &str,
+        export: impl FnOnce(&Path) -> Vec<String>,
+    ) -> Result<Peer, Failed> {
         let dir = TempDir::new()?;
         let socket = dir.path().join("peer.sock");
         let child = Command::new("taskset")
-            .args(["--cpu-list", &options.target_core.to_string(), "qemu-storage-daemon"])
-            .args(["--blockdev", &format!("driver=null-co,node-name=null,size={VOLUME_BYTES}"), "--export"])
-            .arg(format!(
-                "type=vhost-user-blk,id=null,node-name=null,writable=on,num-queues=1,addr.type=unix,addr.path={}",
-                socket.display()
-            ))
+            .args(["--cpu-list", &options.target_core.to_string(), "qemu-storage-daemon", "--blockdev", blockdev])
+            .args(export(&socket))
             .stdin(Stdio::null())
             .spawn()
             .map_err(|error| format!("qemu-storage-daemon by taskset: {error}"))?;

@@ -12,7 +12,8 @@ use ringway_perf::cpu;
 #[derive(Parser, Debug)]
 #[command(name = "ringway-perf")]
 struct Arguments {
-    /// Groups of bars: host, null, file, file-served, inprocess, shm, vhost, open, ram, idle, snapshots, snapshot-times, clones [default: all]
+    /// Groups of bars: host, null, file, file-served, inprocess, shm, vhost, open, ram, idle, snapshots, snapshot-times, clones,
+    /// convert [default: all]
     #[arg(value_name = "GROUP")]
     groups: Vec<String>,
     /// Seconds of each side of each pair

@@ -2,17 +2,24 @@
 
 use std::ptr::NonNull;
 
-/// A range of a buffer of the program's, for the time of one request.
+/// Ranges of the program's, for the time of one request: mostly one, several where its data lies scattered.
 ///
-/// Invariant, which [`CallerMemory::new`] asks for: from queue to end of the request the range stays valid and nobody but the session
-/// reads or writes it.
+/// Invariant, which [`CallerMemory::new`] and [`CallerMemory::gather`] ask for: from queue to end of the request the ranges stay valid and
+/// nobody but the session reads or writes them.
 #[derive(Debug)]
 pub struct CallerMemory {
+    first: Part,
+    /// Those behind it.
+    more: Vec<Part>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Part {
     start: NonNull<u8>,
     len: usize,
 }
 
-// SAFETY: the range belongs to no thread: by the promise made to `new` nobody else uses it, wherever this value is.
+// SAFETY: the ranges belong to no thread: by the promise made to `new` or `gather` nobody else uses them, wherever this value is.
 unsafe impl Send for CallerMemory {}
 
 impl CallerMemory {
@@ -22,24 +29,40 @@ impl CallerMemory {
     /// The range is valid for reads and writes until this value and all that was split off it are dropped, and is used by nobody else until then.
     #[must_use]
     pub unsafe fn new(start: *mut u8, len: usize) -> Option<CallerMemory> {
-        NonNull::new(start).map(|start| CallerMemory { start, len })
+        NonNull::new(start).map(|start| CallerMemory { first: Part { start, len }, more: Vec::new() })
+    }
+
+    /// Several ranges as one, in their order; `None` for a null pointer, or where there is no range with a byte.
+    ///
+    /// # Safety
+    /// As for [`CallerMemory::new`], for each; where they are written no two overlap.
+    #[must_use]
+    pub unsafe fn gather(ranges: impl IntoIterator<Item = (*mut u8, usize)>) -> Option<CallerMemory> {
+        let part = |(start, len)| NonNull::new(start).map(|start| Part { start, len });
+        let mut parts = ranges.into_iter().filter(|&(_, len)| len > 0).map(part);
+        let first = parts.next()??;
+        Some(CallerMemory { first, more: parts.collect::<Option<_>>()? })
     }
 
     /// Bytes.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.len
+        self.parts().map(|part| part.len).sum()
     }
 
     /// Whether it has none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.len == 0
+        self.len() == 0
     }
 
-    /// Where it is.
-    pub(crate) fn address(&self) -> usize {
-        self.start.addr().get()
+    fn parts(&self) -> impl Iterator<Item = &Part> {
+        std::iter::once(&self.first).chain(&self.more)
+    }
+
+    /// Where it is, if in one place.
+    pub(crate) fn address(&self) -> Option<usize> {
+        self.more.is_empty().then(|| self.first.start.addr().get())
     }
 
     /// Keeps the first `at` bytes and returns the rest.
@@ -48,25 +71,54 @@ impl CallerMemory {
     /// If `at` is over the length.
     #[must_use]
     pub fn split_off(&mut self, at: usize) -> CallerMemory {
-        assert!(at <= self.len, "{at} bytes of {}", self.len);
-        // SAFETY: `at` is inside the range or at its end.
-        let rest = CallerMemory { start: unsafe { self.start.add(at) }, len: self.len - at };
-        self.len = at;
-        rest
+        if at <= self.first.len {
+            let rest = self.first.split_off(at);
+            return CallerMemory { first: rest, more: std::mem::take(&mut self.more) };
+        }
+        let mut before = self.first.len;
+        for place in 0..self.more.len() {
+            let part = &mut self.more[place];
+            if at <= before + part.len {
+                let first = part.split_off(at - before);
+                let more = self.more.split_off(place + 1);
+                return CallerMemory { first, more };
+            }
+            before += part.len;
+        }
+        panic!("{at} bytes of {before}");
     }
 
     /// Copies its content to `to`, which is as long.
-    pub fn copy_to(&self, to: &mut [u8]) {
-        assert_eq!(to.len(), self.len);
-        // SAFETY: valid for reads by the promise made to `new`; `to` is a buffer of the session, so they do not overlap.
-        unsafe { std::ptr::copy_nonoverlapping(self.start.as_ptr(), to.as_mut_ptr(), self.len) }
+    pub fn copy_to(&self, mut to: &mut [u8]) {
+        assert_eq!(to.len(), self.len());
+        for part in self.parts() {
+            let (here, rest) = to.split_at_mut(part.len);
+            // SAFETY: valid for reads by the promise made to `new`; `to` is a buffer of the session, so they do not overlap.
+            unsafe { std::ptr::copy_nonoverlapping(part.start.as_ptr(), here.as_mut_ptr(), part.len) }
+            to = rest;
+        }
     }
 
     /// Fills it from `from`, which is as long.
-    pub fn copy_from(&mut self, from: &[u8]) {
-        assert_eq!(from.len(), self.len);
-        // SAFETY: valid for writes by the promise made to `new`; `from` is a buffer of the session, so they do not overlap.
-        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), self.start.as_ptr(), self.len) }
+    pub fn copy_from(&mut self, mut from: &[u8]) {
+        assert_eq!(from.len(), self.len());
+        for part in self.parts() {
+            let (here, rest) = from.split_at(part.len);
+            // SAFETY: valid for writes by the promise made to `new`; `from` is a buffer of the session, so they do not overlap.
+            unsafe { std::ptr::copy_nonoverlapping(here.as_ptr(), part.start.as_ptr(), part.len) }
+            from = rest;
+        }
+    }
+}
+
+impl Part {
+    /// Keeps the first `at` bytes and returns the rest.
+    fn split_off(&mut self, at: usize) -> Part {
+        assert!(at <= self.len, "{at} bytes of {}", self.len);
+        // SAFETY: `at` is inside the range or at its end.
+        let rest = Part { start: unsafe { self.start.add(at) }, len: self.len - at };
+        self.len = at;
+        rest
     }
 }
 
@@ -112,5 +164,26 @@ mod tests {
         assert_eq!(&bytes, b"xyz12345");
         // SAFETY: a null pointer is refused.
         assert!(unsafe { CallerMemory::new(std::ptr::null_mut(), 1) }.is_none());
+    }
+    #[test]
+    fn scattered_pieces_are_one_buffer_wherever_it_is_cut() {
+        let all: Vec<u8> = (0..12).collect();
+        for at in 0..=12 {
+            let (mut a, mut b, mut c) = ([0; 3], [0; 4], [0; 5]);
+            let ranges = [(a.as_mut_ptr(), 3), (std::ptr::null_mut(), 0), (b.as_mut_ptr(), 4), (c.as_mut_ptr(), 5)];
+            // SAFETY: the arrays outlive both pieces and are not looked at meanwhile.
+            let mut first = unsafe { CallerMemory::gather(ranges) }.unwrap();
+            let mut rest = first.split_off(at);
+            assert_eq!((first.len(), rest.len()), (at, 12 - at));
+            first.copy_from(&all[..at]);
+            rest.copy_from(&all[at..]);
+            let mut copy = vec![0; 12 - at];
+            rest.copy_to(&mut copy);
+            assert_eq!(copy, all[at..]);
+            assert_eq!([&a[..], &b, &c].concat(), all);
+        }
+        let mut one = [0; 1];
+        // SAFETY: a null pointer is refused.
+        assert!(unsafe { CallerMemory::gather([(one.as_mut_ptr(), 1), (std::ptr::null_mut(), 1)]) }.is_none());
     }
 }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use ringway_core::wire::log_page::TransportType;
 use ringway_reactor::io::Wake;
 use slab::Slab;
+use uuid::Uuid;
 
 use crate::memory::CallerMemory;
 use crate::options::{Options, Way};
@@ -70,6 +71,8 @@ pub struct Volume {
     pub block_bytes: u32,
     /// Bytes of the largest piece.
     pub request_bytes_max: u32,
+    /// Its own, where it is told: over a network.
+    pub uuid: Option<Uuid>,
 }
 
 /// A way to a target.
@@ -350,7 +353,7 @@ pub(crate) mod testing {
 
     impl Carrier for Disk {
         fn volume(&self) -> Volume {
-            Volume { size: self.bytes.borrow().len() as u64, block_bytes: 512, request_bytes_max: 1024 }
+            Volume { size: self.bytes.borrow().len() as u64, block_bytes: 512, request_bytes_max: 1024, uuid: None }
         }
         fn submit(&mut self, piece: Piece) -> Result<(), Piece> {
             if self.taken.len() == 2 {
@@ -398,7 +401,7 @@ mod tests {
 
     impl Carrier for Slow {
         fn volume(&self) -> Volume {
-            Volume { size: 1 << 30, block_bytes: 4096, request_bytes_max: 8192 }
+            Volume { size: 1 << 30, block_bytes: 4096, request_bytes_max: 8192, uuid: None }
         }
         fn submit(&mut self, piece: Piece) -> Result<(), Piece> {
             if self.taken.len() == 3 {

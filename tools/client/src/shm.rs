@@ -101,7 +101,7 @@ impl Shm {
 
     /// Where a piece's memory lies in the data area, if it does.
     fn place(&self, memory: &CallerMemory) -> Option<u64> {
-        let start = memory.address();
+        let start = memory.address()?;
         let inside = self.area.contains(&start) && memory.len() <= self.area.end - start;
         inside.then(|| (start - self.area.start) as u64)
     }
@@ -173,7 +173,8 @@ fn errno_of(status: Status) -> i32 {
 impl Carrier for Shm {
     fn volume(&self) -> Volume {
         let info = self.client.volume();
-        Volume { size: info.size, block_bytes: info.block_bytes, request_bytes_max: info.request_bytes_max }
+        let (size, block_bytes, request_bytes_max) = (info.size, info.block_bytes, info.request_bytes_max);
+        Volume { size, block_bytes, request_bytes_max, uuid: None }
     }
 
     fn area(&self) -> Option<Area> {

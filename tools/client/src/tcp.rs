@@ -150,8 +150,9 @@ fn errno_of(status: NvmeStatus) -> i32 {
 
 impl Carrier for Tcp {
     fn volume(&self) -> Volume {
-        let Namespace { size, lba_bytes, request_bytes_max, .. } = self.namespace;
-        Volume { size, block_bytes: lba_bytes, request_bytes_max: request_bytes_max.min(REQUEST_BYTES as u32) }
+        let Namespace { size, lba_bytes, request_bytes_max, uuid, .. } = self.namespace;
+        let (largest, uuid) = (request_bytes_max.min(REQUEST_BYTES as u32), Some(uuid).filter(|uuid| !uuid.is_nil()));
+        Volume { size, block_bytes: lba_bytes, request_bytes_max: largest, uuid }
     }
 
     fn waker(&self) -> Arc<dyn Wake> {

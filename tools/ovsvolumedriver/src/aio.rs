@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use ringway_client::{Refusal, What, errno};
 
-use crate::ctx::{OvsCtx, given};
-use crate::data::{Span, begin, begin_range, volume};
+use crate::ctx::{Open, OvsCtx, given};
+use crate::data::{Span, begin, begin_range, begin_vectored, volume, whole_blocks};
 use crate::errors::{invalid, number, pointer, status};
 use crate::live::{self, Kind};
 use crate::operation::{Deadline, Operation, OvsCallback, OvsCompletion};
@@ -126,19 +126,125 @@ pub unsafe extern "C" fn ovs_aio_writecb(
     status(unsafe { start(ctx, ovs_aiocbp, What::Write, Some(completion)) })
 }
 
+/// Begins what has no control block: `ovs_aio_return_completion` says how it has ended.
+///
+/// # Safety
+/// The completion is of `ovs_aio_create_completion`; `ctx` is of `ovs_ctx_new` and not being destroyed; the rest is up to `begin`.
+unsafe fn start_alone(
+    ctx: *const OvsCtx,
+    what: What,
+    completion: *mut OvsCompletion,
+    begin: impl FnOnce(&Open, &Arc<Operation>) -> Result<(), Refusal>,
+) -> c_int {
+    let start = || {
+        // SAFETY: by the caller's promise.
+        let (open, completed) = unsafe { (volume(ctx, what)?, self::completion(completion)?) };
+        begin(open, &Operation::new(Some(completed)))
+    };
+    status(start())
+}
+
+/// Begins a read into several buffers, as one request without a control block: `ovs_aio_return_completion` says how it has ended.
+///
+/// # Safety
+/// `iov` has `iovcnt` parts, and what they name, not they themselves, is the library's until the callback; the rest as for
+/// [`ovs_aio_flushcb`].
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ovs_aio_readvcb(
+    ctx: *mut OvsCtx,
+    iov: *const libc::iovec,
+    iovcnt: c_int,
+    offset: i64,
+    completion: *mut OvsCompletion,
+) -> c_int {
+    // SAFETY: by the caller's promise.
+    unsafe {
+        start_alone(ctx, What::Read, completion, |open, operation| {
+            begin_vectored(open, What::Read, (iov, iovcnt), offset, operation)
+        })
+    }
+}
+
+/// Begins a write from several buffers, as [`ovs_aio_readvcb`] a read.
+///
+/// # Safety
+/// As for [`ovs_aio_readvcb`].
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ovs_aio_writevcb(
+    ctx: *mut OvsCtx,
+    iov: *const libc::iovec,
+    iovcnt: c_int,
+    offset: i64,
+    completion: *mut OvsCompletion,
+) -> c_int {
+    // SAFETY: by the caller's promise.
+    unsafe {
+        start_alone(ctx, What::Write, completion, |open, operation| {
+            begin_vectored(open, What::Write, (iov, iovcnt), offset, operation)
+        })
+    }
+}
+
+/// Begins to give the space of whole blocks back.
+///
+/// # Safety
+/// As for [`ovs_aio_flushcb`].
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ovs_aio_discardcb(
+    ctx: *mut OvsCtx,
+    offset: i64,
+    nbytes: u64,
+    completion: *mut OvsCompletion,
+) -> c_int {
+    // SAFETY: by the caller's promise.
+    unsafe { start_clearing(ctx, What::Trim, (offset, nbytes), completion) }
+}
+
+/// Begins to make whole blocks read as zeros.
+///
+/// # Safety
+/// As for [`ovs_aio_flushcb`].
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ovs_aio_write_zeroescb(
+    ctx: *mut OvsCtx,
+    offset: i64,
+    nbytes: u64,
+    completion: *mut OvsCompletion,
+) -> c_int {
+    // SAFETY: by the caller's promise.
+    unsafe { start_clearing(ctx, What::Zero, (offset, nbytes), completion) }
+}
+
+/// # Safety
+/// As for [`ovs_aio_flushcb`].
+unsafe fn start_clearing(
+    ctx: *const OvsCtx,
+    what: What,
+    (offset, nbytes): (i64, u64),
+    completion: *mut OvsCompletion,
+) -> c_int {
+    // SAFETY: by the caller's promise.
+    unsafe {
+        start_alone(ctx, what, completion, |open, operation| {
+            begin_range(open, what, whole_blocks(open, what, offset, nbytes)?, operation);
+            Ok(())
+        })
+    }
+}
+
 /// Begins a flush, which has no control block: `ovs_aio_return_completion` says how it has ended.
 ///
 /// # Safety
 /// The completion is of `ovs_aio_create_completion`; `ctx` is of `ovs_ctx_new` and not being destroyed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ovs_aio_flushcb(ctx: *mut OvsCtx, completion: *mut OvsCompletion) -> c_int {
-    let flush = || {
-        // SAFETY: by the caller's promise.
-        let (open, completed) = unsafe { (volume(ctx, What::Flush)?, self::completion(completion)?) };
-        begin_range(open, What::Flush, (0, 0), &Operation::new(Some(completed)));
-        Ok(())
-    };
-    status(flush())
+    // SAFETY: by the caller's promise.
+    unsafe {
+        start_alone(ctx, What::Flush, completion, |open, operation| {
+            begin_range(open, What::Flush, (0, 0), operation);
+            Ok(())
+        })
+    }
 }
 
 /// 0, `EINPROGRESS`, or the errno with which it has failed; -1 where there is no request.

@@ -8,7 +8,10 @@ use ringway_client::{CallerMemory, Refusal, Request, What, errno};
 use crate::ctx::{Mode, Open, OvsCtx, given};
 use crate::errors::{invalid, number, status};
 use crate::operation::{Ending, Operation};
-use crate::volumes::truncate;
+use crate::volumes::{check_target, truncate};
+
+/// Parts of one transfer at most: IOV_MAX.
+const PARTS_MAX: usize = 1024;
 
 /// A request of the program's: where its bytes are, how many, and from which byte of the volume on.
 #[derive(Clone, Copy)]
@@ -36,18 +39,18 @@ pub(crate) unsafe fn volume<'a>(ctx: *const OvsCtx, what: What) -> Result<&'a Op
 }
 
 /// How much of a span there is, and where it begins.
-fn range(open: &Open, what: What, span: &Span) -> Result<(u64, usize), Refusal> {
-    let offset = u64::try_from(span.offset).map_err(|_| invalid(format!("offset {} is negative", span.offset)))?;
-    if span.nbytes == 0 || isize::try_from(span.nbytes).is_err() {
-        return Err(invalid(format!("{} bytes cannot be moved", span.nbytes)));
+pub(crate) fn range(open: &Open, what: What, (offset, nbytes): (i64, usize)) -> Result<(u64, usize), Refusal> {
+    let offset = u64::try_from(offset).map_err(|_| invalid(format!("offset {offset} is negative")))?;
+    if nbytes == 0 || isize::try_from(nbytes).is_err() {
+        return Err(invalid(format!("{nbytes} bytes cannot be moved")));
     }
     let size = open.engine.volume().size;
-    let end = offset.checked_add(span.nbytes as u64).filter(|&end| end <= size);
+    let end = offset.checked_add(nbytes as u64).filter(|&end| end <= size);
     match (end, what) {
-        (Some(_), _) => Ok((offset, span.nbytes)),
+        (Some(_), _) => Ok((offset, nbytes)),
         (None, What::Read) => Ok((offset, size.saturating_sub(offset) as usize)),
         (None, _) => {
-            let why = format!("{} bytes at {offset}: the volume has {size}", span.nbytes);
+            let why = format!("{nbytes} bytes at {offset}: the volume has {size}");
             Err(Refusal::new(errno::EFBIG, why))
         }
     }
@@ -58,17 +61,51 @@ fn range(open: &Open, what: What, span: &Span) -> Result<(u64, usize), Refusal> 
 /// # Safety
 /// The span's bytes are the library's until the operation has ended.
 pub(crate) unsafe fn begin(open: &Open, what: What, span: &Span, operation: &Arc<Operation>) -> Result<(), Refusal> {
-    let (offset, len) = range(open, what, span)?;
     // SAFETY: by the caller's promise.
-    let memory = unsafe { CallerMemory::new(span.buf.cast(), len) }.ok_or_else(|| invalid("the buffer is NULL"))?;
+    let memory = unsafe { CallerMemory::new(span.buf.cast(), span.nbytes) };
+    begin_at(open, what, (span.offset, span.nbytes), memory.ok_or_else(|| invalid("the buffer is NULL"))?, operation)
+}
+
+fn begin_at(
+    open: &Open,
+    what: What,
+    (offset, nbytes): (i64, usize),
+    mut memory: CallerMemory,
+    operation: &Arc<Operation>,
+) -> Result<(), Refusal> {
+    let (offset, len) = range(open, what, (offset, nbytes))?;
     if len == 0 {
         // At the end of the volume there is nothing to read; a flush, which changes nothing, tells that on the library's thread.
         begin_range(open, What::Flush, (0, 0), operation);
         return Ok(());
     }
+    drop(memory.split_off(len));
     let done = Ending { operation: Arc::clone(operation), bytes: len };
     open.submit(Request { what, offset, len: len as u64, memory: Some(memory), done });
     Ok(())
+}
+
+/// Begins a read or a write of several parts, as one.
+///
+/// # Safety
+/// `iov` has `iovcnt` parts, whose bytes are the library's until the operation has ended.
+pub(crate) unsafe fn begin_vectored(
+    open: &Open,
+    what: What,
+    (iov, iovcnt): (*const libc::iovec, c_int),
+    offset: i64,
+    operation: &Arc<Operation>,
+) -> Result<(), Refusal> {
+    let count = usize::try_from(iovcnt).ok().filter(|&count| (1..=PARTS_MAX).contains(&count) && !iov.is_null());
+    let count = count.ok_or_else(|| invalid(format!("iov has 1 to {PARTS_MAX} parts")))?;
+    // SAFETY: by the caller's promise.
+    let parts = unsafe { std::slice::from_raw_parts(iov, count) };
+    let bytes = parts.iter().try_fold(0_usize, |sum, part| sum.checked_add(part.iov_len));
+    let bytes = bytes.ok_or_else(|| invalid("iov has more bytes than there are"))?;
+    range(open, what, (offset, bytes))?;
+    // SAFETY: by the caller's promise.
+    let memory = unsafe { CallerMemory::gather(parts.iter().map(|part| (part.iov_base.cast(), part.iov_len))) };
+    begin_at(open, what, (offset, bytes), memory.ok_or_else(|| invalid("a part of iov is NULL"))?, operation)
 }
 
 /// Begins what moves no data.
@@ -125,58 +162,23 @@ pub unsafe extern "C" fn ovs_write(ctx: *mut OvsCtx, buf: *const c_void, nbytes:
     number(unsafe { transfer(ctx, What::Write, &Span { buf: buf.cast_mut(), nbytes, offset }) })
 }
 
-/// One request for each part, in order, and the bytes of all up to the first that is short.
-///
 /// # Safety
-/// `iov` has `iovcnt` parts, and each is as for [`transfer`].
+/// As for [`begin_vectored`], during the call.
 unsafe fn vectored(
     ctx: *const OvsCtx,
     what: What,
-    (iov, iovcnt): (*const libc::iovec, c_int),
+    iov: (*const libc::iovec, c_int),
     offset: i64,
 ) -> Result<isize, Refusal> {
-    let count = usize::try_from(iovcnt).ok().filter(|&count| (1..=1024).contains(&count) && !iov.is_null());
-    let count = count.ok_or_else(|| invalid("iov has 1 to 1024 parts"))?;
     // SAFETY: by the caller's promise.
-    let (parts, open) = unsafe { (std::slice::from_raw_parts(iov, count), volume(ctx, what)?) };
-    open.check_may_wait()?;
-    let mut at = offset;
-    let mut spans = Vec::with_capacity(count);
-    for part in parts.iter().filter(|part| part.iov_len > 0) {
-        let span = Span { buf: part.iov_base, nbytes: part.iov_len, offset: at };
-        range(open, what, &span)?;
-        if part.iov_base.is_null() {
-            return Err(invalid("a part of iov is NULL"));
-        }
-        let next = i64::try_from(part.iov_len).ok().and_then(|len| at.checked_add(len));
-        at = next.ok_or_else(|| invalid("iov has more bytes than there are"))?;
-        spans.push(span);
-    }
-    if spans.is_empty() {
-        return Err(invalid("iov has no bytes"));
-    }
-    let begun: Vec<_> = spans.iter().map(|_| Operation::new(None)).collect();
-    for (operation, span) in begun.iter().zip(&spans) {
-        // SAFETY: by the caller's promise; all of them are waited for below.
-        if let Err(refusal) = unsafe { begin(open, what, span, operation) } {
-            // The volume has another size than a moment ago.
-            operation.end(Err(refusal.errno));
-        }
-    }
-    let mut bytes = 0;
-    let mut failed = None;
-    let mut short = false;
-    for (operation, span) in begun.iter().zip(&spans) {
-        match finish("transfer", operation) {
-            Ok(moved) if !short => {
-                bytes += moved;
-                short = moved < span.nbytes;
-            }
-            Ok(_) => {}
-            Err(refusal) => failed = failed.or(Some(refusal)),
-        }
-    }
-    failed.map_or(Ok(bytes as isize), Err)
+    let operation = unsafe {
+        let open = volume(ctx, what)?;
+        open.check_may_wait()?;
+        let operation = Operation::new(None);
+        begin_vectored(open, what, iov, offset, &operation)?;
+        operation
+    };
+    finish("transfer", &operation).map(|bytes| bytes as isize)
 }
 
 /// Reads into several buffers.
@@ -189,7 +191,7 @@ pub unsafe extern "C" fn ovs_readv(ctx: *mut OvsCtx, iov: *const libc::iovec, io
     number(unsafe { vectored(ctx, What::Read, (iov, iovcnt), offset) })
 }
 
-/// Writes from several buffers. Not one write: a snapshot or a crash may come between its parts.
+/// Writes from several buffers.
 ///
 /// # Safety
 /// `iov` has `iovcnt` parts; `ctx` is of `ovs_ctx_new` and not being destroyed.
@@ -214,19 +216,23 @@ pub unsafe extern "C" fn ovs_flush(ctx: *mut OvsCtx) -> c_int {
     status(flush())
 }
 
+/// Whole blocks that `what` is about.
+pub(crate) fn whole_blocks(open: &Open, what: What, offset: i64, nbytes: u64) -> Result<(u64, u64), Refusal> {
+    let (offset, len) = range(open, what, (offset, usize::try_from(nbytes).unwrap_or(usize::MAX)))?;
+    let block = u64::from(open.engine.volume().block_bytes);
+    if !offset.is_multiple_of(block) || !(len as u64).is_multiple_of(block) {
+        return Err(invalid(format!("{len} bytes at {offset} are not whole blocks of {block}")));
+    }
+    Ok((offset, len as u64))
+}
+
 /// # Safety
 /// `ctx` is of `ovs_ctx_new` and not being destroyed.
 unsafe fn clear(ctx: *const OvsCtx, what: What, offset: i64, nbytes: u64) -> Result<(), Refusal> {
     // SAFETY: by the caller's promise.
     let open = unsafe { volume(ctx, what) }?;
     open.check_may_wait()?;
-    let nbytes = usize::try_from(nbytes).unwrap_or(usize::MAX);
-    let (offset, len) = range(open, what, &Span { buf: std::ptr::null_mut(), nbytes, offset })?;
-    let block = u64::from(open.engine.volume().block_bytes);
-    if !offset.is_multiple_of(block) || !(len as u64).is_multiple_of(block) {
-        return Err(invalid(format!("{len} bytes at {offset} are not whole blocks of {block}")));
-    }
-    run_range(open, what, (offset, len as u64))
+    run_range(open, what, whole_blocks(open, what, offset, nbytes)?)
 }
 
 /// Gives the space of whole blocks back.
@@ -272,6 +278,17 @@ pub unsafe extern "C" fn ovs_stat(ctx: *mut OvsCtx, buf: *mut libc::stat) -> c_i
     status(stat())
 }
 
+/// Bytes of a logical block of the context's volume, 512 or 4096: discards and zeroes are of whole ones.
+///
+/// # Safety
+/// `ctx` is of `ovs_ctx_new` and not being destroyed.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ovs_block_bytes(ctx: *mut OvsCtx) -> c_int {
+    // SAFETY: by the caller's promise.
+    let open = unsafe { given(ctx) }.and_then(OvsCtx::open);
+    number(open.map(|open| open.engine.volume().block_bytes as c_int))
+}
+
 /// Grows the context's volume.
 ///
 /// # Safety
@@ -281,6 +298,7 @@ pub unsafe extern "C" fn ovs_truncate(ctx: *mut OvsCtx, length: u64) -> c_int {
     let grow = || {
         // SAFETY: by the caller's promise.
         let (ctx, open) = unsafe { (given(ctx)?, volume(ctx, What::Write)?) };
+        check_target(ctx, &open.volume)?;
         truncate(ctx, &open.volume, length)?;
         open.engine.resized(length);
         Ok(())

@@ -6,9 +6,10 @@
 //! with transport shm; it blocks all signals on its threads.
 //!
 //! `attr` contexts to be · `ctx` contexts · `buffer` memory · `data` calls that wait · `aio` calls that do not · `operation` what both
-//! wait for · `volumes`, `snapshots` the control interface · `live` what the program has · `errors` errno.
+//! wait for · `volumes`, `snapshots`, `allocation` the control interface · `live` what the program has · `errors` errno.
 
 mod aio;
+mod allocation;
 mod attr;
 mod buffer;
 mod ctx;
@@ -20,6 +21,7 @@ mod snapshots;
 mod volumes;
 
 pub use aio::*;
+pub use allocation::*;
 pub use attr::*;
 pub use buffer::*;
 pub use ctx::*;

@@ -50,6 +50,11 @@ fn ask(ctx: &OvsCtx, method: Method, path: &str, body: Option<&Value>) -> Result
     answer.map(drop).map_err(|error| of_control(&error))
 }
 
+fn shown(ctx: &OvsCtx, volume: &str, snapshot: &str) -> Result<Vec<SnapshotInfo>, Refusal> {
+    let found = ctx.control.call(Method::GET, &path(volume, snapshot, ""), None::<&()>);
+    found.map_err(|error| of_control(&error))
+}
+
 fn create(ctx: &OvsCtx, volume: &str, snapshot: &str, timeout_ms: f64) -> Result<(), Refusal> {
     // A deadline beyond what the target takes as one is none.
     let bounded = if timeout_ms > TIMEOUT_MAX.as_secs_f64() * 1000.0 { 0.0 } else { timeout_ms };
@@ -137,9 +142,29 @@ pub unsafe extern "C" fn ovs_snapshot_is_synced(
     let look = || {
         // SAFETY: by the caller's promise.
         let (ctx, volume, name) = unsafe { snapshot(ctx, volume_name, snap_name) }?;
-        let found: Result<Vec<SnapshotInfo>, _> = ctx.control.call(Method::GET, &path(volume, name, ""), None::<&()>);
-        let found = found.map_err(|error| of_control(&error))?;
+        let found = shown(ctx, volume, name)?;
         Ok(c_int::from(found.iter().any(|info| info.state == SnapshotState::Synced)))
+    };
+    number(look())
+}
+
+/// When it was made: seconds since 1970, UTC.
+///
+/// # Safety
+/// As for [`ovs_snapshot_create`].
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ovs_snapshot_time(
+    ctx: *mut OvsCtx,
+    volume_name: *const c_char,
+    snap_name: *const c_char,
+) -> i64 {
+    let look = || {
+        // SAFETY: by the caller's promise.
+        let (ctx, volume, name) = unsafe { snapshot(ctx, volume_name, snap_name) }?;
+        let found = shown(ctx, volume, name)?;
+        let first =
+            found.first().ok_or_else(|| Refusal::new(errno::ENOENT, format!("there is no snapshot {name:?}")))?;
+        Ok(first.created_unix_s as i64)
     };
     number(look())
 }

@@ -21,7 +21,24 @@ pub(crate) unsafe fn named<'a>(ctx: *const OvsCtx, name: *const c_char) -> Resul
     // SAFETY: by the caller's promise.
     let (ctx, name) = unsafe { (given(ctx)?, text("the volume's name", name)?) };
     check_name(name).map_err(|bad| invalid(bad.to_string()))?;
+    check_target(ctx, name)?;
     Ok((ctx, name))
+}
+
+/// A volume that the context has open over a network may be another target's than the one whose control interface is asked: then nothing
+/// is done to the volume here that happens to have the same name.
+pub(crate) fn check_target(ctx: &OvsCtx, name: &str) -> Result<(), Refusal> {
+    let open = ctx.opened().filter(|open| open.volume == name);
+    let Some(uuid) = open.and_then(|open| open.engine.volume().uuid) else { return Ok(()) };
+    let here = show(ctx, name)?.uuid;
+    if here != uuid {
+        let why = format!(
+            "volume {name:?} is {uuid} where the context has it open, and {here} at the target whose control socket was found: they are \
+             two targets, and this one was left alone"
+        );
+        return Err(Refusal::new(errno::ENOENT, why));
+    }
+    Ok(())
 }
 
 fn check_size(size: u64) -> Result<(), Refusal> {

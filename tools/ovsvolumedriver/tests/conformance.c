@@ -313,6 +313,8 @@ static void create_rollback_list_remove_snapshot(void)
 	ovs_ctx_t *writer = opened("snaps", O_RDWR);
 	CHECK(ovs_write(writer, "one", 3, 0) == 3);
 	CHECK(ovs_snapshot_create(ctx, "snaps", "snap1", 10) == 0);
+	CHECK(ovs_snapshot_time(ctx, "snaps", "snap1") > time(NULL) - 3600);
+	FAILS(ovs_snapshot_time(ctx, "snaps", "missing"), ENOENT);
 	CHECK(ovs_write(writer, "two", 3, 0) == 3);
 	CHECK(ovs_snapshot_create(ctx, "snaps", "snap2", 0) == 0);
 	FAILS(ovs_snapshot_create(ctx, "snaps", "snap2", 0), EEXIST);
@@ -416,6 +418,51 @@ static void write_beyond_volume_boundaries(void)
 	CHECK(ovs_remove_volume(admin, "bounds") == 0 && ovs_ctx_destroy(admin) == 0);
 }
 
+/* Calls without a control block, by their completions. */
+static ssize_t awaited(ovs_completion_t *completion, int begun)
+{
+	CHECK(begun == 0);
+	CHECK(ovs_aio_wait_completion(completion, NULL) == 0);
+	ssize_t returned = ovs_aio_return_completion(completion);
+	CHECK(ovs_aio_release_completion(completion) == 0);
+	return returned;
+}
+
+static void vectors_by_callback(ovs_ctx_t *ctx)
+{
+	struct called called = { 0 };
+	char one[4096], two[8192], in[12288];
+	memset(one, 3, sizeof one);
+	memset(two, 4, sizeof two);
+	struct iovec out[] = { { one, sizeof one }, { two, sizeof two } };
+	struct iovec back[] = { { in, 1000 }, { in + 1000, sizeof in - 1000 } };
+	ovs_completion_t *done = ovs_aio_create_completion(on_end, &called);
+	CHECK(awaited(done, ovs_aio_writevcb(ctx, out, 2, 65536, done)) == sizeof in);
+	done = ovs_aio_create_completion(on_end, &called);
+	CHECK(awaited(done, ovs_aio_readvcb(ctx, back, 2, 65536, done)) == sizeof in);
+	CHECK(in[0] == 3 && in[4095] == 3 && in[4096] == 4 && in[12287] == 4);
+	ovs_extent_t extents[4];
+	CHECK(ovs_block_status(ctx, 0, MIB, extents, 4) == 3);
+	CHECK(!extents[0].data && extents[0].nbytes == 65536 && extents[1].data && extents[1].nbytes == sizeof in);
+	CHECK(!extents[2].data && extents[2].nbytes == MIB - 65536 - sizeof in);
+	CHECK(ovs_block_status(ctx, 65536 + 4096, 512, extents, 4) == 1 && extents[0].data && extents[0].nbytes == 512);
+	FAILS(ovs_block_status(ctx, MIB, 512, extents, 4), EINVAL);
+	FAILS(ovs_block_status(ctx, 0, 512, extents, 0), EINVAL);
+	done = ovs_aio_create_completion(on_end, &called);
+	CHECK(awaited(done, ovs_aio_discardcb(ctx, 65536, 4096, done)) == 0);
+	done = ovs_aio_create_completion(on_end, &called);
+	CHECK(awaited(done, ovs_aio_write_zeroescb(ctx, 65536 + 4096, 8192, done)) == 0);
+	CHECK(ovs_readv(ctx, back, 2, 65536) == sizeof in && in[0] == 0 && in[4096] == 0 && in[12287] == 0);
+	CHECK(ovs_block_status(ctx, 0, MIB, extents, 4) == 1 && !extents[0].data && extents[0].nbytes == MIB);
+	CHECK(called.count == 4);
+	done = ovs_aio_create_completion(on_end, &called);
+	FAILS(ovs_aio_discardcb(ctx, 1, 512, done), EINVAL);
+	FAILS(ovs_aio_writevcb(ctx, out, 2, MIB - 512, done), EFBIG);
+	FAILS(ovs_aio_readvcb(ctx, NULL, 1, 0, done), EINVAL);
+	CHECK(ovs_aio_release_completion(done) == 0 && called.count == 4);
+	CHECK(ovs_block_bytes(ctx) == 512);
+}
+
 static void additions(void)
 {
 	char one[700], two[300], in[1000];
@@ -438,6 +485,7 @@ static void additions(void)
 	CHECK(ovs_read(ctx, in, 1000, 0) == 1000 && in[600] == 0);
 	FAILS(ovs_discard(ctx, 1, 512), EINVAL);
 	FAILS(ovs_write_zeroes(ctx, 0, 2 * MIB), EFBIG);
+	vectors_by_callback(ctx);
 	CHECK(ovs_ctx_destroy(ctx) == 0);
 	CHECK(ovs_remove_volume(admin, "more") == 0 && ovs_ctx_destroy(admin) == 0);
 }

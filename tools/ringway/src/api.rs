@@ -12,6 +12,7 @@
 //! PUT    /v1/volumes/{name}/name        {"name": new}
 //! PUT    /v1/volumes/{name}/hosts       {"hosts": [nqn, ...]}
 //! DELETE /v1/volumes/{name}?force=true  remove it
+//! GET    /v1/volumes/{name}/allocated   see `allocated.rs`
 //! …      /v1/snapshots, /v1/clones      see `snapshots.rs`
 //! …      /v1/streams                    see `streams.rs`
 //! GET    /v1/events                     see `events.rs`
@@ -29,6 +30,7 @@
 //!
 //! A failure is `{"error": {"kind": ..., "message": ...}}` with the status of its kind.
 
+mod allocated;
 mod events;
 pub(crate) mod snapshots;
 pub(crate) mod streams;
@@ -113,6 +115,7 @@ pub(crate) fn routes(node: Node) -> Router {
         .route("/v1/backend/restore", post(backend_restore))
         .route("/v1/backend/collect", post(|State(node): State<Node>| about(node, BackendRequest::Collect)))
         .route("/metrics", get(metrics))
+        .merge(allocated::routes())
         .merge(snapshots::routes())
         .merge(streams::routes())
         .merge(events::routes())

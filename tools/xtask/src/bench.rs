@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use crate::command::{self, cargo};
-use crate::install;
+use crate::command::{self, cargo, target_dir};
 use crate::report::Report;
+use crate::{install, qemu};
 
 /// Interleaved pairs and medians take their time.
 const LIMIT: Duration = Duration::from_secs(4 * 3600);
@@ -12,9 +12,16 @@ const LIMIT: Duration = Duration::from_secs(4 * 3600);
 pub(crate) fn run(arguments: &[String]) -> Report {
     let mut report = Report::new();
     if report.step("what the benchmarks need", || install::ensure(&[install::Group::Build, install::Group::Bench])) {
+        // For the group that needs it, which runs when it is named, or none is.
+        let driver = target_dir().join("release/qemu");
+        let groups = || arguments.iter().take_while(|argument| argument.as_str() != "--");
+        let wanted = !groups().any(|group| !group.starts_with('-')) || groups().any(|group| group == "convert");
+        if wanted && !report.step("the QEMU driver builds", || qemu::release(&driver)) {
+            return report;
+        }
         report.step("benchmarks", || {
             let mut command = cargo(["run", "--release", "--package", "ringway-perf", "--bin", "ringway-perf", "--"]);
-            command.args(arguments);
+            command.args(arguments).env("RINGWAY_QEMU", driver.join("bin/ringway-qemu"));
             command::run(command, LIMIT)
         });
     }

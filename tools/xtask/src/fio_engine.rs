@@ -78,7 +78,8 @@ pub(crate) fn run_in(report: &mut Report, options: &Options) {
     }
 }
 
-fn select(folder: &Path, chosen: &[String]) -> Result<Vec<PathBuf>, String> {
+/// Scripts whose names have one of `chosen` in them, or all.
+pub(crate) fn select(folder: &Path, chosen: &[String]) -> Result<Vec<PathBuf>, String> {
     let entries = fs::read_dir(folder).map_err(|why| format!("{}: {why}", folder.display()))?;
     let mut tests: Vec<PathBuf> = entries
         .filter_map(|entry| Some(entry.ok()?.path()))

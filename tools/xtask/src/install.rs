@@ -38,6 +38,7 @@ const NEEDS: &[Need] = &[
     need(Group::Build, "clang", "clang"),
     need(Group::Build, LIBCLANG, "libclang-dev"),
     need(Group::Vm, "qemu-system-x86_64", VM),
+    // With objcopy, for the QEMU driver.
     need(Group::Vm, "python3", VM),
     need(Group::Vm, "readelf", VM),
     need(Group::Vm, "xz", VM),

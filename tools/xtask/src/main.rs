@@ -13,6 +13,7 @@ mod fuzz;
 mod install;
 mod ovsvolumedriver;
 mod plain;
+mod qemu;
 mod report;
 mod sanitize;
 mod soak;
@@ -68,6 +69,8 @@ enum Task {
     FioEngine(fio_engine::Options),
     /// The C library libovsvolumedriver.so.1, with its header and its pkg-config file
     Ovsvolumedriver(ovsvolumedriver::Options),
+    /// The block driver for openvstorage volumes that stock QEMU loads, and its tests
+    Qemu(qemu::Options),
     /// The benchmarks; arguments go to the benchmark program
     Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -90,6 +93,7 @@ fn main() -> ExitCode {
         Task::Sanitize { short } => sanitize::run(short),
         Task::FioEngine(options) => fio_engine::run(&options),
         Task::Ovsvolumedriver(options) => ovsvolumedriver::run(&options),
+        Task::Qemu(options) => qemu::run(&options),
         Task::Bench { arguments } => bench::run(&arguments),
     };
     finish(report)

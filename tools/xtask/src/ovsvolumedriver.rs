@@ -2,7 +2,7 @@
 //!
 //! The tests of the workspace link the same by the same script, with what was built for them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -23,14 +23,18 @@ const LIMIT: Duration = Duration::from_secs(30 * 60);
 pub(crate) fn run(options: &Options) -> Report {
     let mut report = Report::new();
     report.step("libovsvolumedriver builds", || {
-        command::run(cargo(["build", "--release", "--package", "ringway-ovsvolumedriver"]), LIMIT)?;
-        let release = target_dir().join("release");
-        let folder = options.prefix.clone().unwrap_or_else(|| release.join("ovsvolumedriver"));
-        let mut link = Command::new(root().join("tools/ovsvolumedriver/link.sh"));
-        link.arg(release.join("libringway_ovsvolumedriver.a")).arg(&folder);
-        command::run(link, LIMIT)?;
+        let folder = options.prefix.clone().unwrap_or_else(|| target_dir().join("release/ovsvolumedriver"));
+        build(&folder)?;
         println!("{}", folder.join("lib/libovsvolumedriver.so.1").display());
         Ok(())
     });
     report
+}
+
+/// A release of it, with header and pkg-config file.
+pub(crate) fn build(folder: &Path) -> Result<(), String> {
+    command::run(cargo(["build", "--release", "--package", "ringway-ovsvolumedriver"]), LIMIT)?;
+    let mut link = Command::new(root().join("tools/ovsvolumedriver/link.sh"));
+    link.arg(target_dir().join("release/libringway_ovsvolumedriver.a")).arg(folder);
+    command::run(link, LIMIT)
 }

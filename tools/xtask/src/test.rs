@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::command::{cargo, describe, output, run_reading, succeeded, succeeds, target_dir};
 use crate::report::{Counts, Failure, Report, Skip};
-use crate::{fio_engine, fuzz, install, plain, sanitize, vm};
+use crate::{fio_engine, fuzz, install, plain, qemu, sanitize, vm};
 
 /// The crash tests replay tens of thousands of cuts; on two busy cores that stays far below this.
 const LIMIT: Duration = Duration::from_secs(40 * 60);
@@ -37,12 +37,13 @@ pub(crate) fn run(quick: bool) -> Report {
     report.counted("orderings of the mailbox and of the native ring under loom", || runner(loom(), LIMIT, libtest));
     if quick {
         report.left_out(
-            "the plain build, the test VM (cargo xtask vm), the fio engine (cargo xtask fio-engine), the address sanitizer (cargo \
-             xtask sanitize) and the fuzz targets (cargo xtask fuzz)",
+            "the plain build, the test VM (cargo xtask vm), the fio engine (cargo xtask fio-engine), the QEMU driver \
+             (cargo xtask qemu), the address sanitizer (cargo xtask sanitize) and the fuzz targets (cargo xtask fuzz)",
         );
     } else {
         report.step("plain build with gcc alone", plain::build);
         fio_engine::run_in(&mut report, &fio_engine::Options::default());
+        qemu::run_in(&mut report, &qemu::Options::default());
         vm::run_in(&mut report, &vm::Options::default());
         sanitize::run_in(&mut report, true);
         fuzz::run_in(&mut report, FUZZ_SECONDS, &[]);

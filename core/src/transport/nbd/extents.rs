@@ -13,7 +13,6 @@ use super::wire::{command_flag, errno};
 use super::{Cx, TransportEvent};
 use crate::control::{ChangedBlocks, ChangedQuery, ControlAnswer, ControlCall, ControlErrorKind, ControlRequest};
 use crate::node::message::Message;
-use crate::shard::ChangedRange;
 
 /// Extents of one answer: what a page holds.
 const EXTENTS_MAX: usize = 500;
@@ -35,31 +34,8 @@ pub(super) struct Answered {
 
 /// Extents from `offset` on, at most `len` bytes together: their lengths, and what they are.
 fn extents(blocks: &ChangedBlocks, offset: u64, len: u32, one: bool) -> Vec<(u32, u32)> {
-    let known = blocks.next.filter(|&next| next > offset).unwrap_or(u64::MAX);
-    let end = (offset + u64::from(len)).min(known);
-    let max = if one { 1 } else { EXTENTS_MAX };
-    let mut found: Vec<(u32, u32)> = Vec::new();
-    let mut at = offset;
-    let mut add = |found: &mut Vec<(u32, u32)>, to: u64, flags: u32| {
-        if to > at {
-            let len = (to - at) as u32;
-            match found.last_mut() {
-                Some((last, same)) if *same == flags => *last += len,
-                _ => found.push((len, flags)),
-            }
-            at = to;
-        }
-    };
-    for &ChangedRange { offset: from, len, .. } in blocks.ranges.iter().filter(|range| range.data) {
-        if from >= end || found.len() > max {
-            break;
-        }
-        add(&mut found, from.min(end), HOLE | ZERO);
-        add(&mut found, (from + len).min(end), 0);
-    }
-    add(&mut found, end, HOLE | ZERO);
-    found.truncate(max);
-    found
+    let found = blocks.extents(offset, len.into(), if one { 1 } else { EXTENTS_MAX });
+    found.into_iter().map(|(len, data)| (len as u32, if data { 0 } else { HOLE | ZERO })).collect()
 }
 
 impl Connection {
@@ -113,6 +89,7 @@ impl Connection {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::shard::ChangedRange;
 
     const H: u32 = HOLE | ZERO;
 

@@ -71,6 +71,8 @@ int ovs_snapshot_list(ovs_ctx_t *ctx, const char *volume_name, ovs_snapshot_info
 void ovs_snapshot_list_free(ovs_snapshot_info_t *snap_list);
 int ovs_snapshot_remove(ovs_ctx_t *ctx, const char *volume_name, const char *snap_name);
 int ovs_snapshot_is_synced(ovs_ctx_t *ctx, const char *volume_name, const char *snap_name);
+/* Ringway's: when it was made, in seconds since 1970, UTC. */
+int64_t ovs_snapshot_time(ovs_ctx_t *ctx, const char *volume_name, const char *snap_name);
 /* Ringway's: milliseconds. */
 int ovs_snapshot_create_ms(ovs_ctx_t *ctx, const char *volume_name, const char *snap_name, int64_t timeout_ms);
 
@@ -86,11 +88,18 @@ ssize_t ovs_write(ovs_ctx_t *ctx, const void *buf, size_t nbytes, off_t offset);
 int ovs_flush(ovs_ctx_t *ctx);
 int ovs_stat(ovs_ctx_t *ctx, struct stat *buf);
 int ovs_truncate(ovs_ctx_t *ctx, uint64_t length);
-/* Ringway's. Discards and zeroes are of whole blocks of st_blksize. */
+/* Ringway's. Discards and zeroes are of whole blocks of ovs_block_bytes. */
 ssize_t ovs_readv(ovs_ctx_t *ctx, const struct iovec *iov, int iovcnt, off_t offset);
 ssize_t ovs_writev(ovs_ctx_t *ctx, const struct iovec *iov, int iovcnt, off_t offset);
 int ovs_discard(ovs_ctx_t *ctx, off_t offset, uint64_t nbytes);
 int ovs_write_zeroes(ovs_ctx_t *ctx, off_t offset, uint64_t nbytes);
+int ovs_block_bytes(ovs_ctx_t *ctx);
+/* Ringway's: what lies at offset and behind it, up to nbytes in at most max extents. Returns how many, at least one; they may end sooner. */
+typedef struct ovs_extent {
+	uint64_t nbytes;
+	int data;	/* 0: a hole, which reads as zeros */
+} ovs_extent_t;
+int ovs_block_status(ovs_ctx_t *ctx, off_t offset, uint64_t nbytes, ovs_extent_t *extents, int max);
 
 /* The same without waiting. timeout is a moment of CLOCK_REALTIME; after it EAGAIN. */
 int ovs_aio_suspend(ovs_ctx_t *ctx, struct ovs_aiocb *ovs_aiocb, const struct timespec *timeout);
@@ -103,6 +112,11 @@ int ovs_aio_write(ovs_ctx_t *ctx, struct ovs_aiocb *ovs_aiocbp);
 int ovs_aio_readcb(ovs_ctx_t *ctx, struct ovs_aiocb *ovs_aiocbp, ovs_completion_t *completion);
 int ovs_aio_writecb(ovs_ctx_t *ctx, struct ovs_aiocb *ovs_aiocbp, ovs_completion_t *completion);
 int ovs_aio_flushcb(ovs_ctx_t *ctx, ovs_completion_t *completion);
+/* Ringway's; as flushcb without a control block. iov itself may go when the call returns, its parts when the callback runs. */
+int ovs_aio_readvcb(ovs_ctx_t *ctx, const struct iovec *iov, int iovcnt, off_t offset, ovs_completion_t *completion);
+int ovs_aio_writevcb(ovs_ctx_t *ctx, const struct iovec *iov, int iovcnt, off_t offset, ovs_completion_t *completion);
+int ovs_aio_discardcb(ovs_ctx_t *ctx, off_t offset, uint64_t nbytes, ovs_completion_t *completion);
+int ovs_aio_write_zeroescb(ovs_ctx_t *ctx, off_t offset, uint64_t nbytes, ovs_completion_t *completion);
 
 /* Completions: one for each request. */
 ovs_completion_t *ovs_aio_create_completion(ovs_callback_t complete_cb, void *arg);

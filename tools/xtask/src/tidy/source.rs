@@ -21,6 +21,7 @@ const UNSAFE_FILES: &[(&str, &str)] = &[
     ("tools/client/src/shm.rs", "such buffers may be part of what is shared with the target"),
     ("tools/client/src/session.rs", "its tests make such buffers"),
     ("tools/ovsvolumedriver/src/aio.rs", "the interface to programs in C: control blocks and completions"),
+    ("tools/ovsvolumedriver/src/allocation.rs", "the interface to programs in C: lists of extents"),
     ("tools/ovsvolumedriver/src/attr.rs", "the interface to programs in C: attributes and texts"),
     ("tools/ovsvolumedriver/src/buffer.rs", "the interface to programs in C: buffers"),
     ("tools/ovsvolumedriver/src/ctx.rs", "the interface to programs in C: contexts; signal masks and forks"),

@@ -1,0 +1,115 @@
+//! `cargo xtask qemu`: the block driver that stock QEMU loads, and its tests.
+//!
+//! The driver is built by tools/qemu/build, which fetches QEMU's headers as apt has them. A test is a script in tools/qemu/tests whose name
+//! is the sentence it proves; each runs with the programs of both versions of QEMU that Debian 12 has, its own and that of backports.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use clap::Args;
+
+use crate::command::{self, output, root, target_dir};
+use crate::report::Report;
+use crate::{built, fio_engine, install, ovsvolumedriver};
+
+#[derive(Args, Default)]
+pub(crate) struct Options {
+    /// Build a release for the installed QEMU and put it there, without tests
+    #[arg(long, value_name = "FOLDER", conflicts_with = "tests")]
+    prefix: Option<PathBuf>,
+    /// Tests whose names have one of these in them; all where none is given
+    tests: Vec<String>,
+}
+
+/// Of Debian 12, as apt calls them.
+const SUITES: [&str; 2] = ["bookworm", "bookworm-backports"];
+const BUILD_LIMIT: Duration = Duration::from_secs(10 * 60);
+const TEST_LIMIT: Duration = Duration::from_secs(5 * 60);
+
+pub(crate) fn run(options: &Options) -> Report {
+    let mut report = Report::new();
+    let groups = [install::Group::Build, install::Group::Vm, install::Group::Bench];
+    if let Some(prefix) = &options.prefix {
+        report.step("the driver builds", || release(prefix));
+    } else if report.step("what the tests of the driver need", || install::ensure(&groups)) {
+        run_in(&mut report, options);
+    }
+    report
+}
+
+/// For the installed QEMU, with a library that is optimised.
+pub(crate) fn release(prefix: &Path) -> Result<(), String> {
+    ovsvolumedriver::build(&target_dir().join("release/ovsvolumedriver"))?;
+    let mut build = Command::new(root().join("tools/qemu/build"));
+    build.arg("--prefix").arg(prefix);
+    command::run(build, BUILD_LIMIT)
+}
+
+pub(crate) fn run_in(report: &mut Report, options: &Options) {
+    let work = target_dir().join("qemu-driver");
+    let prefix = work.join("installed");
+    let mut ringway = PathBuf::new();
+    let mut programs = Vec::new();
+    let ready = report.step("a target and the library for the tests of the QEMU driver build", || {
+        ringway = built::program("ringway")?;
+        let mut link = Command::new(root().join("tools/ovsvolumedriver/link.sh"));
+        link.arg(archive()?).arg(work.join("library"));
+        command::run(link, BUILD_LIMIT)
+    }) && report.step("programs of both versions of QEMU", || {
+        programs = SUITES.iter().map(|suite| stock(&work, suite)).collect::<Result<_, _>>()?;
+        Ok(())
+    }) && report.step("the QEMU driver builds", || build(&work, &prefix));
+    if !ready {
+        return;
+    }
+    let mut tests = Vec::new();
+    report.step("tests of the QEMU driver", || {
+        tests = fio_engine::select(&root().join("tools/qemu/tests"), &options.tests)?;
+        Ok(())
+    });
+    for (suite, folder) in SUITES.iter().zip(&programs) {
+        for test in &tests {
+            let name = test.file_stem().unwrap_or_default().to_string_lossy().replace('_', " ");
+            report.step(&format!("QEMU of {suite}: {name}"), || {
+                let mut command = Command::new(test);
+                command.env("RINGWAY", &ringway).env("DRIVER", &prefix).env("QEMU", folder);
+                command::run(command, TEST_LIMIT)
+            });
+        }
+    }
+}
+
+/// The static library that the workspace's tests were built with.
+fn archive() -> Result<PathBuf, String> {
+    let folder = target_dir().join("debug/deps");
+    let entries = fs::read_dir(&folder).map_err(|why| format!("{}: {why}", folder.display()))?;
+    let named = entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.starts_with("libringway_ovsvolumedriver") && name.ends_with(".a")
+    });
+    let newest = named.max_by_key(|path| path.metadata().and_then(|found| found.modified()).ok());
+    newest.ok_or_else(|| format!("{} has no libringway_ovsvolumedriver.a", folder.display()))
+}
+
+/// Where the programs of QEMU of this suite are.
+fn stock(work: &Path, suite: &str) -> Result<PathBuf, String> {
+    let mut fetch = Command::new(root().join("tools/qemu/stock"));
+    fetch.arg(work).arg(suite);
+    output(fetch).map(|printed| PathBuf::from(printed.trim()))
+}
+
+/// For both versions, which apt names.
+fn build(work: &Path, prefix: &Path) -> Result<(), String> {
+    let mut show = Command::new("apt-cache");
+    show.args(["showsrc", "qemu"]).env("APT_CONFIG", work.join("apt/conf"));
+    let shown = output(show)?;
+    let versions: Vec<&str> = shown.lines().filter_map(|line| line.strip_prefix("Version: ")).collect();
+    if versions.len() < SUITES.len() {
+        return Err(format!("apt knows the sources of QEMU {versions:?}: those of {SUITES:?} are wanted"));
+    }
+    let mut build = Command::new(root().join("tools/qemu/build"));
+    build.arg("--prefix").arg(prefix).arg("--work").arg(work).arg("--library").arg(work.join("library")).args(versions);
+    command::run(build, BUILD_LIMIT)
+}
