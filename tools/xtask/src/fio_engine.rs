@@ -1,7 +1,6 @@
 //! `cargo xtask fio-engine`: the shared object that Debian 12's fio loads, and its tests.
 //!
-//! No package has fio's headers, so its sources are taken from where apt's others come from, by an apt whose state is in the build's
-//! folder, and configured there. A test is a script in tools/fio-engine/tests whose name is the sentence it proves.
+//! No package has fio's headers, so its sources are fetched and configured. A test is a script in tools/fio-engine/tests whose name is the sentence it proves.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +10,8 @@ use std::time::Duration;
 use clap::Args;
 
 use crate::built;
-use crate::command::{self, cargo, output, root, target_dir};
+use crate::command::{self, cargo, root, target_dir};
+use crate::debian_source::Source;
 use crate::install;
 use crate::report::Report;
 
@@ -25,8 +25,13 @@ pub(crate) struct Options {
 }
 
 /// As Debian 12 has it: the layout of its structures is checked where the engine is compiled.
-const PACKAGE: &str = "fio=3.33-3";
-const FOLDER: &str = "fio-3.33";
+const SOURCE: Source = Source {
+    package: "fio=3.33-3",
+    archive: "fio_3.33.orig.tar.gz",
+    folder: "fio-3.33",
+    place: "fio-engine",
+    instead: "FIO_SOURCE",
+};
 const FETCH_LIMIT: Duration = Duration::from_secs(5 * 60);
 const BUILD_LIMIT: Duration = Duration::from_secs(30 * 60);
 const TEST_LIMIT: Duration = Duration::from_secs(5 * 60);
@@ -94,64 +99,19 @@ pub(crate) fn select(folder: &Path, chosen: &[String]) -> Result<Vec<PathBuf>, S
 
 /// The folder with fio's sources, configured.
 fn headers() -> Result<PathBuf, String> {
-    if let Some(given) = std::env::var_os("FIO_SOURCE") {
+    if let Some(given) = std::env::var_os(SOURCE.instead) {
         return Ok(given.into());
     }
-    let work = target_dir().join("fio-engine");
-    let sources = work.join(FOLDER);
+    let sources = SOURCE.fetch()?;
     if sources.join("config-host.h").is_file() {
         return Ok(sources);
     }
-    let io = |what: &Path, why: std::io::Error| format!("{}: {why}", what.display());
-    for folder in ["apt/parts", "apt/lists/partial", "apt/archives/partial"] {
-        fs::create_dir_all(work.join(folder)).map_err(|why| io(&work, why))?;
-    }
-    let parts = work.join("apt/parts/fio.sources");
-    let mirror = mirror()?;
-    let listed = format!(
-        "Types: deb-src\nURIs: {mirror}\nSuites: bookworm\nComponents: main\nSigned-By: /usr/share/keyrings/debian-archive-keyring.gpg\n"
-    );
-    fs::write(&parts, listed).map_err(|why| io(&parts, why))?;
-    let status = work.join("apt/status");
-    fs::write(&status, "").map_err(|why| io(&status, why))?;
-    let conf = work.join("apt/conf");
-    fs::write(&conf, configuration(&work.join("apt"))).map_err(|why| io(&conf, why))?;
-    let apt = |arguments: &[&str]| {
-        let mut command = Command::new("apt-get");
-        command.arg("-qq").args(arguments).env("APT_CONFIG", &conf).current_dir(&work);
-        command::run(command, FETCH_LIMIT)
-    };
-    apt(&["update"])?;
-    apt(&["source", "--download-only", "--tar-only", PACKAGE])?;
-    let mut tar = Command::new("tar");
-    tar.args(["-xf", "fio_3.33.orig.tar.gz"]).current_dir(&work);
-    command::run(tar, FETCH_LIMIT)?;
     let mut configure = Command::new("./configure");
     configure.current_dir(&sources);
     // Hundreds of lines about libraries that the headers do not ask for.
     command::run_reading(configure, FETCH_LIMIT, |_| false)
         .and_then(|status| command::succeeded("configure", status))?;
     Ok(sources)
-}
-
-/// Where this machine's apt has Debian 12 from.
-fn mirror() -> Result<String, String> {
-    let mut command = Command::new("apt-get");
-    command.args(["indextargets", "--format", "$(REPO_URI)", "Codename: bookworm", "Origin: Debian"]);
-    let listed = output(command)?;
-    listed.lines().next().map(str::to_owned).ok_or_else(|| {
-        "apt has no Debian 12 (bookworm) source; run apt-get update, or set FIO_SOURCE to configured sources of fio 3.33".to_owned()
-    })
-}
-
-/// An apt with a state of its own, so that the machine's is left alone.
-fn configuration(apt: &Path) -> String {
-    let apt = apt.display();
-    format!(
-        "Dir::Etc::sourcelist \"/dev/null\"; Dir::Etc::sourceparts \"{apt}/parts\"; Dir::Etc::preferencesparts \"/dev/null\";\n\
-         Dir::State::lists \"{apt}/lists\"; Dir::State::status \"{apt}/status\"; Dir::Cache \"{apt}\";\n\
-         Dir::Cache::archives \"{apt}/archives\"; APT::Sandbox::User \"\"; Debug::NoLocking \"1\"; APT::Architecture \"amd64\";\n"
-    )
 }
 
 /// Compiles the engine and links it with what it calls.

@@ -18,6 +18,8 @@ pub(crate) enum Group {
     Fuzz,
     /// Other programs to measure beside, and to test against.
     Bench,
+    /// tgt, what proves it, and what keeps it apart from the machine's.
+    Tgt,
 }
 
 /// One program: what needs it, and the package that has it.
@@ -53,6 +55,10 @@ const NEEDS: &[Need] = &[
     need(Group::Bench, "nbdinfo", "libnbd-bin"),
     need(Group::Bench, "nbdkit", "nbdkit"),
     need(Group::Bench, "openssl", "openssl"),
+    need(Group::Tgt, "tgtd", "tgt"),
+    need(Group::Tgt, "iscsi-test-cu", "libiscsi-bin"),
+    need(Group::Tgt, "ip", "iproute2"),
+    need(Group::Tgt, "python3", "python3-minimal"),
 ];
 
 /// Installed by tools/vm/install-host, which takes QEMU from backports.

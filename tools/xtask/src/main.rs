@@ -7,6 +7,7 @@ mod bench;
 mod built;
 mod check;
 mod command;
+mod debian_source;
 mod direction;
 mod fio_engine;
 mod fuzz;
@@ -18,6 +19,7 @@ mod report;
 mod sanitize;
 mod soak;
 mod test;
+mod tgt;
 mod tidy;
 mod vm;
 
@@ -67,6 +69,8 @@ enum Task {
     },
     /// The engine that Debian's fio loads, target/release/libringway-fio.so, and its tests
     FioEngine(fio_engine::Options),
+    /// The backing store that Debian's tgt loads, target/tgt/bs_openvstorage.so, and its tests
+    Tgt(tgt::Options),
     /// The C library libovsvolumedriver.so.1, with its header and its pkg-config file
     Ovsvolumedriver(ovsvolumedriver::Options),
     /// The block driver for openvstorage volumes that stock QEMU loads, and its tests
@@ -92,6 +96,7 @@ fn main() -> ExitCode {
         Task::Fuzz { seconds, targets } => fuzz::run(seconds, &targets),
         Task::Sanitize { short } => sanitize::run(short),
         Task::FioEngine(options) => fio_engine::run(&options),
+        Task::Tgt(options) => tgt::run(&options),
         Task::Ovsvolumedriver(options) => ovsvolumedriver::run(&options),
         Task::Qemu(options) => qemu::run(&options),
         Task::Bench { arguments } => bench::run(&arguments),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::command::{cargo, describe, output, run_reading, succeeded, succeeds, target_dir};
 use crate::report::{Counts, Failure, Report, Skip};
-use crate::{fio_engine, fuzz, install, plain, qemu, sanitize, vm};
+use crate::{fio_engine, fuzz, install, plain, qemu, sanitize, tgt, vm};
 
 /// The crash tests replay tens of thousands of cuts; on two busy cores that stays far below this.
 const LIMIT: Duration = Duration::from_secs(40 * 60);
@@ -28,7 +28,7 @@ pub(crate) fn run(quick: bool) -> Report {
     let groups: &[install::Group] = if quick {
         &[install::Group::Build]
     } else {
-        &[install::Group::Build, install::Group::Vm, install::Group::Fuzz, install::Group::Bench]
+        &[install::Group::Build, install::Group::Vm, install::Group::Fuzz, install::Group::Bench, install::Group::Tgt]
     };
     if !report.step("what the tests need", || install::ensure(groups)) {
         return report;
@@ -38,12 +38,13 @@ pub(crate) fn run(quick: bool) -> Report {
     if quick {
         report.left_out(
             "the plain build, the test VM (cargo xtask vm), the fio engine (cargo xtask fio-engine), the QEMU driver \
-             (cargo xtask qemu), the address sanitizer (cargo xtask sanitize) and the fuzz targets (cargo xtask fuzz)",
+             (cargo xtask qemu), tgt (cargo xtask tgt), the address sanitizer (cargo xtask sanitize) and the fuzz targets (cargo xtask fuzz)",
         );
     } else {
         report.step("plain build with gcc alone", plain::build);
         fio_engine::run_in(&mut report, &fio_engine::Options::default());
         qemu::run_in(&mut report, &qemu::Options::default());
+        tgt::run_in(&mut report, &tgt::Options::default());
         vm::run_in(&mut report, &vm::Options::default());
         sanitize::run_in(&mut report, true);
         fuzz::run_in(&mut report, FUZZ_SECONDS, &[]);
