@@ -85,6 +85,9 @@ pub(crate) enum Command {
         after_help = "Examples:\n  ringway inspect ./ringway-data\n  ringway inspect ./ringway-data --json | jq .faults"
     )]
     Inspect(InspectArgs),
+    /// Say what on this machine costs a target speed, with what changes it and what changes it back
+    #[command(after_help = crate::doctor::EXAMPLES)]
+    Doctor(crate::doctor::DoctorArgs),
     /// Load one volume of a target with verified reads and writes
     #[command(after_help = BENCH_EXAMPLES)]
     Bench(Box<crate::bench::BenchArgs>),

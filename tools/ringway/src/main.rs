@@ -10,6 +10,7 @@ mod cli;
 mod client;
 mod config;
 mod demo;
+mod doctor;
 mod endpoint;
 mod engine;
 mod events;
@@ -61,6 +62,7 @@ fn main() -> ExitCode {
         Command::QemuArgs(_) => qemu_args::run(format),
         Command::Backend(command) => backend::run(command, format),
         Command::Restore(args) => backend::restore(&args, format),
+        Command::Doctor(args) => doctor::run(&args, format),
         Command::Inspect(args) => inspect::run(&args, format),
         Command::Bench(args) => bench::run(*args, format),
     };

@@ -90,7 +90,8 @@ impl Plan {
     }
 }
 
-fn cores(list: Option<&str>) -> Result<Vec<usize>, Failure> {
+/// The cores of `list`, or those that a target takes if it is not told.
+pub(crate) fn cores(list: Option<&str>) -> Result<Vec<usize>, Failure> {
     let denied = |error: &dyn std::fmt::Display| {
         Failure::new(ringway_core::control::ControlErrorKind::Denied, error.to_string())
     };
