@@ -40,7 +40,7 @@ pub(super) fn run(options: &Options) -> Result<Vec<Bar>, Failed> {
     let by_tcp = target.address().replace("tcp://", "openvstorage+tcp:") + "/bench";
     let mut bars = Vec::new();
     for (way, volume) in [("shared memory", "openvstorage:bench"), ("TCP", &by_tcp)] {
-        let mut ours = || convert(options, Command::new(&driver).arg("qemu-img"), &image, volume, &runtime);
+        let ours = || convert(options, Command::new(&driver).arg("qemu-img"), &image, volume, &runtime);
         // Maps the volume's clusters; brings the image into the page cache.
         ours()?;
         let bar = interleave(

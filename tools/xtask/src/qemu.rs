@@ -6,6 +6,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
 use std::time::Duration;
 
 use clap::Args;
@@ -69,16 +70,31 @@ pub(crate) fn run_in(report: &mut Report, options: &Options) {
         tests = fio_engine::select(&root().join("tools/qemu/tests"), &options.tests)?;
         Ok(())
     });
-    for (suite, folder) in SUITES.iter().zip(&programs) {
-        for test in &tests {
-            let name = test.file_stem().unwrap_or_default().to_string_lossy().replace('_', " ");
-            report.step(&format!("QEMU of {suite}: {name}"), || {
+    for test in &tests {
+        let name = test.file_stem().unwrap_or_default().to_string_lossy().replace('_', " ");
+        report.step(&format!("QEMU: {name}"), || {
+            with_both(&programs, |folder| {
                 let mut command = Command::new(test);
                 command.env("RINGWAY", &ringway).env("DRIVER", &prefix).env("QEMU", folder);
                 command::run(command, TEST_LIMIT)
-            });
-        }
+            })
+        });
     }
+}
+
+/// Each mostly waits: both at a time.
+fn with_both(programs: &[PathBuf], run: impl Fn(&Path) -> Result<(), String> + Sync) -> Result<(), String> {
+    let run = &run;
+    let ends: Vec<_> = thread::scope(|scope| {
+        let running: Vec<_> = programs.iter().map(|folder| scope.spawn(move || run(folder))).collect();
+        running.into_iter().map(|one| one.join().unwrap_or_else(|_| Err("its thread panicked".into()))).collect()
+    });
+    let failed: Vec<String> = SUITES
+        .iter()
+        .zip(ends)
+        .filter_map(|(suite, end)| end.err().map(|why| format!("with the QEMU of {suite}: {why}")))
+        .collect();
+    if failed.is_empty() { Ok(()) } else { Err(failed.join("\n")) }
 }
 
 /// The static library that the workspace's tests were built with.
