@@ -2,7 +2,6 @@
 //!
 //! No package has fio's headers, so its sources are fetched and configured. A test is a script in tools/fio-engine/tests whose name is the sentence it proves.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -12,8 +11,8 @@ use clap::Args;
 use crate::built;
 use crate::command::{self, cargo, root, target_dir};
 use crate::debian_source::Source;
-use crate::install;
 use crate::report::Report;
+use crate::{install, scripts};
 
 #[derive(Args, Default)]
 pub(crate) struct Options {
@@ -34,7 +33,6 @@ const SOURCE: Source = Source {
 };
 const FETCH_LIMIT: Duration = Duration::from_secs(5 * 60);
 const BUILD_LIMIT: Duration = Duration::from_secs(30 * 60);
-const TEST_LIMIT: Duration = Duration::from_secs(5 * 60);
 
 pub(crate) fn run(options: &Options) -> Report {
     let mut report = Report::new();
@@ -46,55 +44,28 @@ pub(crate) fn run(options: &Options) -> Report {
 
 pub(crate) fn run_in(report: &mut Report, options: &Options) {
     let mut headers = PathBuf::new();
-    let fetched = report.step("headers of fio", || {
+    let mut engine = PathBuf::new();
+    let mut ringway = PathBuf::new();
+    let ready = report.step("headers of fio", || {
         headers = self::headers()?;
         Ok(())
-    });
-    let mut engine = PathBuf::new();
-    let built = fetched
-        && report.step("fio engine builds", || {
-            engine = build(&headers)?;
-            println!("{}", engine.display());
-            Ok(())
-        });
-    if !built || options.no_tests {
-        return;
-    }
-    let mut ringway = PathBuf::new();
-    let served = report.step("a target for its tests builds", || {
-        ringway = built::program("ringway")?;
+    }) && report.step("fio engine builds", || {
+        if options.no_tests {
+            command::run(cargo(["build", "--release", "--package", "ringway-fio-engine"]), BUILD_LIMIT)?;
+            let release = target_dir().join("release");
+            engine = link(&headers, &release.join("libringway_fio_engine.a"), &release)?;
+        } else {
+            ringway = built::program("ringway")?;
+            engine = link(&headers, &built::archive("ringway_fio_engine")?, &target_dir().join("fio-engine"))?;
+        }
+        println!("{}", engine.display());
         Ok(())
     });
-    if !served {
-        return;
-    }
-    let mut tests = Vec::new();
-    report.step("tests of the fio engine", || {
-        tests = select(&root().join("tools/fio-engine/tests"), &options.tests)?;
-        Ok(())
-    });
-    for test in tests {
-        let name = test.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        report.step(&format!("fio: {}", name.replace('_', " ")), || {
-            let mut command = Command::new(&test);
-            command.env("RINGWAY", &ringway).env("ENGINE", &engine);
-            command::run(command, TEST_LIMIT)
+    if ready && !options.no_tests {
+        scripts::run_in(report, ("fio", "tools/fio-engine/tests"), &options.tests, |test| {
+            scripts::run(Command::new(test), &[("RINGWAY", &ringway), ("ENGINE", &engine)])
         });
     }
-}
-
-/// Scripts whose names have one of `chosen` in them, or all.
-pub(crate) fn select(folder: &Path, chosen: &[String]) -> Result<Vec<PathBuf>, String> {
-    let entries = fs::read_dir(folder).map_err(|why| format!("{}: {why}", folder.display()))?;
-    let mut tests: Vec<PathBuf> = entries
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| {
-            path.extension().is_some_and(|is| is == "sh") && path.file_name().is_some_and(|name| name != "rig.sh")
-        })
-        .filter(|path| chosen.is_empty() || chosen.iter().any(|part| path.to_string_lossy().contains(part.as_str())))
-        .collect();
-    tests.sort();
-    if tests.is_empty() { Err(format!("no test has one of {chosen:?} in its name")) } else { Ok(tests) }
 }
 
 /// The folder with fio's sources, configured.
@@ -114,32 +85,17 @@ fn headers() -> Result<PathBuf, String> {
     Ok(sources)
 }
 
-/// Compiles the engine and links it with what it calls.
-fn build(headers: &Path) -> Result<PathBuf, String> {
-    command::run(cargo(["build", "--release", "--package", "ringway-fio-engine"]), BUILD_LIMIT)?;
+/// Compiles the engine and links it with what it calls, into `to`.
+fn link(headers: &Path, archive: &Path, to: &Path) -> Result<PathBuf, String> {
     let folder = root().join("tools/fio-engine/c");
-    let release = target_dir().join("release");
-    let engine = release.join("libringway-fio.so");
+    std::fs::create_dir_all(to).map_err(|why| format!("{}: {why}", to.display()))?;
+    let engine = to.join("libringway-fio.so");
     let mut gcc = Command::new("gcc");
     gcc.args(["-shared", "-fPIC", "-O2", "-Wall", "-Werror", "-D_GNU_SOURCE"]);
     gcc.arg("-include").arg(headers.join("config-host.h")).arg("-I").arg(headers).arg("-I").arg(&folder);
-    gcc.arg("-o").arg(&engine).arg(folder.join("engine.c")).arg(release.join("libringway_fio_engine.a"));
+    gcc.arg("-o").arg(&engine).arg(folder.join("engine.c")).arg(archive);
     // Nothing of ours is seen by fio but the engine itself.
     gcc.args(["-Wl,--exclude-libs,ALL", "-Wl,--gc-sections", "-lpthread", "-ldl", "-lm", "-lgcc_s"]);
     command::run(gcc, BUILD_LIMIT)?;
     Ok(engine)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_script_but_the_rig_is_a_test_and_a_name_that_none_has_is_an_error() {
-        let folder = root().join("tools/fio-engine/tests");
-        let all = select(&folder, &[]).expect("there are tests");
-        assert!(all.len() > 5 && all.iter().all(|test| !test.ends_with("rig.sh")));
-        assert_eq!(select(&folder, &["trimmed".to_owned()]).expect("there is one").len(), 1);
-        assert!(select(&folder, &["no such".to_owned()]).is_err());
-    }
 }

@@ -17,6 +17,7 @@ mod plain;
 mod qemu;
 mod report;
 mod sanitize;
+mod scripts;
 mod soak;
 mod test;
 mod tgt;

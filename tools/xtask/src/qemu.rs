@@ -3,7 +3,6 @@
 //! The driver is built by tools/qemu/build, which fetches QEMU's headers as apt has them. A test is a script in tools/qemu/tests whose name
 //! is the sentence it proves; each runs with the programs of both versions of QEMU that Debian 12 has, its own and that of backports.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
@@ -13,7 +12,7 @@ use clap::Args;
 
 use crate::command::{self, output, root, target_dir};
 use crate::report::Report;
-use crate::{built, fio_engine, install, ovsvolumedriver};
+use crate::{built, install, ovsvolumedriver, scripts};
 
 #[derive(Args, Default)]
 pub(crate) struct Options {
@@ -27,7 +26,6 @@ pub(crate) struct Options {
 /// Of Debian 12, as apt calls them.
 const SUITES: [&str; 2] = ["bookworm", "bookworm-backports"];
 const BUILD_LIMIT: Duration = Duration::from_secs(10 * 60);
-const TEST_LIMIT: Duration = Duration::from_secs(5 * 60);
 
 pub(crate) fn run(options: &Options) -> Report {
     let mut report = Report::new();
@@ -56,7 +54,7 @@ pub(crate) fn run_in(report: &mut Report, options: &Options) {
     let ready = report.step("a target and the library for the tests of the QEMU driver build", || {
         ringway = built::program("ringway")?;
         let mut link = Command::new(root().join("tools/ovsvolumedriver/link.sh"));
-        link.arg(archive()?).arg(work.join("library"));
+        link.arg(built::archive("ringway_ovsvolumedriver")?).arg(work.join("library"));
         command::run(link, BUILD_LIMIT)
     }) && report.step("programs of both versions of QEMU", || {
         programs = SUITES.iter().map(|suite| stock(&work, suite)).collect::<Result<_, _>>()?;
@@ -65,21 +63,11 @@ pub(crate) fn run_in(report: &mut Report, options: &Options) {
     if !ready {
         return;
     }
-    let mut tests = Vec::new();
-    report.step("tests of the QEMU driver", || {
-        tests = fio_engine::select(&root().join("tools/qemu/tests"), &options.tests)?;
-        Ok(())
+    scripts::run_in(report, ("the QEMU driver", "tools/qemu/tests"), &options.tests, |test| {
+        with_both(&programs, |folder| {
+            scripts::run(Command::new(test), &[("RINGWAY", &ringway), ("DRIVER", &prefix), ("QEMU", folder)])
+        })
     });
-    for test in &tests {
-        let name = test.file_stem().unwrap_or_default().to_string_lossy().replace('_', " ");
-        report.step(&format!("QEMU: {name}"), || {
-            with_both(&programs, |folder| {
-                let mut command = Command::new(test);
-                command.env("RINGWAY", &ringway).env("DRIVER", &prefix).env("QEMU", folder);
-                command::run(command, TEST_LIMIT)
-            })
-        });
-    }
 }
 
 /// Each mostly waits: both at a time.
@@ -95,18 +83,6 @@ fn with_both(programs: &[PathBuf], run: impl Fn(&Path) -> Result<(), String> + S
         .filter_map(|(suite, end)| end.err().map(|why| format!("with the QEMU of {suite}: {why}")))
         .collect();
     if failed.is_empty() { Ok(()) } else { Err(failed.join("\n")) }
-}
-
-/// The static library that the workspace's tests were built with.
-fn archive() -> Result<PathBuf, String> {
-    let folder = target_dir().join("debug/deps");
-    let entries = fs::read_dir(&folder).map_err(|why| format!("{}: {why}", folder.display()))?;
-    let named = entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        name.starts_with("libringway_ovsvolumedriver") && name.ends_with(".a")
-    });
-    let newest = named.max_by_key(|path| path.metadata().and_then(|found| found.modified()).ok());
-    newest.ok_or_else(|| format!("{} has no libringway_ovsvolumedriver.a", folder.display()))
 }
 
 /// Where the programs of QEMU of this suite are.

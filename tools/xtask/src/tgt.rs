@@ -13,7 +13,7 @@ use crate::built;
 use crate::command::{self, root, target_dir};
 use crate::debian_source::Source;
 use crate::report::Report;
-use crate::{fio_engine, install, ovsvolumedriver};
+use crate::{install, ovsvolumedriver, scripts};
 
 #[derive(Args, Default)]
 pub(crate) struct Options {
@@ -33,7 +33,6 @@ const SOURCE: Source = Source {
     instead: "TGT_SOURCE",
 };
 const BUILD_LIMIT: Duration = Duration::from_secs(30 * 60);
-const TEST_LIMIT: Duration = Duration::from_secs(5 * 60);
 
 /// What was built.
 pub(crate) struct Built {
@@ -65,21 +64,12 @@ pub(crate) fn run_in(report: &mut Report, options: &Options) {
             Ok(())
         });
     let Some(built) = built.filter(|_| ready && !options.no_tests) else { return };
-    let mut tests = Vec::new();
-    report.step("tests of tgt", || {
-        tests = fio_engine::select(&root().join("tools/tgt/tests"), &options.tests)?;
-        Ok(())
+    scripts::run_in(report, ("tgt", "tools/tgt/tests"), &options.tests, |test| {
+        // Its own network, with all ports; its own mounts, with all folders.
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--net", "--"]).arg(test);
+        scripts::run(command, &[("RINGWAY", &ringway), ("MODULE", &built.module), ("LIBRARY", &built.library)])
     });
-    for test in tests {
-        let name = test.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        report.step(&format!("tgt: {}", name.replace('_', " ")), || {
-            // Its own network, with all ports; its own mounts, with all folders.
-            let mut command = Command::new("unshare");
-            command.args(["--mount", "--net", "--"]).arg(&test);
-            command.env("RINGWAY", &ringway).env("MODULE", &built.module).env("LIBRARY", &built.library);
-            command::run(command, TEST_LIMIT)
-        });
-    }
 }
 
 /// With the library as users have it.
