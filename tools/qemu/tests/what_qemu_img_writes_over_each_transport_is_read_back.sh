@@ -24,3 +24,15 @@ done
 img convert -q -W -m 16 -f raw -O raw disk.img "$tcp/made"
 img compare -q -f raw -F raw disk.img openvstorage:made
 ringway volume show made | grep -q 16
+# What a clone has from the snapshot under it is there, and a hole of the two is one.
+ringway snapshot create made s >/dev/null
+ringway volume clone made@s copy >/dev/null
+io openvstorage:copy 'write -P 1 5M 64k'
+dd if=disk.img of=changed.img bs=1M status=none
+io changed.img 'write -P 1 5M 64k'
+for volume in openvstorage:copy "$tcp/copy" "$tcp/made@s"; do
+  img convert -q -f raw -O raw "$volume" back.img
+  case $volume in *@s) cmp disk.img back.img ;; *) cmp changed.img back.img ;; esac
+  [ "$(img map -f raw --output=json "$volume" | grep -c '"zero": true')" = $([ "${volume%@s}" = "$volume" ] && echo 2 || echo 1) ]
+  rm back.img
+done
