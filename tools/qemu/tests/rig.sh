@@ -14,6 +14,8 @@ export PATH="$QEMU:$DRIVER/bin:$PATH" RINGWAY_RUNTIME_DIR=$run
 unset LD_PRELOAD XDG_RUNTIME_DIR
 target=
 started=()
+# Seconds that a step may take.
+patience=60
 finish() {
   status=$?
   for pid in "${started[@]}" $target; do kill -9 "$pid" 2>/dev/null || true; done
@@ -41,11 +43,11 @@ stop() {
 wait_for() { # WHAT COMMAND...
   local what=$1
   shift
-  for _ in $(seq 600); do
+  for _ in $(seq "${patience}0"); do
     "$@" && return
     sleep 0.1
   done
-  echo "not within a minute: $what" >&2
+  echo "not within $patience s: $what" >&2
   return 1
 }
 
