@@ -16,7 +16,7 @@ use super::properties::Properties;
 use super::usage::Usages;
 use super::vendor::{self, Front, Requests};
 use super::{discovery, identify};
-use crate::directory::{Directory, SpaceLevel, VolumeEntry};
+use crate::directory::{Directory, Port, SpaceLevel, VolumeEntry};
 use crate::ids::VolumeId;
 use crate::wire::command::{FABRICS, Fuse, PSDT_SGL, Sqe, admin};
 use crate::wire::completion::NvmeStatus;
@@ -81,6 +81,8 @@ struct Told {
     read_only: bool,
     /// Volumes in the discovery log, with their names.
     listed: Vec<(VolumeId, String)>,
+    /// Where they are, in the same log.
+    ports: Vec<Port>,
 }
 
 /// The admin queue of one association.
@@ -329,7 +331,7 @@ impl AdminQueue {
             assert!(logs::critical_warning(directory) & WARNING_READ_ONLY != 0, "the log says what the event says");
             self.events.raise(AsyncEvent::RELIABILITY_DEGRADED);
         }
-        if self.told.listed != before.listed {
+        if (&self.told.listed, &self.told.ports) != (&before.listed, &before.ports) {
             self.events.raise(AsyncEvent::DISCOVERY_CHANGED);
         }
         if self.may_stay(directory) { Verdict::Keep } else { Verdict::End }
@@ -363,12 +365,14 @@ impl Told {
             let seen = subsystem.namespaces.iter();
             seen.map(|n| Seen { nsid: n.nsid, state: directory.entry(n.volume).map(state) }).collect()
         });
-        let listed = match association.kind {
-            ControllerKind::Discovery => discovery::visible(association, directory)
-                .map(|entry| (entry.record.id, entry.record.name.clone()))
-                .collect(),
-            ControllerKind::Io(_) => Vec::new(),
+        let (listed, ports) = match association.kind {
+            ControllerKind::Discovery => {
+                let visible = discovery::visible(association, directory);
+                let listed = visible.map(|entry| (entry.record.id, entry.record.name.clone())).collect();
+                (listed, directory.ports().to_vec())
+            }
+            ControllerKind::Io(_) => (Vec::new(), Vec::new()),
         };
-        Told { namespaces, space: directory.space(), read_only: directory.read_only(), listed }
+        Told { namespaces, space: directory.space(), read_only: directory.read_only(), listed, ports }
     }
 }

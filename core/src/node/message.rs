@@ -1,5 +1,6 @@
 //! What reactors tell each other, and what control threads tell them.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use ringway_reactor::io::{FileId, IoError, NewFile};
@@ -34,6 +35,8 @@ pub enum Message {
     Shm(shm::Mail),
     /// For the RDMA transport.
     Rdma(rdma::Mail),
+    /// To the catalog's reactor: where the RDMA transport waits for hosts now.
+    RdmaPorts(Vec<SocketAddr>),
     /// The volumes changed: replace the directory, tell the shards and the hosts, answer [`Message::Published`].
     Publish { directory: Arc<Directory>, seq: u64 },
     /// This reactor works with directory `seq`.

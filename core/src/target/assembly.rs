@@ -32,8 +32,8 @@ use crate::shard::{OpenError, Opened, Progress, RecordLog, Recovery, RecoverySpe
 use crate::snapshot::sync::SyncPort;
 use crate::tokens;
 use crate::transport::{
-    NbdConfig, NbdShared, NbdTransport, RdmaTransport, ShmConfig, ShmTransport, TcpTransport, TransportConfig,
-    Transports, VhostShared, VhostTransport,
+    LaterVerbs, NbdConfig, NbdShared, NbdTransport, RdmaTransport, ShmConfig, ShmTransport, TcpTransport,
+    TransportConfig, Transports, VhostShared, VhostTransport,
 };
 
 /// The device with everything but data.
@@ -74,6 +74,8 @@ pub struct Sources {
 pub struct Fabric {
     /// `None` where there is none.
     pub verbs: Option<Box<dyn Verbs>>,
+    /// Where there may be some later.
+    pub later: Option<LaterVerbs>,
     /// The memory node of each reactor's core, where known.
     pub numa: Vec<Option<u16>>,
 }
@@ -322,13 +324,16 @@ impl Plan {
             Arc::clone(&self.registry),
             Arc::clone(&self.directory),
         );
-        let rdma = RdmaTransport::new(
+        let mut rdma = RdmaTransport::new(
             TransportConfig::new(reactor, self.reactors, buffer_bytes),
             Arc::clone(&self.registry),
             Arc::clone(&self.directory),
             fabric.verbs,
             fabric.numa,
         );
+        if let Some(later) = fabric.later {
+            rdma.expect_devices(later);
+        }
         let vhost = VhostTransport::new(Arc::clone(&self.vhost), Arc::clone(&self.directory));
         let shm = ShmTransport::new(
             ShmConfig { reactor, reactors: self.reactors, interests: Arc::clone(&self.interests) },

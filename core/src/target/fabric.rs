@@ -1,7 +1,7 @@
 //! RDMA of a target: the devices are opened once, and each reactor has its own way to them.
 //!
 //! A machine without RDMA, or without what a device needs, is no reason not to start: it is said what is missing, and everything else
-//! is served.
+//! is served. What may still come, a device or the module for connections, is waited for by a thread of its own.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -14,60 +14,121 @@ use crate::transport::RdmaTransport;
 
 /// What the target has of RDMA.
 pub(super) struct Rdma {
-    #[cfg(feature = "rdma")]
-    opened: Option<ringway_rdma::rdma::Rdma>,
+    devices: Option<waiting::Devices>,
     numa: Vec<Option<u16>>,
 }
 
 impl Rdma {
     /// Opens the devices, if the target is to listen on any, with all reactors' buffers.
-    #[cfg(feature = "rdma")]
     pub(super) fn open(config: &TargetConfig, pools: &[&'static BufPool]) -> Rdma {
         let numa = config.cores.iter().map(|&core| memory_node(Path::new("/sys/devices/system/cpu"), core)).collect();
-        if config.rdma_listeners.is_empty() {
-            return Rdma { opened: None, numa };
-        }
-        match ringway_rdma::rdma::Rdma::open(pools) {
-            Ok(opened) => {
-                for device in opened.found() {
-                    tracing::info!(device, "RDMA");
-                }
-                Rdma { opened: Some(opened), numa }
-            }
-            Err(why) => {
-                off(config, &why.to_string());
-                Rdma { opened: None, numa }
-            }
-        }
-    }
-
-    /// This program was built without RDMA.
-    #[cfg(not(feature = "rdma"))]
-    pub(super) fn open(config: &TargetConfig, _pools: &[&'static BufPool]) -> Rdma {
-        if !config.rdma_listeners.is_empty() {
-            off(config, "this program was built without it (cargo build --features rdma)");
-        }
-        Rdma {
-            numa: config.cores.iter().map(|&core| memory_node(Path::new("/sys/devices/system/cpu"), core)).collect(),
-        }
+        let devices = if config.rdma_listeners.is_empty() { None } else { waiting::open(config, pools) };
+        Rdma { devices, numa }
     }
 
     /// A reactor's way to the devices.
     pub(super) fn fabric(&self, reactor: usize) -> Fabric {
-        #[cfg(feature = "rdma")]
-        let verbs = self.opened.as_ref().and_then(|opened| match opened.endpoint() {
-            Ok(verbs) => Some(verbs),
-            Err(error) => {
-                tracing::warn!(reactor, %error, "RDMA is off on this reactor");
-                None
+        let fabric = self.devices.as_ref().map_or_else(Fabric::default, |devices| waiting::fabric(devices, reactor));
+        Fabric { numa: self.numa.clone(), ..fabric }
+    }
+}
+
+/// Devices that are there, or may come.
+#[cfg(feature = "rdma")]
+mod waiting {
+    use std::sync::{Arc, OnceLock};
+    use std::thread;
+    use std::time::Duration;
+
+    use ringway_rdma::rdma::Rdma as Opened;
+    use ringway_rdma::verbs::Verbs;
+    use ringway_reactor::buf::BufPool;
+
+    use super::{Fabric, TargetConfig, off};
+
+    /// How often it is looked whether there is RDMA now.
+    const EVERY: Duration = Duration::from_secs(1);
+
+    /// Filled once there are any.
+    pub(super) type Devices = Arc<OnceLock<Opened>>;
+
+    pub(super) fn open(config: &TargetConfig, pools: &[&'static BufPool]) -> Option<Devices> {
+        let devices = Devices::default();
+        match Opened::open(pools) {
+            Ok(opened) => fill(&devices, opened),
+            Err(why) if why.may_pass() => {
+                tracing::warn!(%why, "RDMA is off until that changes; everything else is served");
+                if let Err(why) = wait(&devices, pools.to_vec()) {
+                    tracing::warn!(%why, "no RDMA device will be waited for");
+                }
             }
-        });
-        #[cfg(not(feature = "rdma"))]
-        let verbs = {
-            let _ = reactor;
-            None
+            Err(why) => {
+                off(config, &why.to_string());
+                return None;
+            }
+        }
+        Some(devices)
+    }
+
+    /// Ends soon after the target, or with the first device.
+    fn wait(devices: &Devices, pools: Vec<&'static BufPool>) -> std::io::Result<()> {
+        let devices = Arc::downgrade(devices);
+        let look = move || {
+            loop {
+                thread::sleep(EVERY);
+                let Some(devices) = devices.upgrade() else { return };
+                match Opened::open(&pools) {
+                    Ok(opened) => return fill(&devices, opened),
+                    Err(why) if why.may_pass() => {}
+                    Err(why) => return tracing::warn!(%why, "RDMA stays off; everything else is served"),
+                }
+            }
         };
-        Fabric { verbs, numa: self.numa.clone() }
+        thread::Builder::new().name("rdma-wait".to_owned()).spawn(look).map(drop)
+    }
+
+    fn fill(devices: &Devices, opened: Opened) {
+        for device in opened.found() {
+            tracing::info!(device, "RDMA");
+        }
+        if let Err(why) = opened.watch() {
+            tracing::warn!(%why, "RDMA devices that come or go later may not be noticed");
+        }
+        assert!(devices.set(opened).is_ok(), "one thread looks for devices");
+    }
+
+    pub(super) fn fabric(devices: &Devices, reactor: usize) -> Fabric {
+        let Some(opened) = devices.get() else {
+            let devices = Arc::clone(devices);
+            let later = move || devices.get().and_then(|opened| endpoint(opened, reactor));
+            return Fabric { later: Some(Box::new(later)), ..Fabric::default() };
+        };
+        Fabric { verbs: endpoint(opened, reactor), ..Fabric::default() }
+    }
+
+    fn endpoint(opened: &Opened, reactor: usize) -> Option<Box<dyn Verbs>> {
+        opened.endpoint().map_err(|error| tracing::warn!(reactor, %error, "RDMA is off on this reactor")).ok()
+    }
+}
+
+/// This program was built without RDMA.
+#[cfg(not(feature = "rdma"))]
+mod waiting {
+    use std::convert::Infallible;
+
+    use ringway_reactor::buf::BufPool;
+
+    use super::{Fabric, TargetConfig, off};
+
+    pub(super) type Devices = Infallible;
+
+    pub(super) fn open(config: &TargetConfig, _: &[&'static BufPool]) -> Option<Devices> {
+        off(config, "this program was built without it (cargo build --features rdma)");
+        None
+    }
+
+    pub(super) fn fabric(devices: &Devices, _: usize) -> Fabric {
+        match *devices {}
     }
 }
 

@@ -25,7 +25,7 @@ use ringway_rdma::verbs::Counts;
 use ringway_reactor::io::{Completion, Instant, Io};
 
 pub use nbd::{NbdConfig, NbdServer, NbdShared, NbdTransport};
-pub use rdma::RdmaTransport;
+pub use rdma::{LaterVerbs, RdmaTransport};
 pub use shm::{ShmConfig, ShmTransport};
 pub use tcp::{Adopted, TcpTransport, TransportConfig, TransportEvent, TransportStats};
 pub use vhost::{VhostServer, VhostShared, VhostTransport};

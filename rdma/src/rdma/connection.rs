@@ -1,13 +1,17 @@
 //! Connections by librdmacm: a channel of events for each reactor, and the identifiers of listeners and connections.
 //!
 //! Who keeps what: an identifier belongs to its [`Id`] from when librdmacm reports or makes it until that is dropped, which destroys
-//! its queue pair first. Events are copied and acknowledged before anything is done about them, so that destroying an identifier
-//! never waits for its own thread. An identifier's `context` is the number that its owner knows it by; 0 is nobody yet.
+//! its queue pair at once; the identifier itself ends on a thread for that ([`Last`]), since the kernel may have it wait for messages on
+//! their way to a peer, on a broken device for ever. Events are copied and acknowledged before anything is done about them. An
+//! identifier's `context` is the number that its owner knows it by; 0 is nobody yet.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::BorrowedFd;
 use std::ptr::{self, NonNull};
+use std::sync::mpsc::{self, Sender};
+use std::sync::{Arc, OnceLock};
+use std::thread;
 
 use rdma_mummy_sys as sys;
 use sys::rdma_cm_event_type as kind;
@@ -31,10 +35,16 @@ const REASON_CONSUMER: i32 = 28;
 const REASON_SERVICE: i32 = 8;
 
 /// A queue of events of one reactor.
-pub(super) struct Channel(NonNull<sys::rdma_event_channel>);
+pub(super) struct Channel(Arc<OpenChannel>);
 
-// SAFETY: a channel may be used on any thread, by one at a time, as `&mut` sees to.
-unsafe impl Send for Channel {}
+/// It stays open while there are identifiers whose events go there.
+#[derive(Debug)]
+struct OpenChannel(NonNull<sys::rdma_event_channel>);
+
+// SAFETY: a channel is a descriptor in a structure that nobody changes; what is done with it are calls of the kernel.
+unsafe impl Send for OpenChannel {}
+// SAFETY: as above.
+unsafe impl Sync for OpenChannel {}
 
 /// What an event says, without what belongs to librdmacm.
 #[derive(Debug)]
@@ -83,14 +93,18 @@ impl Channel {
                 _ => Unavailable::System { what: "rdma_create_event_channel", why },
             });
         };
-        let channel = Channel(channel);
+        let channel = Channel(Arc::new(OpenChannel(channel)));
         set_non_blocking(channel.fd()).map_err(|why| Unavailable::System { what: "an event channel", why })?;
         Ok(channel)
     }
 
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
         // SAFETY: the channel, and its descriptor, are there until this is dropped, which is borrowed.
-        unsafe { BorrowedFd::borrow_raw(self.0.as_ref().fd) }
+        unsafe { BorrowedFd::borrow_raw(self.0.0.as_ref().fd) }
+    }
+
+    fn as_ptr(&self) -> *mut sys::rdma_event_channel {
+        self.0.0.as_ptr()
     }
 
     /// The next event, if there is one.
@@ -98,12 +112,12 @@ impl Channel {
         loop {
             let mut event = ptr::null_mut();
             // SAFETY: the channel is alive; `event` is filled with one that is ours until it is acknowledged.
-            if unsafe { sys::rdma_get_cm_event(self.0.as_ptr(), &raw mut event) } != 0 {
+            if unsafe { sys::rdma_get_cm_event(self.as_ptr(), &raw mut event) } != 0 {
                 return None;
             }
-            // SAFETY: just given, and not yet acknowledged; the identifiers in it are alive: those of ours are destroyed by the
-            // thread that reads this channel, that of a request is new.
-            let copied = unsafe { copy(&*event) };
+            // SAFETY: just given, and not yet acknowledged; the identifiers in it are alive: to destroy one waits until its events are
+            // acknowledged, and that of a request is new.
+            let copied = unsafe { copy(&*event, &self.0) };
             // SAFETY: acknowledged once; nothing of it is used any more.
             unsafe { sys::rdma_ack_cm_event(event) };
             if let Some(copied) = copied {
@@ -113,9 +127,9 @@ impl Channel {
     }
 }
 
-impl Drop for Channel {
+impl Drop for OpenChannel {
     fn drop(&mut self) {
-        // SAFETY: its identifiers were destroyed before: their owner keeps them in front of the channel.
+        // SAFETY: its identifiers were destroyed before: each holds it.
         unsafe { sys::rdma_destroy_event_channel(self.0.as_ptr()) };
     }
 }
@@ -124,7 +138,7 @@ impl Drop for Channel {
 ///
 /// # Safety
 /// The event is not acknowledged, and its identifiers are alive.
-unsafe fn copy(event: &sys::rdma_cm_event) -> Option<CmEvent> {
+unsafe fn copy(event: &sys::rdma_cm_event, channel: &Arc<OpenChannel>) -> Option<CmEvent> {
     let failure = || io::Error::from_raw_os_error(event.status.saturating_abs());
     // SAFETY: connections of stream type use this part of the union in every event.
     let parameters = unsafe { &event.param.conn };
@@ -141,7 +155,7 @@ unsafe fn copy(event: &sys::rdma_cm_event) -> Option<CmEvent> {
         kind::RDMA_CM_EVENT_ROUTE_RESOLVED => What::RouteResolved,
         kind::RDMA_CM_EVENT_ADDR_ERROR | kind::RDMA_CM_EVENT_ROUTE_ERROR => What::NotResolved(failure()),
         kind::RDMA_CM_EVENT_CONNECT_REQUEST => {
-            let id = Id(NonNull::new(event.id)?);
+            let id = Id { id: NonNull::new(event.id)?, channel: Arc::clone(channel), listens: false };
             id.set_owner(0);
             let (reads_in, reads_out) = (parameters.initiator_depth, parameters.responder_resources);
             What::Request { id, private: private(), peer_reads_in: reads_in, peer_reads_out: reads_out }
@@ -164,7 +178,11 @@ unsafe fn copy(event: &sys::rdma_cm_event) -> Option<CmEvent> {
 
 /// An identifier of librdmacm: a listener or a connection, with its queue pair if it has one.
 #[derive(Debug)]
-pub(super) struct Id(NonNull<sys::rdma_cm_id>);
+pub(super) struct Id {
+    id: NonNull<sys::rdma_cm_id>,
+    channel: Arc<OpenChannel>,
+    listens: bool,
+}
 
 // SAFETY: an identifier may be used on any thread, by one at a time, as `&mut` sees to. Its channel's thread reads its context alone,
 // which is written before anything else can happen to it.
@@ -174,20 +192,20 @@ impl Id {
     pub(super) fn new(channel: &Channel, owner: u64) -> io::Result<Id> {
         let mut id = ptr::null_mut();
         let space = sys::rdma_port_space::RDMA_PS_TCP;
-        // SAFETY: the channel is alive, and outlives its identifiers (see [`Channel`]'s drop).
-        let failed = unsafe { sys::rdma_create_id(channel.0.as_ptr(), &raw mut id, owner as *mut _, space) };
-        let id = NonNull::new(id).filter(|_| failed == 0);
-        id.map(Id).ok_or_else(io::Error::last_os_error)
+        // SAFETY: the channel is alive, and its identifiers hold it.
+        let failed = unsafe { sys::rdma_create_id(channel.as_ptr(), &raw mut id, owner as *mut _, space) };
+        let id = NonNull::new(id).filter(|_| failed == 0).ok_or_else(io::Error::last_os_error)?;
+        Ok(Id { id, channel: Arc::clone(&channel.0), listens: false })
     }
 
     fn get(&self) -> &sys::rdma_cm_id {
         // SAFETY: alive until this is dropped.
-        unsafe { self.0.as_ref() }
+        unsafe { self.id.as_ref() }
     }
 
     pub(super) fn set_owner(&self, owner: u64) {
         // SAFETY: alive, and the field is ours alone to use.
-        unsafe { (*self.0.as_ptr()).context = owner as *mut _ };
+        unsafe { (*self.id.as_ptr()).context = owner as *mut _ };
     }
 
     /// The device, once it is known.
@@ -213,32 +231,35 @@ impl Id {
 
     /// Moves its events to another channel.
     pub(super) fn move_to(&mut self, channel: &Channel) -> io::Result<()> {
-        if ptr::eq(self.get().channel, channel.0.as_ptr()) {
+        if Arc::ptr_eq(&self.channel, &channel.0) {
             return Ok(());
         }
         // SAFETY: both are alive; events that were read from the old channel are acknowledged at once, so that this does not wait.
-        result(unsafe { sys::rdma_migrate_id(self.0.as_ptr(), channel.0.as_ptr()) })
+        result(unsafe { sys::rdma_migrate_id(self.id.as_ptr(), channel.as_ptr()) })?;
+        self.channel = Arc::clone(&channel.0);
+        Ok(())
     }
 
     /// Listens; returns the address it got.
     pub(super) fn listen(&mut self, addr: SocketAddr) -> io::Result<SocketAddr> {
         let mut raw = RawAddress::of(addr);
         // SAFETY: the address is valid for the call.
-        result(unsafe { sys::rdma_bind_addr(self.0.as_ptr(), raw.as_mut_ptr()) })?;
+        result(unsafe { sys::rdma_bind_addr(self.id.as_ptr(), raw.as_mut_ptr()) })?;
         // SAFETY: alive.
-        result(unsafe { sys::rdma_listen(self.0.as_ptr(), BACKLOG) })?;
+        result(unsafe { sys::rdma_listen(self.id.as_ptr(), BACKLOG) })?;
+        self.listens = true;
         Ok(self.local())
     }
 
     pub(super) fn resolve_address(&mut self, to: SocketAddr) -> io::Result<()> {
         let mut raw = RawAddress::of(to);
         // SAFETY: the address is valid for the call, and copied by it.
-        result(unsafe { sys::rdma_resolve_addr(self.0.as_ptr(), ptr::null_mut(), raw.as_mut_ptr(), RESOLVE_MS) })
+        result(unsafe { sys::rdma_resolve_addr(self.id.as_ptr(), ptr::null_mut(), raw.as_mut_ptr(), RESOLVE_MS) })
     }
 
     pub(super) fn resolve_route(&mut self) -> io::Result<()> {
         // SAFETY: alive.
-        result(unsafe { sys::rdma_resolve_route(self.0.as_ptr(), RESOLVE_MS) })
+        result(unsafe { sys::rdma_resolve_route(self.id.as_ptr(), RESOLVE_MS) })
     }
 
     /// Makes its queue pair.
@@ -251,24 +272,24 @@ impl Id {
         attributes: &mut sys::ibv_qp_init_attr,
     ) -> io::Result<()> {
         // SAFETY: as the caller says.
-        result(unsafe { sys::rdma_create_qp(self.0.as_ptr(), domain, attributes) })
+        result(unsafe { sys::rdma_create_qp(self.id.as_ptr(), domain, attributes) })
     }
 
     pub(super) fn connect(&mut self, spec: &QueueSpec, private: &[u8]) -> io::Result<()> {
         let mut parameters = parameters(spec, private);
         // SAFETY: the private data outlive the call, which copies them.
-        result(unsafe { sys::rdma_connect(self.0.as_ptr(), &raw mut parameters) })
+        result(unsafe { sys::rdma_connect(self.id.as_ptr(), &raw mut parameters) })
     }
 
     pub(super) fn accept(&mut self, spec: &QueueSpec, private: &[u8]) -> io::Result<()> {
         let mut parameters = parameters(spec, private);
         // SAFETY: as above.
-        result(unsafe { sys::rdma_accept(self.0.as_ptr(), &raw mut parameters) })
+        result(unsafe { sys::rdma_accept(self.id.as_ptr(), &raw mut parameters) })
     }
 
     pub(super) fn reject(&mut self, private: &[u8]) -> io::Result<()> {
         // SAFETY: as above.
-        result(unsafe { sys::rdma_reject(self.0.as_ptr(), private.as_ptr().cast(), private.len() as u8) })
+        result(unsafe { sys::rdma_reject(self.id.as_ptr(), private.as_ptr().cast(), private.len() as u8) })
     }
 
     /// Tells the peer, and has all that is posted flushed.
@@ -276,7 +297,7 @@ impl Id {
         let Some(qp) = self.queue_pair() else { return };
         // Fails where it is not connected, or no longer: nobody is to be told then.
         // SAFETY: alive, with a queue pair and thus a device.
-        unsafe { sys::rdma_disconnect(self.0.as_ptr()) };
+        unsafe { sys::rdma_disconnect(self.id.as_ptr()) };
         // SAFETY: all-zero is a valid value of this plain structure.
         let mut attributes: sys::ibv_qp_attr = unsafe { std::mem::zeroed() };
         attributes.qp_state = sys::ibv_qp_state::IBV_QPS_ERR;
@@ -295,11 +316,45 @@ impl Drop for Id {
     fn drop(&mut self) {
         if self.queue_pair().is_some() {
             // SAFETY: alive; afterwards the device reads and writes nothing that was posted to it.
-            unsafe { sys::rdma_destroy_qp(self.0.as_ptr()) };
+            unsafe { sys::rdma_destroy_qp(self.id.as_ptr()) };
         }
-        // A request that was not answered is refused by this.
-        // SAFETY: destroyed once; all its events that were read are acknowledged.
-        let failed = unsafe { sys::rdma_destroy_id(self.0.as_ptr()) };
+        let last = Last { id: self.id, _channel: Arc::clone(&self.channel) };
+        // The port of a listener is to be free at once, and it has nothing on its way.
+        if self.listens { drop(last) } else { last.end_elsewhere() }
+    }
+}
+
+/// An identifier without a queue pair, which is destroyed when this is dropped. A request that was not answered is refused by that.
+struct Last {
+    id: NonNull<sys::rdma_cm_id>,
+    /// It is used for that.
+    _channel: Arc<OpenChannel>,
+}
+
+// SAFETY: it has one owner, who destroys it, and that may be any thread.
+unsafe impl Send for Last {}
+
+impl Last {
+    /// Destroys it without having a reactor wait.
+    fn end_elsewhere(self) {
+        static ENDS: OnceLock<Option<Sender<Last>>> = OnceLock::new();
+        let ends = ENDS.get_or_init(|| {
+            let (sender, ends) = mpsc::channel::<Last>();
+            let thread = thread::Builder::new().name("rdma-farewell".to_owned());
+            thread.spawn(move || ends.into_iter().for_each(drop)).ok().map(|_| sender)
+        });
+        match ends {
+            // The thread lives as long as the process; were it gone, the identifier would come back and be destroyed here.
+            Some(ends) => drop(ends.send(self)),
+            None => drop(self),
+        }
+    }
+}
+
+impl Drop for Last {
+    fn drop(&mut self) {
+        // SAFETY: destroyed once; all its events that were read are acknowledged, or just are.
+        let failed = unsafe { sys::rdma_destroy_id(self.id.as_ptr()) };
         if failed != 0 {
             tracing::warn!("a connection stays: {}", io::Error::last_os_error());
         }

@@ -1,11 +1,14 @@
 //! A device: its protection domain, and the registered memory of this process.
 //!
 //! Who keeps what: contexts belong to librdmacm, which opens each device once a process and keeps it for as long as the process
-//! runs. Protection domain and regions belong to [`OpenDevice`]; everything made with them holds an `Arc` of it. Pools are never
-//! freed, so what is registered stays mapped.
+//! runs; of a device that was removed we close the descriptors ourselves ([`Context`]). Protection domain and regions belong to
+//! [`OpenDevice`]; everything made with them holds an `Arc` of it. Pools are never freed, so what is registered stays mapped.
 
 use std::ffi::CStr;
+use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::ptr::NonNull;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -74,6 +77,52 @@ pub(super) struct Bounds {
     pub(super) completions_max: u32,
 }
 
+/// What the system knows a device by for as long as it is there: the inode of its folder in sysfs. Never used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Place(u64);
+
+/// The devices that the system lists, whether or not somebody has them open.
+pub(super) fn listed() -> Vec<Place> {
+    let Ok(entries) = std::fs::read_dir("/sys/class/infiniband_verbs") else { return Vec::new() };
+    let devices = entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with("uverbs"));
+    devices.filter_map(|entry| place(&entry.path().to_string_lossy())).collect()
+}
+
+fn place(folder: &str) -> Option<Place> {
+    std::fs::metadata(folder).ok().map(|folder| Place(folder.ino()))
+}
+
+/// A context, as long as something of ours is made with it.
+///
+/// librdmacm does not close the context of a device that was removed, if there is no other device; and some drivers (soft RoCE) let
+/// the removal of a device wait until nobody has it open. So once the last of ours is gone from a device that was removed, its two
+/// descriptors are replaced by others that lead nowhere: librdmacm, to which they belong, may still close them.
+struct Context {
+    verbs: Opened,
+    gone: AtomicBool,
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        if !self.gone.load(Ordering::Relaxed) {
+            return;
+        }
+        let nowhere = match File::open("/dev/null") {
+            Ok(file) => file,
+            Err(why) => return tracing::warn!("a device that was removed stays open: {why}"),
+        };
+        // SAFETY: a context stays allocated for as long as the process runs: we hold librdmacm's list (see [`all`]).
+        let descriptors = unsafe { [(*self.verbs.0.as_ptr()).cmd_fd, (*self.verbs.0.as_ptr()).async_fd] };
+        for descriptor in descriptors {
+            // SAFETY: both are open descriptors of the context and stay so, of something else. Nothing of ours uses the context any
+            // more, which this is the last owner of; librdmacm marks it dead before it opens another device.
+            if unsafe { libc::dup3(nowhere.as_raw_fd(), descriptor, libc::O_CLOEXEC) } < 0 {
+                tracing::warn!("a device that was removed stays open: {}", io::Error::last_os_error());
+            }
+        }
+    }
+}
+
 /// A device with this process's memory registered.
 pub(super) struct OpenDevice {
     /// Before the domain, in which they are.
@@ -82,12 +131,13 @@ pub(super) struct OpenDevice {
     lendable: Mutex<Vec<Option<Region>>>,
     zeros: Region,
     pd: Domain,
-    verbs: Opened,
+    /// Behind all that is made with it.
+    context: Context,
+    place: Option<Place>,
     info: Device,
     pub(super) bounds: Bounds,
     pools: Vec<&'static BufPool>,
     zeros_at: Buf,
-    gone: AtomicBool,
 }
 
 // SAFETY: protection domain and regions are only named to verbs, which may be called from any thread; the buffer of zeros is never
@@ -118,7 +168,8 @@ pub(super) fn all() -> Result<Vec<Opened>, Unavailable> {
     }
     // SAFETY: the list has `count` entries until it is freed; the contexts in it are librdmacm's own and stay.
     let found = unsafe { std::slice::from_raw_parts(list, count as usize) }.to_vec();
-    // The list is kept: freeing it would let librdmacm close contexts that nobody is connected on yet.
+    // The list is kept: freeing it would let librdmacm close contexts that nobody is connected on yet, and free those of devices that
+    // were removed.
     Ok(found.into_iter().filter_map(NonNull::new).map(Opened).collect())
 }
 
@@ -168,12 +219,12 @@ impl OpenDevice {
             lendable: Mutex::new(pools.iter().map(|_| None).collect()),
             zeros,
             pd: domain,
-            verbs,
+            context: Context { verbs, gone: AtomicBool::new(false) },
+            place: sysfs_folder(verbs).as_deref().and_then(place),
             info,
             bounds: Bounds { completions_max: attributes.max_cqe as u32 },
             pools: pools.to_vec(),
             zeros_at,
-            gone: AtomicBool::new(false),
         })
     }
 
@@ -182,11 +233,16 @@ impl OpenDevice {
     }
 
     pub(super) fn is(&self, verbs: Opened) -> bool {
-        self.verbs == verbs
+        self.context.verbs == verbs
+    }
+
+    /// Where the system lists it; `None` where it did not say.
+    pub(super) fn place(&self) -> Option<Place> {
+        self.place
     }
 
     pub(super) fn verbs(&self) -> *mut sys::ibv_context {
-        self.verbs.0.as_ptr()
+        self.context.verbs.0.as_ptr()
     }
 
     pub(super) fn domain(&self) -> *mut sys::ibv_pd {
@@ -194,12 +250,12 @@ impl OpenDevice {
     }
 
     pub(super) fn is_gone(&self) -> bool {
-        self.gone.load(Ordering::Relaxed)
+        self.context.gone.load(Ordering::Relaxed)
     }
 
     /// Marks it removed.
     pub(super) fn set_gone(&self) {
-        self.gone.store(true, Ordering::Relaxed);
+        self.context.gone.store(true, Ordering::Relaxed);
     }
 
     /// The key by which the device itself gets at a buffer; `None` if it is of no pool of this process.
@@ -253,6 +309,12 @@ fn name(verbs: Opened) -> String {
     }
     // SAFETY: as above.
     unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned()
+}
+
+fn sysfs_folder(verbs: Opened) -> Option<String> {
+    // SAFETY: a context names its device, in which the folder is a text ended by a zero.
+    let folder = unsafe { CStr::from_ptr((*(*verbs.0.as_ptr()).device).dev_path.as_ptr()) };
+    folder.to_str().ok().map(str::to_owned)
 }
 
 fn numa_node(name: &str) -> Option<u16> {

@@ -66,6 +66,10 @@ pub(super) struct RdmaHardware {
     shared: Arc<Shared>,
     requests: Requests,
     bell: Arc<EventFd>,
+    /// Devices have come or gone.
+    changed: Arc<EventFd>,
+    /// Devices that were there when it was last looked.
+    known: usize,
     /// Completions that arming has found.
     found: Vec<Reaped>,
 }
@@ -88,6 +92,10 @@ impl RdmaHardware {
         let channel = Channel::open().map_err(refused)?;
         let bell = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(|errno| system("epoll")(errno.into()))?;
         watch(&bell, channel.fd()).map_err(system("epoll"))?;
+        let changed = Arc::new(EventFd::new().map_err(system("eventfd"))?);
+        watch(&bell, changed.as_fd()).map_err(system("epoll"))?;
+        shared.reactors().push(Arc::downgrade(&changed));
+        let known = shared.devices().len();
         Ok(RdmaHardware {
             pairs: Vec::new(),
             listeners: Vec::new(),
@@ -96,6 +104,8 @@ impl RdmaHardware {
             shared,
             requests: Requests::default(),
             bell: Arc::new(EventFd::watch(bell)),
+            changed,
+            known,
             found: Vec::new(),
         })
     }
@@ -222,9 +232,29 @@ impl RdmaHardware {
     fn lose_device(&mut self, place: usize) -> Option<DeviceId> {
         let local = self.locals[place].as_mut()?;
         let id = local.device.info().id;
-        local.device.set_gone();
         self.shared.forget(id);
-        (!std::mem::replace(&mut local.told, true)).then_some(id)
+        let is_new = !std::mem::replace(&mut local.told, true);
+        if local.pairs == 0 {
+            self.locals[place] = None;
+        }
+        is_new.then_some(id)
+    }
+
+    /// Devices have come or gone.
+    fn look_at_devices(&mut self, noticed: &mut Vec<Noticed>) {
+        let is_lost = |local: &Option<Local>| local.as_ref().is_some_and(|l| l.device.is_gone() && !l.told);
+        while let Some(place) = self.locals.iter().position(is_lost) {
+            noticed.extend(self.lose_device(place).map(|device| Noticed::DeviceGone { device }));
+        }
+        let shared = Arc::clone(&self.shared);
+        let stays = |id: &Id| id.verbs().is_none_or(|verbs| !shared.is_gone(verbs));
+        for (listener, _) in self.listeners.extract_if(.., |(_, id)| !stays(id)) {
+            noticed.push(Noticed::ListenerLost { listener });
+        }
+        let infos = self.shared.infos();
+        let came = infos[self.known..].iter().filter(|info| !info.gone);
+        noticed.extend(came.map(|info| Noticed::DeviceAdded { device: info.id }));
+        self.known = infos.len();
     }
 }
 
@@ -388,6 +418,11 @@ impl Hardware for RdmaHardware {
         }
         while let Some(event) = self.channel.next() {
             self.apply(event, noticed);
+        }
+        match self.changed.take() {
+            Ok(false) => {}
+            Ok(true) => self.look_at_devices(noticed),
+            Err(why) => tracing::warn!("RDMA devices are not looked at: {why}"),
         }
     }
 

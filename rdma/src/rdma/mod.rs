@@ -7,11 +7,13 @@ mod connection;
 mod device;
 mod hardware;
 mod queue;
+mod watch;
 
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use ringway_reactor::buf::BufPool;
+use ringway_reactor::event::EventFd;
 
 use crate::endpoint::Endpoint;
 use crate::verbs::{Device, DeviceId, Verbs, VerbsError};
@@ -41,12 +43,23 @@ pub enum Unavailable {
         "{device}: registering {bytes} bytes of buffers: {why}. The limit on locked memory is {limit}: set LimitMEMLOCK=infinity, or ulimit -l"
     )]
     LockedMemory { device: String, bytes: usize, limit: String, why: io::Error },
+    /// It was there.
+    #[error("the device was removed")]
+    Removed,
     /// The device lacks something.
     #[error("{device} lacks what is needed: {what}")]
     Lacks { device: String, what: String },
     /// Something else.
     #[error("{what}: {why}")]
     System { what: &'static str, why: io::Error },
+}
+
+impl Unavailable {
+    /// Whether it may pass while the program runs: a card that is put in, a module that is loaded.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Unavailable::NoDevice | Unavailable::NoConnectionModule)
+    }
 }
 
 /// The RDMA devices of a process, with its buffers registered. One for all reactors; clones are the same one.
@@ -57,11 +70,14 @@ pub struct Rdma(Arc<Shared>);
 struct Shared {
     pools: Vec<&'static BufPool>,
     devices: Mutex<Vec<Known>>,
+    /// Reactors, which are told when a device has come or gone.
+    reactors: Mutex<Vec<Weak<EventFd>>>,
 }
 
 /// A device, in the order of the numbers.
 struct Known {
     info: Device,
+    verbs: device::Opened,
     /// While it is there.
     open: Option<Arc<OpenDevice>>,
 }
@@ -78,8 +94,14 @@ impl Shared {
         if let Some(device) = open.find(|device| device.is(verbs)) {
             return Ok(Arc::clone(device));
         }
+        // Not one that was removed; and looked up at librdmacm, which keeps it from then on (see [`device::all`]).
+        if devices.iter().any(|known| known.verbs == verbs) || !device::all()?.contains(&verbs) {
+            return Err(Unavailable::Removed);
+        }
         let device = Arc::new(OpenDevice::open(verbs, DeviceId(devices.len() as u16), &self.pools)?);
-        devices.push(Known { info: device.info(), open: Some(Arc::clone(&device)) });
+        devices.push(Known { info: device.info(), verbs, open: Some(Arc::clone(&device)) });
+        drop(devices);
+        self.tell();
         Ok(device)
     }
 
@@ -87,7 +109,28 @@ impl Shared {
     fn forget(&self, id: DeviceId) {
         let known = &mut self.devices()[usize::from(id.0)];
         known.info.gone = true;
-        known.open = None;
+        if let Some(open) = known.open.take() {
+            open.set_gone();
+            self.tell();
+        }
+    }
+
+    /// Whether this was the context of a device that was removed.
+    fn is_gone(&self, verbs: device::Opened) -> bool {
+        self.devices().iter().any(|known| known.verbs == verbs && known.info.gone)
+    }
+
+    fn reactors(&self) -> MutexGuard<'_, Vec<Weak<EventFd>>> {
+        self.reactors.lock().expect("nothing panics with the list of reactors")
+    }
+
+    /// Devices have changed: every reactor has a look.
+    fn tell(&self) {
+        for reactor in self.reactors().iter().filter_map(Weak::upgrade) {
+            if let Err(why) = reactor.signal() {
+                tracing::warn!("a reactor does not hear of RDMA devices: {why}");
+            }
+        }
     }
 
     fn infos(&self) -> Vec<Device> {
@@ -104,7 +147,8 @@ impl Rdma {
     pub fn open(pools: &[&'static BufPool]) -> Result<Rdma, Unavailable> {
         assert!(pools.iter().enumerate().all(|(place, pool)| pool.index() as usize == place));
         drop(Channel::open()?);
-        let shared = Shared { pools: pools.to_vec(), devices: Mutex::new(Vec::new()) };
+        let (devices, reactors) = (Mutex::new(Vec::new()), Mutex::new(Vec::new()));
+        let shared = Shared { pools: pools.to_vec(), devices, reactors };
         let mut last = Unavailable::NoDevice;
         for verbs in device::all()? {
             if let Err(error) = shared.of(verbs) {
@@ -113,6 +157,12 @@ impl Rdma {
             }
         }
         if shared.devices().is_empty() { Err(last) } else { Ok(Rdma(Arc::new(shared))) }
+    }
+
+    /// From now on devices are noticed that come, and those that go although nobody is connected on them, by a thread that ends
+    /// soon after the last owner of this.
+    pub fn watch(&self) -> io::Result<()> {
+        watch::start(&self.0)
     }
 
     /// Devices that can be used, those that are gone included.

@@ -56,7 +56,7 @@ struct options {
 
 static struct fio_option options[] = {
 	TEXT("volume", volume, "Name of the volume"),
-	TEXT("transport", transport, "How to reach the target: shm or tcp [tcp with host=, else shm]"),
+	TEXT("transport", transport, "How to reach the target: shm, tcp or rdma [tcp with host=, else shm]"),
 	TEXT("host", host, "Name or address of the target [127.0.0.1]"),
 	TEXT("runtime_dir", runtime, "Runtime folder of the target, for shm"),
 	TEXT("hostnqn", host_nqn, "Who we are, for a volume with a list of hosts"),

@@ -36,7 +36,7 @@ impl Given {
             return Err(invalid(format!("queues={} is not a number from 1 to 128", self.queues)));
         }
         if self.queues > 1 && transport == Transport::Shm {
-            let why = format!("queues={} is for transport=tcp: a job has one ring", self.queues);
+            let why = format!("queues={} is for transport=tcp and rdma: a job has one ring", self.queues);
             return Err(invalid(why));
         }
         let way = match transport {

@@ -63,6 +63,11 @@ pub(crate) enum Command {
     /// Show what happens to volumes, snapshots, streams and the pool's space
     #[command(after_help = crate::events::EXAMPLES)]
     Events(EventsArgs),
+    /// Print the running target's metrics, as Prometheus reads them
+    #[command(
+        after_help = "Examples:\n  ringway metrics | grep ringway_rdma_posted\n  ringway metrics --json | jq -r .text"
+    )]
+    Metrics(DaemonArgs),
     /// Give volumes to virtual machines and to clients of network block devices, through sockets and ports of their own
     #[command(subcommand, after_help = "Example:\n  ringway export list")]
     Export(ExportCommand),

@@ -62,6 +62,16 @@ impl Client {
         self.call(Method::POST, "/v1/pool/devices", Some(grow))
     }
 
+    /// As Prometheus reads it.
+    pub(crate) fn metrics(&self) -> Result<String, Failure> {
+        let mut text = Vec::new();
+        self.listen("/metrics", &mut |piece| {
+            text.extend_from_slice(piece);
+            Ok(())
+        })?;
+        String::from_utf8(text).map_err(|_| Failure::internal("the daemon's metrics are no text"))
+    }
+
     pub(crate) fn volumes(&self) -> Result<Vec<VolumeInfo>, Failure> {
         self.call(Method::GET, "/v1/volumes", None::<&()>)
     }

@@ -20,6 +20,7 @@ mod front;
 mod inspect;
 mod libvirt_xml;
 mod logging;
+mod metrics;
 mod metrics_text;
 mod output;
 mod pool;
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
         Command::Snapshot(command) => snapshot::run(command, format),
         Command::Stream(command) => stream::run(command, format),
         Command::Events(args) => events::run(&args, format),
+        Command::Metrics(daemon) => metrics::run(&daemon, format),
         Command::Export(command) => export::run(command, format),
         Command::LibvirtXml(args) => libvirt_xml::run(&args, format),
         Command::QemuArgs(_) => qemu_args::run(format),

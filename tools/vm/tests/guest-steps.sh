@@ -14,6 +14,8 @@ ADDRESS=127.0.0.1
 PORT=4420
 # further words of `ringway serve` and of `nvme connect`
 SERVE=()
+# the target's reactors, a core each
+CORES=0
 ATTACH=()
 # the pool's disk
 DISK=/dev/vdb
@@ -120,6 +122,50 @@ rdma_routes() {
   ip route replace 10.0.0.1 dev rd1 src 10.0.0.2 table 101
 }
 rdma_link_add() { rdma link add rxe0 type rxe netdev rd0; }
+# queue pairs of connections: on the target's card, unless another is named
+queue_pairs() { rdma resource show qp link "${1:-rxe0}" | grep -c ' type RC ' || true; }
+
+# verified NAME WORD...: `ringway bench` with these words, which has to find every block as it was promised
+verified() {
+  local name=$1
+  shift
+  ringway bench "$@" --verify --json >"/tmp/$name.json" 2>"/tmp/$name.err" || { cat "/tmp/$name.json" "/tmp/$name.err"; fail "bench: $name"; }
+  step "$name: $(jq -r '"\([.operations[].operations] | add // 0) operations, \(.verify.units_checked) blocks verified"' "/tmp/$name.json")"
+}
+
+# engine TRANSPORT VOLUME WORD...: stock fio with our engine, in one process with its job
+engine() {
+  local over=$1 volume=$2 way=()
+  shift 2
+  case $over in
+    shm) way=(--runtime_dir=/run/ringway) ;;
+    tcp) way=(--host=127.0.0.1 --port=4420) ;;
+    rdma) way=("--host=$ADDRESS" "--port=${RDMA_PORT:-$PORT}") ;;
+  esac
+  [ -e /tmp/libringway-fio.so ] || cp libringway-fio.so /tmp/
+  timeout 120 fio --ioengine=external:/tmp/libringway-fio.so --transport="$over" "${way[@]}" --volume="$volume" --name=engine --thread \
+    --group_reporting --verify_fatal=1 --verify_dump=0 "$@" >/tmp/fio.engine 2>&1 || { cat /tmp/fio.engine; fail "fio over $over: $*"; }
+  grep -q 'err= 0' /tmp/fio.engine
+}
+
+# peer_target VOLUME SIZE_MIB: the kernel's own target beside ours, over RDMA at port $PEER_PORT, with a volume of this name in memory
+PEER_PORT=4421
+peer_target() {
+  local root=/sys/kernel/config/nvmet subsystem
+  modprobe -a nvmet nvmet-rdma
+  modprobe brd rd_nr=1 rd_size=$(($2 << 10))
+  grep -q ' /sys/kernel/config ' /proc/mounts || mount -t configfs none /sys/kernel/config
+  subsystem=$root/subsystems/$(nqn_of "$1")
+  mkdir -p "$subsystem/namespaces/1" $root/ports/1
+  echo 1 >"$subsystem/attr_allow_any_host"
+  echo /dev/ram0 >"$subsystem/namespaces/1/device_path"
+  echo 1 >"$subsystem/namespaces/1/enable"
+  echo ipv4 >$root/ports/1/addr_adrfam
+  echo rdma >$root/ports/1/addr_trtype
+  echo $ADDRESS >$root/ports/1/addr_traddr
+  echo $PEER_PORT >$root/ports/1/addr_trsvcid
+  ln -s "$subsystem" $root/ports/1/subsystems/
+}
 
 fresh_target() { # VOLUME SIZE [LBA]: formats the pool's disk, starts the target, creates one volume
   modprobe nvme-$TRANSPORT

@@ -3,13 +3,13 @@
 # disk: 4 GiB
 # kernels: backports
 #
-# Linux's nvme-rdma discovers the target, connects with several queues, puts a file system on the volume, copies, verifies and
-# discards; it disconnects under load; and a hundred connects and disconnects leave no queue pair behind.
+# Linux's nvme-rdma discovers the target, which has two reactors, connects with several queues, puts a file system on the volume, copies,
+# verifies and discards; it disconnects under load; and a hundred connects and disconnects leave no queue pair behind.
 . tests/guest-steps.sh
 
+CORES=0,1
 over_rdma
 fresh_target roce 1GiB
-queue_pairs() { rdma resource show qp link rxe0 | grep -c ' type RC ' || true; }
 BEFORE=$(queue_pairs)
 
 timeout 60 nvme discover --transport rdma --traddr $ADDRESS --trsvcid $PORT "${ATTACH[@]}" >/tmp/discovered || fail "discovery fails"

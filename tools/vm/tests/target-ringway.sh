@@ -12,7 +12,7 @@ target_format() {
 
 target_start() {
   # not by the function: $! would be a shell's, and killing that leaves the target alive
-  /tmp/ringway serve --pool "$DISK" --listen "$TRANSPORT://$ADDRESS:$PORT" --control $CONTROL --runtime /run/ringway --cores 0 \
+  /tmp/ringway serve --pool "$DISK" --listen "$TRANSPORT://$ADDRESS:$PORT" --control $CONTROL --runtime /run/ringway --cores "$CORES" \
     "${SERVE[@]}" >>"$TARGET_LOG" 2>&1 &
   TARGET=$!
   wait_until 60 "an answer on $CONTROL" target_answers
@@ -38,6 +38,18 @@ volume_resize() { ringway volume resize "$1" "$2" --control $CONTROL; }
 volume_shrink_refused() {
   if ringway volume resize "$1" "$2" --control $CONTROL 2>/tmp/refusal; then fail "a volume was made smaller"; fi
   step "refused as it should be: $(cat /tmp/refusal)"
+}
+
+# counted NAME [WORD...]: the sum of a metric over the lines that have all these words
+counted() {
+  local name=$1 word
+  shift
+  ringway metrics --control $CONTROL | grep "^ringway_$name[{ ]" >/tmp/counted || true
+  for word in "$@"; do
+    grep -F -- "$word" /tmp/counted >/tmp/counted.some || true
+    mv /tmp/counted.some /tmp/counted
+  done
+  awk '{ sum += $NF } END { print sum + 0 }' /tmp/counted
 }
 
 # the pool's own figure, which is the truth about space: the test's volume is the only one in it

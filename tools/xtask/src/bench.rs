@@ -1,15 +1,21 @@
 //! `cargo xtask bench`: the benchmark program of perf, built as a release, with what it compares itself to.
+//!
+//! `cargo xtask bench rdma` is a test of the VM, the one place with RDMA: it counts what an operation costs, and compares its CPU time
+//! with that of the kernel's target. Emulated times are no more than that.
 
 use std::time::Duration;
 
 use crate::command::{self, cargo, target_dir};
 use crate::report::Report;
-use crate::{install, qemu};
+use crate::{install, qemu, vm};
 
 /// Interleaved pairs and medians take their time.
 const LIMIT: Duration = Duration::from_secs(4 * 3600);
 
 pub(crate) fn run(arguments: &[String]) -> Report {
+    if arguments == ["rdma"] {
+        return vm::run(&vm::Options::chosen(&["over_rdma_an_operation_costs"], None));
+    }
     let mut report = Report::new();
     if report.step("what the benchmarks need", || install::ensure(&[install::Group::Build, install::Group::Bench])) {
         // For the group that needs it, which runs when it is named, or none is.

@@ -76,7 +76,7 @@ enum Task {
     Ovsvolumedriver(ovsvolumedriver::Options),
     /// The block driver for openvstorage volumes that stock QEMU loads, and its tests
     Qemu(qemu::Options),
-    /// The benchmarks; arguments go to the benchmark program
+    /// The benchmarks; arguments go to the benchmark program. `rdma` counts what an operation costs over RDMA, in the test VM
     Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,

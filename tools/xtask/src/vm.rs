@@ -2,7 +2,8 @@
 //!
 //! A test is a script in tools/vm/tests whose name is the sentence it proves. Its first lines say what it needs:
 //! `# limit: SECONDS`, `# disk: SIZE` (the pool's virtio disk), `# kernels: backports bookworm`; and, where something has to run on
-//! the host beside the guest, `# host: NAME`: tests/host-NAME.sh, whose first line is further QEMU arguments.
+//! the host beside the guest, `# host: NAME`: tests/host-NAME.sh, whose first line is further QEMU arguments. `# target: ringway` is of
+//! a test that shows nothing with the kernel's target.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -12,10 +13,9 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
-use crate::built;
 use crate::command::{self, root, target_dir};
-use crate::install;
 use crate::report::Report;
+use crate::{built, fio_engine, install};
 
 #[derive(Args, Default)]
 pub(crate) struct Options {
@@ -24,6 +24,16 @@ pub(crate) struct Options {
     target: Target,
     /// Tests whose names have one of these in them; all where none is given
     tests: Vec<String>,
+    /// For how long those go on that soak
+    #[arg(skip)]
+    soak: Option<u64>,
+}
+
+impl Options {
+    /// Our target, and these tests; those that soak go on for `soak` seconds.
+    pub(crate) fn chosen(tests: &[&str], soak: Option<u64>) -> Options {
+        Options { tests: tests.iter().map(|&name| name.to_owned()).collect(), soak, ..Options::default() }
+    }
 }
 
 #[derive(Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
@@ -44,6 +54,8 @@ struct Test {
     disk: u64,
     /// What runs on the host meanwhile.
     host: Option<String>,
+    /// Only against our own target.
+    ours: bool,
 }
 
 /// Tests that start their guests themselves: their names, and their scripts in tools/vm.
@@ -58,7 +70,8 @@ const IMAGE_LIMIT: Duration = Duration::from_secs(15 * 60);
 
 pub(crate) fn run(options: &Options) -> Report {
     let mut report = Report::new();
-    if report.step("what the test VM needs", || install::ensure(&[install::Group::Vm])) {
+    // fio's sources are what its engine is compiled against.
+    if report.step("what the test VM needs", || install::ensure(&[install::Group::Build, install::Group::Vm])) {
         run_in(&mut report, options);
     }
     report
@@ -70,7 +83,7 @@ pub(crate) fn run_in(report: &mut Report, options: &Options) {
     let ready = report.step("tests for the VM", || {
         tests = select(all_tests(&folder)?, &options.tests)?;
         // What stands on the host is ours.
-        tests.retain(|test| test.host.is_none() || options.target == Target::Ringway);
+        tests.retain(|test| test.host.is_none() && !test.ours || options.target == Target::Ringway);
         Ok(())
     });
     let share = target_dir().join("vm/share");
@@ -90,7 +103,7 @@ pub(crate) fn run_in(report: &mut Report, options: &Options) {
         if report.step(&format!("VM image with the kernel of {kernel}"), || image(&kernel)) {
             for test in tests.iter().filter(|test| test.kernel == kernel) {
                 let name = test.script.trim_end_matches(".sh").replace('_', " ");
-                report.step(&format!("VM, kernel of {kernel}: {name}"), || boot(test, &share));
+                report.step(&format!("VM, kernel of {kernel}: {name}"), || boot(test, &share, options.soak));
             }
         }
     }
@@ -128,6 +141,7 @@ fn fill_share(share: &Path, tests: &Path, target: Target) -> Result<(), String> 
         Target::Kernel => "kernel",
         Target::Ringway => {
             put_stripped(&built::program("ringway")?, &share.join("ringway"))?;
+            put_stripped(&fio_engine::of_tests()?, &share.join("libringway-fio.so"))?;
             "ringway"
         }
     };
@@ -143,7 +157,10 @@ fn put_stripped(program: &Path, to: &Path) -> Result<(), String> {
     command::run(strip, BUILD_LIMIT)
 }
 
-fn boot(test: &Test, share: &Path) -> Result<(), String> {
+fn boot(test: &Test, share: &Path, soak: Option<u64>) -> Result<(), String> {
+    // What a test takes that does not soak, and what one takes beside its soaking.
+    let soak = soak.filter(|_| test.script.starts_with("soak_"));
+    let limit = test.limit + soak.unwrap_or(0);
     let disk = share.with_file_name("pool.raw");
     let file = fs::File::create(&disk).map_err(|why| format!("{}: {why}", disk.display()))?;
     file.set_len(test.disk).map_err(|why| format!("{}: {why}", disk.display()))?;
@@ -153,11 +170,14 @@ fn boot(test: &Test, share: &Path) -> Result<(), String> {
     if let Some(beside) = &beside {
         command.args(["-x", &beside.arguments]);
     }
-    command.arg("-d").arg(share).arg("-b").arg(&disk).args(["-t", &test.limit.to_string()]);
+    command.arg("-d").arg(share).arg("-b").arg(&disk).args(["-t", &limit.to_string()]);
+    if let Some(seconds) = soak {
+        command.args(["-e", &format!("{}={seconds}", crate::soak::SECONDS)]);
+    }
     command.arg("-l").arg(share.with_file_name("console.log"));
     command.args(["bash", &format!("tests/{}", test.script)]);
     // The script's own limit comes first and says more.
-    let result = command::run(command, Duration::from_secs(test.limit + 60));
+    let result = command::run(command, Duration::from_secs(limit + 60));
     // A sparse file, but the next test's disk must be empty, and a failed test's is worth a look.
     if result.is_ok() {
         fs::remove_file(&disk).map_err(|why| format!("{}: {why}", disk.display()))?;
@@ -236,9 +256,12 @@ fn read_header(script: &str, text: &str) -> Result<Vec<Test>, String> {
     let disk = disk.strip_suffix("GiB").and_then(|size| size.trim().parse::<u64>().ok());
     let disk = disk.ok_or(format!("{script}: disk: a whole number of GiB is wanted"))? << 30;
     let host = field("host").ok().map(str::to_owned);
+    let ours = field("target").is_ok_and(|target| target == "ringway");
     let kernels = field("kernels")?.split_whitespace();
-    let test =
-        |kernel: &str| Test { script: script.to_owned(), kernel: kernel.to_owned(), limit, disk, host: host.clone() };
+    let test = |kernel: &str| {
+        let (script, kernel, host) = (script.to_owned(), kernel.to_owned(), host.clone());
+        Test { script, kernel, limit, disk, host, ours }
+    };
     Ok(kernels.map(test).collect())
 }
 
@@ -269,8 +292,10 @@ mod tests {
     #[test]
     fn a_script_runs_once_on_each_of_its_kernels() {
         let tests = read_header("a.sh", "#!/bin/bash\n# limit: 60\n# disk: 2 GiB\n# kernels: backports bookworm\n");
-        let test =
-            |kernel: &str| Test { script: "a.sh".into(), kernel: kernel.into(), limit: 60, disk: 2 << 30, host: None };
+        let test = |kernel: &str| {
+            let (script, kernel) = ("a.sh".into(), kernel.into());
+            Test { script, kernel, limit: 60, disk: 2 << 30, host: None, ours: false }
+        };
         assert_eq!(tests, Ok(vec![test("backports"), test("bookworm")]));
         assert!(read_header("a.sh", "# limit: 60\n# kernels: x\n").is_err_and(|why| why.contains("# disk")));
     }

@@ -318,6 +318,10 @@ impl Owner {
         match message {
             Message::Control(call) => self.on_call(call),
             Message::Published { seq } => self.published(seq),
+            Message::RdmaPorts(ports) => {
+                self.target.rdma_listeners = ports;
+                let _ = self.publish(None);
+            }
             Message::AskSlab { shard, .. } => self.tasks.push_back(Task::Grant { shard }),
             Message::SlabReleased { shard, slab } => self.tasks.push_back(Task::TakeBack { shard, slab }),
             Message::SlabKept { shard } => self.slab_kept(shard),

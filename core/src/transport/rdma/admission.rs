@@ -16,30 +16,32 @@ const SENDS_MIN: u32 = 8;
 /// Of a reactor's buffers, the part that may lie ready for capsules: the rest is for commands.
 const RECEIVE_SHARE: usize = 4;
 
-/// Deals connections out: in turn among the reactors near the card, among all where none is known to be.
+/// Deals connections out: in turn among the reactors near the card, among all where none is known to be. I/O queues have turns of their
+/// own: hosts with one each would else have all of them on every second reactor.
 #[derive(Debug)]
 pub(super) struct Spread {
     numa: Vec<Option<u16>>,
-    /// Connections dealt to each.
-    dealt: Vec<u64>,
+    /// Connections dealt to each: others, and I/O queues.
+    dealt: [Vec<u64>; 2],
 }
 
 impl Spread {
     pub(super) fn new(reactors: usize, mut numa: Vec<Option<u16>>) -> Spread {
         numa.resize(reactors, None);
-        Spread { numa, dealt: vec![0; reactors] }
+        Spread { numa, dealt: [vec![0; reactors], vec![0; reactors]] }
     }
 
     /// The reactor of the next connection over a card at memory node `numa`.
-    pub(super) fn next(&mut self, numa: Option<u16>) -> usize {
+    pub(super) fn next(&mut self, numa: Option<u16>, is_io: bool) -> usize {
+        let dealt = &mut self.dealt[usize::from(is_io)];
         let near = |&reactor: &usize| numa.is_some() && self.numa[reactor] == numa;
         let all = 0..self.numa.len();
         let any_near = all.clone().any(|reactor| near(&reactor));
         let to = all
             .filter(|reactor| !any_near || near(reactor))
-            .min_by_key(|&reactor| self.dealt[reactor])
+            .min_by_key(|&reactor| dealt[reactor])
             .expect("there is a reactor");
-        self.dealt[to] += 1;
+        dealt[to] += 1;
         to
     }
 }
@@ -52,7 +54,9 @@ pub(super) fn receive_bytes(wish: &QueueWish) -> usize {
 impl RdmaTransport {
     /// A host wants to connect: some reactor serves it.
     pub(super) fn deal<I: Io>(&mut self, io: &mut I, request: ConnectRequest, out: &mut Vec<TransportEvent>) {
-        let to = self.spread.next(request.numa);
+        // What is wrong with it is said by whoever serves it.
+        let wish = CmRequest::check(&request.private, IO_QUEUES_MAX, QUEUE_ENTRIES_MAX);
+        let to = self.spread.next(request.numa, wish.is_ok_and(|wish| wish.queue_id > 0));
         if to == self.config.reactor {
             self.serve(io, request, out);
         } else {
@@ -69,6 +73,8 @@ impl RdmaTransport {
 
     fn serve<I: Io>(&mut self, io: &mut I, request: ConnectRequest, out: &mut Vec<TransportEvent>) {
         let peer = request.peer;
+        // Devices may have come between two looks.
+        self.find_devices();
         match self.admit(io, &request) {
             Ok((connection, spec)) => self.accept(io, request, *connection, spec, out),
             Err(status) => {
@@ -149,16 +155,23 @@ mod tests {
     #[test]
     fn connections_go_in_turn_to_the_reactors_near_the_card() {
         let mut spread = Spread::new(4, vec![Some(0), Some(1), Some(0), Some(1)]);
-        let dealt: Vec<_> = (0..6).map(|_| spread.next(Some(1))).collect();
+        let dealt: Vec<_> = (0..6).map(|_| spread.next(Some(1), true)).collect();
         assert_eq!(dealt, [1, 3, 1, 3, 1, 3]);
+    }
+
+    #[test]
+    fn hosts_with_one_io_queue_each_do_not_meet_on_one_reactor() {
+        let mut spread = Spread::new(2, Vec::new());
+        let dealt: Vec<_> = (0..4).map(|_| (spread.next(None, false), spread.next(None, true)).1).collect();
+        assert_eq!(dealt, [0, 1, 0, 1]);
     }
 
     #[test]
     fn where_no_reactor_is_near_or_nothing_is_known_all_of_them_serve() {
         let mut spread = Spread::new(3, vec![Some(0), None]);
-        let dealt: Vec<_> = [None, Some(7), None].into_iter().map(|numa| spread.next(numa)).collect();
+        let dealt: Vec<_> = [None, Some(7), None].into_iter().map(|numa| spread.next(numa, true)).collect();
         assert_eq!(dealt, [0, 1, 2]);
-        assert_eq!(spread.next(Some(0)), 0, "the only one that is near");
-        assert_eq!([spread.next(None), spread.next(None)], [1, 2], "those who serve fewer are next");
+        assert_eq!(spread.next(Some(0), true), 0, "the only one that is near");
+        assert_eq!([spread.next(None, true), spread.next(None, true)], [1, 2], "those who serve fewer are next");
     }
 }

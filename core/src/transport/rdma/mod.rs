@@ -75,6 +75,9 @@ mod token {
     pub(super) const BELL: u8 = 0;
 }
 
+/// Gives a reactor its way to RDMA devices once there are some.
+pub type LaterVerbs = Box<dyn FnMut() -> Option<Box<dyn Verbs>> + Send>;
+
 /// The NVMe/RDMA connections of one reactor.
 pub struct RdmaTransport {
     config: TransportConfig,
@@ -82,9 +85,13 @@ pub struct RdmaTransport {
     directory: Arc<Directory>,
     /// `None` where there is no RDMA.
     verbs: Option<Box<dyn Verbs>>,
+    /// Where there is none yet: asked from time to time.
+    later: Option<LaterVerbs>,
     connections: Slab<Connection>,
     by_qp: FxHashMap<QpId, usize>,
     listeners: Vec<Listener>,
+    /// Where hosts were last said to be waited for, for discovery.
+    told: Vec<SocketAddr>,
     /// On reactor 0.
     spread: Spread,
     starved: Vec<usize>,
@@ -116,9 +123,11 @@ impl RdmaTransport {
             registry,
             directory,
             verbs,
+            later: None,
             connections: Slab::new(),
             by_qp: FxHashMap::default(),
             listeners: Vec::new(),
+            told: Vec::new(),
             starved: Vec::new(),
             receive_bytes: 0,
             events: Vec::new(),
@@ -154,23 +163,50 @@ impl RdmaTransport {
         Some(f(connection, &mut cx))
     }
 
-    /// Whether there is RDMA on this reactor.
+    /// There is no RDMA yet: asks `later` for it from time to time.
+    pub fn expect_devices(&mut self, later: LaterVerbs) {
+        self.later = Some(later);
+    }
+
+    /// Whether there is RDMA on this reactor, or may be later.
     #[must_use]
     pub fn is_on(&self) -> bool {
-        self.verbs.is_some()
+        self.verbs.is_some() || self.later.is_some()
     }
 
     /// Waits for hosts at `addr`, whose connections are dealt out to the reactors. Returns the address with its port. An address that
     /// no device has yet is tried again.
     pub fn listen(&mut self, addr: SocketAddr) -> Result<SocketAddr, VerbsError> {
-        let verbs = self.verbs.as_mut().ok_or(VerbsError::NoDevice(addr))?;
-        let listening = verbs.listen(addr);
+        let listening = match &mut self.verbs {
+            Some(verbs) => verbs.listen(addr),
+            None => Err(VerbsError::NoDevice(addr)),
+        };
         let (id, addr) = match &listening {
             Ok((id, addr)) => (Some(*id), *addr),
             Err(_) => (None, addr),
         };
         self.listeners.push(Listener { addr, id });
+        self.told.extend(id.map(|_| addr));
         listening.map(|(_, addr)| addr)
+    }
+
+    /// Asks whether there are devices now, if there were none. Whether there are, for the first time.
+    fn find_devices(&mut self) -> bool {
+        if self.verbs.is_some() {
+            return false;
+        }
+        let Some(verbs) = self.later.as_mut().and_then(|later| later()) else { return false };
+        (self.verbs, self.later) = (Some(verbs), None);
+        true
+    }
+
+    /// Says where hosts are waited for, if that has changed.
+    fn tell_ports(&mut self, out: &mut Vec<TransportEvent>) {
+        let now = self.listeners.iter().filter(|listener| listener.id.is_some()).map(|listener| listener.addr);
+        if !self.draining && !now.clone().eq(self.told.iter().copied()) {
+            self.told = now.collect();
+            out.push(TransportEvent::Mail { to: 0, message: Message::RdmaPorts(self.told.clone()) });
+        }
     }
 
     /// Takes what the card has done. Returns whether there was something.
@@ -220,13 +256,19 @@ impl RdmaTransport {
                     tracing::warn!(address = %lost.addr, "the RDMA device of a listener is gone, or has lost its address: waiting for it");
                     lost.id = None;
                 }
+                self.tell_ports(out);
             }
             Event::DeviceAdded { device } => {
-                tracing::info!(device = self.device_name(device), "an RDMA device can be used");
+                // Each reactor hears of it; one of them says it.
+                if self.config.reactor == 0 {
+                    tracing::info!(device = self.device_name(device), "an RDMA device can be used");
+                }
                 self.listen_again();
+                self.tell_ports(out);
             }
             Event::DeviceGone { device } => {
-                tracing::warn!(device = self.device_name(device), "an RDMA device is gone: its connections end");
+                let (device, reactor) = (self.device_name(device), self.config.reactor);
+                tracing::warn!(device, reactor, "an RDMA device is gone: its connections end");
             }
         }
     }
@@ -308,7 +350,13 @@ impl RdmaTransport {
             return;
         }
         self.next_tick = now.plus_ns(TICK_NS);
+        let found = self.find_devices();
         self.listen_again();
+        self.tell_ports(out);
+        if found {
+            // Its bell has to be in the ring before the reactor sleeps.
+            self.pull(io, out);
+        }
         self.each(io, out, |connection, cx| connection.check_deadlines(cx, now));
     }
 
@@ -317,7 +365,7 @@ impl RdmaTransport {
         let Some(verbs) = &mut self.verbs else { return };
         for listener in self.listeners.iter_mut().filter(|listener| listener.id.is_none() && !self.draining) {
             if let Ok((id, _)) = verbs.listen(listener.addr) {
-                tracing::info!(address = %listener.addr, "the RDMA device of a listener is back");
+                tracing::info!(address = %listener.addr, "listening: a device has the address now");
                 listener.id = Some(id);
             }
         }
@@ -358,6 +406,7 @@ impl RdmaTransport {
     /// Takes no new connection and no new command; connections close once what they have in flight is answered.
     pub fn drain<I: Io>(&mut self, io: &mut I) {
         self.draining = true;
+        self.later = None;
         let Some(verbs) = &mut self.verbs else { return };
         self.listeners.iter_mut().filter_map(|listener| listener.id.take()).for_each(|id| verbs.close_listener(id));
         if let (true, Some(event)) = (self.waiting, verbs.bell()) {

@@ -3,6 +3,8 @@
 mod hostile;
 mod served;
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use ringway_rdma::sim::{EndpointId, Fabric, SimConfig};
 use ringway_reactor::io::Wait;
 use ringway_reactor::sim::{SimIo, World, WorldConfig};
@@ -12,6 +14,9 @@ use crate::host::{ControllerKind, Event as HostEvent, Host, HostConfig, HostRequ
 use crate::ids::{RequestId, VolumeId};
 use crate::request::{Command, Request};
 use crate::transport::testing::{VOLUME_BYTES, directory, execute, record};
+
+/// Whether the devices of [`Target::without_devices`] have come.
+type Coming = Arc<AtomicBool>;
 
 /// Time that passes in a turn in which nothing is due.
 const STEP_NS: u64 = 20_000;
@@ -30,6 +35,8 @@ struct Target {
     hold: bool,
     fences: Vec<AssociationId>,
     attaching: Vec<VolumeId>,
+    /// Where it has said that it listens, for discovery.
+    ports: Vec<Vec<SocketAddr>>,
 }
 
 impl Target {
@@ -41,6 +48,31 @@ impl Target {
         let volumes = directory(1, record());
         let mut transport = RdmaTransport::new(config, Arc::clone(&registry), volumes, Some(verbs), Vec::new());
         let addr = transport.listen("10.0.0.1:4420".parse().unwrap()).unwrap();
+        Self::of(io, transport, endpoint, registry, addr)
+    }
+
+    /// One that was started on a machine without devices, which come when `coming` is filled.
+    fn without_devices(world: &World, fabric: &Fabric, coming: &Coming) -> Target {
+        let io = world.outside();
+        let registry = Arc::new(Registry::default());
+        let config = TransportConfig::new(0, 1, io.buffers().bytes());
+        let (verbs, endpoint) = fabric.endpoint(io.buffers(), None, None);
+        let volumes = directory(1, record());
+        let mut transport = RdmaTransport::new(config, Arc::clone(&registry), volumes, None, Vec::new());
+        let (mut verbs, coming) = (Some(verbs), Arc::clone(coming));
+        transport.expect_devices(Box::new(move || coming.load(Ordering::Relaxed).then(|| verbs.take()).flatten()));
+        let addr: SocketAddr = "10.0.0.1:4420".parse().unwrap();
+        transport.listen(addr).unwrap_err();
+        Self::of(io, transport, endpoint, registry, addr)
+    }
+
+    fn of(
+        io: SimIo,
+        transport: RdmaTransport,
+        endpoint: EndpointId,
+        registry: Arc<Registry>,
+        addr: SocketAddr,
+    ) -> Target {
         Target {
             io,
             transport,
@@ -53,6 +85,7 @@ impl Target {
             hold: false,
             fences: Vec::new(),
             attaching: Vec::new(),
+            ports: Vec::new(),
         }
     }
 
@@ -68,6 +101,7 @@ impl Target {
                 TransportEvent::Request { id, request } => self.held.push((id, request)),
                 TransportEvent::AssociationDead(association) => self.fences.push(association),
                 TransportEvent::Attached { volume } => self.attaching.push(volume),
+                TransportEvent::Mail { message: Message::RdmaPorts(ports), .. } => self.ports.push(ports),
                 TransportEvent::Handover { .. } | TransportEvent::Mail { .. } => panic!("there is one reactor"),
             }
         }
@@ -116,6 +150,10 @@ impl Pair {
         let world = World::new(seed, WorldConfig::default());
         let fabric = Fabric::with_config(seed, sim);
         let target = Target::new(&world, &fabric);
+        Self::with(target, world, fabric, change)
+    }
+
+    fn with(target: Target, world: World, fabric: Fabric, change: impl FnOnce(&mut HostConfig)) -> Pair {
         let mut io = world.outside();
         let (verbs, host_endpoint) = fabric.endpoint(io.buffers(), None, None);
         let mut config = HostConfig {

@@ -161,9 +161,29 @@ fn a_device_that_goes_away_and_comes_back_is_listened_at_again_and_costs_no_erro
     pair.until("the loss", |event| matches!(event, HostEvent::Lost(_)));
     pair.submit(7, Command::Write { fua: false }, 0, 4096, Some(&pattern(9, 4096)));
     pair.turns(100);
+    assert_eq!(pair.target.ports, [vec![]], "discovery does not send anybody there");
     pair.fabric.return_device(pair.target.endpoint);
     assert!(pair.end_of(7).0.is_success());
+    assert_eq!(pair.target.ports, [vec![], vec![pair.target.addr]], "and does again");
     pair.still_serves(2);
+}
+
+#[test]
+fn the_first_device_may_come_after_the_start() {
+    let world = World::new(26, WorldConfig::default());
+    let fabric = Fabric::new(26);
+    let coming = Coming::default();
+    let mut target = Target::without_devices(&world, &fabric, &coming);
+    for _ in 0..100 {
+        target.turn();
+    }
+    assert!(target.transport.is_on() && target.transport.connections() == 0 && target.ports.is_empty());
+    coming.store(true, Ordering::Relaxed);
+    let mut pair = Pair::with(target, world, fabric, |_| {});
+    pair.until("the connection", |event| matches!(event, HostEvent::Ready(_)));
+    assert_eq!(pair.target.ports, [vec![pair.target.addr]]);
+    pair.still_serves(1);
+    pair.leaves_nothing();
 }
 
 #[test]

@@ -1,0 +1,104 @@
+#!/bin/bash
+# limit: 500
+# disk: 4 GiB
+# kernels: backports
+# target: ringway
+#
+# Our own host over real verbs, with `ringway bench` and with stock fio and our engine: against our target on two reactors, beside the
+# kernel's initiator, and against the kernel's own target, which shares nothing with ours but the specification. Then clients over
+# RDMA, TCP and shared memory write to one volume at once while snapshots are cut, and each of them finds every block as the others left it.
+. tests/guest-steps.sh
+
+CORES=0,1
+over_rdma
+SERVE+=(--listen tcp://127.0.0.1:4420)
+fresh_target shared 64MiB
+OURS=rdma://$ADDRESS:$PORT/shared
+BEFORE=$(queue_pairs)
+MIX=write=60,read=30,trim=4,zeroes=3,flush=3
+region() { echo --region-start "$((16 * $1))MiB" --region 8MiB --oracle "/tmp/oracle.$1"; }
+
+# shellcheck disable=SC2046 # words
+verified alone $OURS $(region 0) --mix $MIX --depth 16 --queues 2 --operations 2000 --fresh --sweep acknowledged
+verified sizes $OURS --region-start 32MiB --region 8MiB --block 256KiB --mix write=50,read=50 --depth 8 --operations 200 --fresh
+
+# several reactors: queues spread evenly, and half of what they ask for lies on the other's shards
+ringway bench $OURS --queues 4 --depth 8 --mix read --time 6 --json >/tmp/spread.json 2>/tmp/spread.err &
+BENCH=$!
+io_queues() { ringway metrics --control $CONTROL | grep '^ringway_rdma_credits{' | grep -v 'queue="0"' >/tmp/queues; }
+four_queues() { io_queues && [ "$(wc -l </tmp/queues)" = 4 ]; }
+wait_until 20 "four queues" four_queues
+for reactor in 0 1; do
+  [ "$(grep -c "reactor=\"$reactor\"" /tmp/queues)" = 2 ] || { cat /tmp/queues; fail "four queues on two reactors are not two each"; }
+done
+sleep 2
+[ "$(counted volume_hops_total 'volume="shared"')" -gt 100 ] || fail "nothing crossed from one reactor to the other"
+wait $BENCH || { cat /tmp/spread.*; fail "the load on four queues fails"; }
+step "four queues are two on each reactor; $(counted volume_hops_total 'volume="shared"') parts crossed"
+
+# stock fio with our engine
+engine rdma shared --rw=randrw --bsrange=4k-64k --blockalign=4k --offset=32m --size=8m --iodepth=16 --queues=2 --verify=crc32c --randseed=1
+step "fio with our engine over RDMA: $(grep -o 'WRITE:.*' /tmp/fio.engine)"
+
+# all at once on one volume, the kernel among them, and snapshots meanwhile
+attach shared --nr-io-queues 2
+fio --name=kernel --filename="$DEVICE" --direct=1 --ioengine=libaio --iodepth=8 --rw=randwrite --bs=4k --offset=48m --size=8m \
+  --verify=crc32c --verify_fatal=1 --do_verify=1 --randseed=2 >/tmp/fio.kernel 2>&1 &
+KERNEL=$!
+# shellcheck disable=SC2046
+{
+  verified rdma $OURS $(region 0) --resume --mix $MIX --depth 8 --queues 2 --operations 1500 &
+  RDMA=$!
+  verified tcp tcp://127.0.0.1:4420/shared $(region 1) --mix $MIX --depth 8 --operations 1500 --fresh &
+  TCP=$!
+  verified shm shm:shared --runtime /run/ringway $(region 2) --mix write --depth 8 --operations 1500 &
+  SHM=$!
+}
+for cut in 1 2 3; do
+  ringway snapshot create shared "s$cut" --timeout 60s --control $CONTROL >/dev/null
+  step "snapshot s$cut under load"
+done
+for client in $RDMA $TCP $SHM; do wait "$client" || fail "a client beside the others fails"; done
+wait $KERNEL || { cat /tmp/fio.kernel; fail "the kernel's fio fails"; }
+grep -q 'err= 0' /tmp/fio.kernel
+step "the kernel, our host over RDMA and over TCP and a ring wrote at once"
+
+for over in $OURS tcp://127.0.0.1:4420/shared shm:shared; do
+  for own in 0 1 2; do
+    # shellcheck disable=SC2046
+    verified "${over%%:*}-$own" "$over" --runtime /run/ringway $(region $own) --resume --time 0 --sweep acknowledged
+    [ "$(jq .verify.units_swept "/tmp/${over%%:*}-$own.json")" = 2048 ] || fail "not every block was looked at"
+  done
+done
+for over in rdma tcp shm; do
+  engine $over shared --rw=read --bs=4k --offset=48m --size=8m --verify=crc32c --verify_header_seed=0
+done
+ringway volume export shared /tmp/by-tcp --control $CONTROL >/dev/null
+cmp -n $((64 << 20)) /tmp/by-tcp "$DEVICE" || fail "what the kernel reads over RDMA is not what our host reads over TCP"
+rm /tmp/by-tcp
+step "every block is the same over RDMA, TCP and shared memory"
+detach shared
+
+# a snapshot that was cut under load stays as it is, by whatever way it is read
+ringway volume clone shared@s2 clone --control $CONTROL >/dev/null
+for over in rdma tcp; do
+  attach_clone() { nvme connect --transport $1 --traddr "$2" --trsvcid 4420 "${@:3}" --nqn "$(nqn_of clone)" >/dev/null; }
+  if [ $over = rdma ]; then attach_clone rdma $ADDRESS "${ATTACH[@]}"; else attach_clone tcp 127.0.0.1; fi
+  wait_until 20 "a block device of clone" find_device clone
+  sha256sum <"$DEVICE" >"/tmp/clone.$over"
+  detach clone
+  ringway bench $OURS --region-start 32MiB --region 8MiB --mix write --depth 16 --operations 200 --json >/dev/null
+done
+cmp /tmp/clone.rdma /tmp/clone.tcp || fail "a clone changes with its volume"
+
+# the kernel's own target
+peer_target peer 64
+PEER=rdma://$ADDRESS:$PEER_PORT/peer
+verified peer $PEER --region 16MiB --mix write=60,read=30,flush=10 --depth 16 --queues 2 --operations 2000 --fresh --sweep acknowledged
+verified peer-sizes $PEER --region-start 16MiB --region 16MiB --block 128KiB --mix write=50,read=50 --depth 8 --operations 200 --fresh
+RDMA_PORT=$PEER_PORT engine rdma peer --rw=randrw --bsrange=4k-64k --blockalign=4k --offset=32m --size=8m --iodepth=16 --queues=2 --verify=crc32c
+step "the kernel's target holds what our host wrote"
+
+as_before() { [ "$(queue_pairs)" -le "$BEFORE" ]; }
+wait_until 30 "as many queue pairs as before ($BEFORE)" as_before
+target_stop
