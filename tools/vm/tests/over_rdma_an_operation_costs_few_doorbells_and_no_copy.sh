@@ -1,5 +1,5 @@
 #!/bin/bash
-# limit: 200
+# limit: 300
 # disk: 1 GiB
 # kernels: backports
 # target: ringway
@@ -42,7 +42,7 @@ load() { # SECONDS RW BS DEPTH: fio on $DEVICE; sets OPERATIONS
 verbs_of() { # RW BS DEPTH MOST: per operation at our target; checks
   local before after each
   snapshot before
-  load 3 "$1" "$2" "$3"
+  load 2 "$1" "$2" "$3"
   sleep 1 # counters are read off now and then
   snapshot after
   each=$(for n in 0 1 2 3 4 5 6; do echo "$n $((after[n] - before[n])) $((after[7] - before[7]))"; done | awk '{ printf "%.3f ", $2 / $3 }')
@@ -67,7 +67,7 @@ cost() { # NAME RW BS DEPTH
   local m p=0
   m=$(machine)
   [ "$1" != ringway ] || p=$(process)
-  load 4 "$2" "$3" "$4"
+  load 3 "$2" "$3" "$4"
   m=$((($(machine) - m) * 10000 / OPERATIONS))
   if [ "$1" = ringway ]; then p="$((($(process) - p) * 10000 / OPERATIONS)) us"; else p=-; fi
   printf '  %-9s %5s %5s | %-8s %8s %12s %14s\n' "$2" "$3" "$4" "$1" "$OPERATIONS" "$m us" "$p"

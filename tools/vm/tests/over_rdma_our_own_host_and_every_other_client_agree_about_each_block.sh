@@ -19,7 +19,12 @@ MIX=write=60,read=30,trim=4,zeroes=3,flush=3
 region() { echo --region-start "$((16 * $1))MiB" --region 8MiB --oracle "/tmp/oracle.$1"; }
 
 # shellcheck disable=SC2046 # words
-verified alone $OURS $(region 0) --mix $MIX --depth 16 --queues 2 --operations 2000 --fresh --sweep acknowledged
+filled() { verified "$1" "$2" --runtime /run/ringway $(region "$3") --mix write --pattern seq --depth 16 --operations 2048 --fresh; }
+# shellcheck disable=SC2046
+{
+  filled fill $OURS 0
+  verified alone $OURS $(region 0) --resume --mix $MIX --depth 16 --queues 2 --operations 1500 --sweep acknowledged
+}
 verified sizes $OURS --region-start 32MiB --region 8MiB --block 256KiB --mix write=50,read=50 --depth 8 --operations 200 --fresh
 
 # several reactors: queues spread evenly, and half of what they ask for lies on the other's shards
@@ -41,6 +46,8 @@ engine rdma shared --rw=randrw --bsrange=4k-64k --blockalign=4k --offset=32m --s
 step "fio with our engine over RDMA: $(grep -o 'WRITE:.*' /tmp/fio.engine)"
 
 # all at once on one volume, the kernel among them, and snapshots meanwhile
+filled fill-tcp tcp://127.0.0.1:4420/shared 1
+filled fill-shm shm:shared 2
 attach shared --nr-io-queues 2
 fio --name=kernel --filename="$DEVICE" --direct=1 --ioengine=libaio --iodepth=8 --rw=randwrite --bs=4k --offset=48m --size=8m \
   --verify=crc32c --verify_fatal=1 --do_verify=1 --randseed=2 >/tmp/fio.kernel 2>&1 &
@@ -49,9 +56,9 @@ KERNEL=$!
 {
   verified rdma $OURS $(region 0) --resume --mix $MIX --depth 8 --queues 2 --operations 1500 &
   RDMA=$!
-  verified tcp tcp://127.0.0.1:4420/shared $(region 1) --mix $MIX --depth 8 --operations 1500 --fresh &
+  verified tcp tcp://127.0.0.1:4420/shared $(region 1) --resume --mix $MIX --depth 8 --operations 1500 &
   TCP=$!
-  verified shm shm:shared --runtime /run/ringway $(region 2) --mix write --depth 8 --operations 1500 &
+  verified shm shm:shared --runtime /run/ringway $(region 2) --resume --mix write=70,read=30 --depth 8 --operations 1500 &
   SHM=$!
 }
 for cut in 1 2 3; do

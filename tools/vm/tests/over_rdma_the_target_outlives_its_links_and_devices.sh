@@ -34,10 +34,10 @@ wait_until 20 "discovery lists RDMA" listed
 step "a device came: RDMA is served, and discovery says so"
 
 load() { # NAME SIZE: starts fio on the kernel's device
-  fio --name="$1" --filename="$DEVICE" --direct=1 --ioengine=libaio --iodepth=8 --rw=randwrite --bs=4k --size="$2" --rate_iops=150 \
+  fio --name="$1" --filename="$DEVICE" --direct=1 --ioengine=libaio --iodepth=8 --rw=randwrite --bs=4k --size="$2" --rate_iops=,150 \
     --verify=crc32c --verify_fatal=1 --do_verify=1 --randseed=$RANDOM >"/tmp/fio.$1" 2>&1 &
   FIO=$!
-  sleep 4
+  sleep 3
 }
 verified_load() {
   wait $FIO || { cat "/tmp/fio.$1"; fail "fio fails: $1"; }
@@ -51,7 +51,7 @@ deleted() { # LINK WHAT: the deletion is not held up by the target
 }
 
 attach late --nr-io-queues 2 --keep-alive-tmo 5
-load deleted 5m
+load deleted 4m
 deleted rxe0 "under load"
 goes_on "without its device, under load"
 wait_until 20 "discovery lists RDMA no more" not_listed
@@ -59,7 +59,7 @@ wait_until 30 "the kernel notices" controller_lost
 rdma_link_add
 wait_until 60 "the kernel reconnects" controller_is live
 step "the device is back, and so is the kernel"
-verified_load deleted 5m
+verified_load deleted 4m
 
 # The interface goes down under load, and comes back: for a moment, and for longer than anybody waits. If soft RoCE sends a farewell
 # meanwhile this breaks its own queue pair for connections for good, whoever uses it: then the device is made anew.
@@ -71,7 +71,7 @@ link_down() { # SECONDS
   rdma_routes
 }
 is_broken() { rdma resource show qp link "$1" | grep -q 'lqpn 1 .*state ERR'; }
-load down 9m
+load down 5m
 link_down 1
 sleep 2
 link_down 9

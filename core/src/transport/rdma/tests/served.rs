@@ -179,6 +179,10 @@ fn the_first_device_may_come_after_the_start() {
     }
     assert!(target.transport.is_on() && target.transport.connections() == 0 && target.ports.is_empty());
     coming.store(true, Ordering::Relaxed);
+    while target.ports.is_empty() {
+        assert!(target.io.now() < Instant(5_000_000_000), "the devices are found");
+        target.turn();
+    }
     let mut pair = Pair::with(target, world, fabric, |_| {});
     pair.until("the connection", |event| matches!(event, HostEvent::Ready(_)));
     assert_eq!(pair.target.ports, [vec![pair.target.addr]]);
