@@ -62,6 +62,9 @@ static int status_of(struct scsi_cmd *cmd, const struct failure *failure)
 	case 0:
 		return SAM_STAT_GOOD;
 	case EPROTO:
+		/* The library's, which has no sense key. */
+		if (!failure->key)
+			break;
 		if (failure->has_info) {
 			sense_data_build_with_info(cmd, failure->key, failure->asc, failure->info);
 			return SAM_STAT_CHECK_CONDITION;

@@ -58,7 +58,7 @@ const NEEDS: &[Need] = &[
     need(Group::Tgt, "tgtd", "tgt"),
     need(Group::Tgt, "iscsi-test-cu", "libiscsi-bin"),
     need(Group::Tgt, "ip", "iproute2"),
-    need(Group::Tgt, "python3", "python3-minimal"),
+    need(Group::Tgt, "python3", "python3"),
 ];
 
 /// Installed by tools/vm/install-host, which takes QEMU from backports.
