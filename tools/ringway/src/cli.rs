@@ -96,6 +96,12 @@ pub(crate) enum Command {
     /// Load one volume of a target with verified reads and writes
     #[command(after_help = BENCH_EXAMPLES)]
     Bench(Box<crate::bench::BenchArgs>),
+    /// Print what completes these commands in a shell
+    #[command(after_help = "Examples:\n  source <(ringway completions bash)\n  ringway completions fish | source")]
+    Completions(crate::shell::CompletionsArgs),
+    /// Write the manual pages of all commands
+    #[command(after_help = "Example:\n  ringway man ~/.local/share/man/man1")]
+    Man(crate::shell::ManArgs),
 }
 
 /// Below `ringway --help`.

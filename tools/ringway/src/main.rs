@@ -29,6 +29,7 @@ mod qemu_args;
 mod remote;
 mod runtime;
 mod serve;
+mod shell;
 mod size;
 mod snapshot;
 mod snapshot_diff;
@@ -64,6 +65,11 @@ fn main() -> ExitCode {
         Command::QemuArgs(_) => qemu_args::run(format),
         Command::Backend(command) => backend::run(command, format),
         Command::Restore(args) => backend::restore(&args, format),
+        Command::Completions(args) => {
+            shell::completions(&args);
+            Ok(())
+        }
+        Command::Man(args) => shell::man(&args, format),
         Command::Doctor(args) => doctor::run(&args, format),
         Command::Inspect(args) => inspect::run(&args, format),
         Command::Bench(args) => bench::run(*args, format),
