@@ -1,3 +1,5 @@
+//! Recorded machines and what is to be found on them: each is one that is as it should be, with one thing changed.
+
 use super::finding::Rank;
 use super::*;
 
