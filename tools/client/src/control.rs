@@ -1,20 +1,29 @@
-//! The other end of the control interface: HTTP over the daemon's unix socket. What can be asked is in docs/operating/control.md.
+//! The other end of the control interface: HTTP over the daemon's unix socket, or over TLS with a token from another machine. What can
+//! be asked is in docs/operating/control.md.
 
-use std::io;
+mod events;
+mod token;
+mod way;
+
+use std::future::{Future, poll_fn};
 use std::path::PathBuf;
+use std::pin::pin;
+use std::task::Poll;
 
 use http_body_util::{BodyExt, Full};
-use hyper::body::Bytes;
+use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1;
-use hyper::{Request, header};
+use hyper::{Request, Response, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use ringway_core::control::{ControlError, ControlErrorKind};
-use ringway_reactor::socket_path::SocketPath;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use tokio::net::UnixStream;
+use tokio::runtime::{Builder, Runtime};
 
+pub use self::events::{Lost, Stop, Told};
+pub use self::token::Token;
+pub use self::way::{Way, place_of};
 pub use hyper::Method;
 
 /// What may stand in one path segment as it is.
@@ -33,17 +42,24 @@ pub fn segment(name: &str) -> String {
     utf8_percent_encode(name, SEGMENT).to_string()
 }
 
-/// Talks to the daemon behind one control socket; every call makes a connection of its own.
+/// Talks to one daemon; every call makes a connection of its own.
 #[derive(Clone, Debug)]
 pub struct Caller {
-    socket: PathBuf,
+    /// What is wrong with it is told by the first call: who makes it may have more to say before.
+    way: Result<Way, ControlError>,
 }
 
 impl Caller {
     /// Of the daemon with this socket.
     #[must_use]
     pub fn new(socket: PathBuf) -> Caller {
-        Caller { socket }
+        Caller { way: Ok(Way::Socket(socket)) }
+    }
+
+    /// Of the one that is reached so.
+    #[must_use]
+    pub fn by(way: Result<Way, ControlError>) -> Caller {
+        Caller { way }
     }
 
     /// Asks, and waits for the answer.
@@ -56,70 +72,99 @@ impl Caller {
         path: &str,
         body: Option<&impl Serialize>,
     ) -> Result<A, ControlError> {
-        let (status, bytes) = self.exchange(method, path, body)?;
-        let broken = |error| internal(format!("the daemon's answer to {path} is not understood: {error}"));
+        let body = body.map(|body| serde_json::to_vec(body).expect("requests are serialisable")).unwrap_or_default();
+        let exchange = self.with_answer(method, path, body, async |response, lost| {
+            let status = response.status().as_u16();
+            Ok((status, response.into_body().collect().await.map_err(lost)?.to_bytes()))
+        });
+        let (status, bytes) = runtime()?.block_on(exchange)?;
         if (200..300).contains(&status) {
+            let broken = |error| internal(format!("the daemon's answer to {path} is not understood: {error}"));
             serde_json::from_slice(&bytes).map_err(broken)
         } else {
-            let body: ErrorBody = serde_json::from_slice(&bytes).map_err(broken)?;
-            Err(body.error)
+            Err(refusal(&bytes))
         }
     }
 
-    fn exchange(
+    /// Reads what the daemon sends for as long as it sends something, piece by piece.
+    async fn listen(
+        &self,
+        path: &str,
+        each: &mut dyn FnMut(&[u8]) -> Result<(), ControlError>,
+    ) -> Result<(), ControlError> {
+        self.with_answer(Method::GET, path, Vec::new(), async |mut response, lost| {
+            if response.status() != StatusCode::OK {
+                return Err(refusal(&response.into_body().collect().await.map_err(lost)?.to_bytes()));
+            }
+            // Its end is the end of the target; who wants to go on connects again.
+            while let Some(Ok(frame)) = response.frame().await {
+                if let Some(bytes) = frame.data_ref() {
+                    each(bytes)?;
+                }
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Sends a request, and lets `take` have the answer while the connection is open.
+    async fn with_answer<A>(
         &self,
         method: Method,
         path: &str,
-        body: Option<&impl Serialize>,
-    ) -> Result<(u16, Bytes), ControlError> {
-        let body = body.map(|body| serde_json::to_vec(body).expect("requests are serialisable")).unwrap_or_default();
-        let request = Request::builder()
+        body: Vec<u8>,
+        take: impl AsyncFnOnce(Response<Incoming>, &dyn Fn(hyper::Error) -> ControlError) -> Result<A, ControlError>,
+    ) -> Result<A, ControlError> {
+        let way = self.way.as_ref().map_err(Clone::clone)?;
+        let mut request = Request::builder()
             .method(method)
             .uri(path)
             .header(header::HOST, "ringway")
-            .header(header::CONTENT_TYPE, "application/json")
-            .body(Full::<Bytes>::from(body))
-            .expect("the path is percent-encoded");
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_io()
-            .build()
-            .map_err(|error| internal(format!("cannot start the client: {error}")))?;
-        runtime.block_on(async {
-            let unreachable = |error| self.unreachable(&error);
-            let path = SocketPath::of(&self.socket).map_err(unreachable)?;
-            let stream = UnixStream::connect(path.as_path()).await.map_err(unreachable)?;
-            let lost = |error| {
-                ControlError::new(
-                    ControlErrorKind::Unavailable,
-                    format!("the daemon on {} stopped answering: {error}", self.socket.display()),
-                )
-            };
-            let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(lost)?;
-            let driver = tokio::task::spawn(connection);
-            let response = sender.send_request(request).await.map_err(lost)?;
-            let status = response.status().as_u16();
-            let bytes = response.into_body().collect().await.map_err(lost)?.to_bytes();
-            driver.abort();
-            Ok((status, bytes))
-        })
-    }
-
-    fn unreachable(&self, error: &io::Error) -> ControlError {
-        let socket = self.socket.display();
-        let (kind, advice) = match error.kind() {
-            io::ErrorKind::PermissionDenied => (
-                ControlErrorKind::Denied,
-                "run as the daemon's user, or start it with --socket-group and --socket-mode 0660",
-            ),
-            _ => (
-                ControlErrorKind::Unavailable,
-                "start it by `ringway serve`, or name its socket by --control or --runtime",
-            ),
+            .header(header::CONTENT_TYPE, "application/json");
+        if let Some(token) = way.token() {
+            request = request.header(header::AUTHORIZATION, token.header());
+        }
+        let request = request.body(Full::<Bytes>::from(body)).expect("the path is percent-encoded");
+        let stream = way.connect().await?;
+        let lost = |error: hyper::Error| {
+            let why = format!("the daemon on {} stopped answering: {error}", way.name());
+            ControlError::new(ControlErrorKind::Unavailable, why)
         };
-        ControlError::new(kind, format!("no daemon answers on {socket} ({error}); {advice}"))
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(lost)?;
+        let driver = tokio::task::spawn(connection);
+        let response = sender.send_request(request).await.map_err(lost)?;
+        let taken = take(response, &lost).await;
+        driver.abort();
+        taken
     }
 }
 
-fn internal(why: String) -> ControlError {
+/// Runs one call, or one listener, on this thread.
+fn runtime() -> Result<Runtime, ControlError> {
+    Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| internal(format!("cannot start the client: {error}")))
+}
+
+/// `work`, unless `stop` ends before it.
+async fn unless<A>(work: impl Future<Output = A>, stop: impl Future<Output = ()>) -> Option<A> {
+    let (mut work, mut stop) = (pin!(work), pin!(stop));
+    poll_fn(|turn| match stop.as_mut().poll(turn) {
+        Poll::Ready(()) => Poll::Ready(None),
+        Poll::Pending => work.as_mut().poll(turn).map(Some),
+    })
+    .await
+}
+
+/// What the body of a failure says.
+fn refusal(bytes: &[u8]) -> ControlError {
+    match serde_json::from_slice::<ErrorBody>(bytes) {
+        Ok(body) => body.error,
+        Err(error) => internal(format!("the daemon's refusal is not understood: {error}")),
+    }
+}
+
+fn internal(why: impl Into<String>) -> ControlError {
     ControlError::new(ControlErrorKind::Internal, why)
 }

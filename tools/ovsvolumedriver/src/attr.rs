@@ -1,10 +1,13 @@
 //! `ovs_ctx_attr_*`: what a context is made with.
 
+use std::env;
 use std::ffi::{CStr, c_char, c_int};
+use std::path::{Path, PathBuf};
 
+use ringway_client::control::Way;
 use ringway_client::{Addresses, BadAddress, Refusal, Transport, errno};
 
-use crate::errors::{invalid, status};
+use crate::errors::{invalid, of_control, status};
 use crate::live::{self, Kind};
 
 /// The port that clients of Open vStorage dial, and that a target of ours listens on as well.
@@ -19,6 +22,7 @@ pub(crate) const DEPTH_MAX: u64 = 4096;
 pub(crate) enum Place {
     Shm,
     Tcp(Addresses),
+    Rdma(Addresses),
 }
 
 /// `ovs_ctx_attr_t`.
@@ -30,6 +34,8 @@ pub struct OvsContextAttr {
     pub(crate) high_availability: bool,
     /// Without the lease of one writer.
     pub(crate) shared: bool,
+    /// Who is asked about volumes and snapshots; none: the target of this machine.
+    pub(crate) control: Option<Way>,
 }
 
 /// A text of the program's; `EINVAL` for NULL and for what is not UTF-8.
@@ -69,7 +75,8 @@ pub(crate) unsafe fn copy(attr: *const OvsContextAttr) -> Result<OvsContextAttr,
 /// New attributes: no transport, 64 requests in flight, high availability off.
 #[unsafe(no_mangle)]
 pub extern "C" fn ovs_ctx_attr_new() -> *mut OvsContextAttr {
-    let attr = OvsContextAttr { place: None, depth: DEPTH_DEFAULT, high_availability: false, shared: false };
+    let attr =
+        OvsContextAttr { place: None, depth: DEPTH_DEFAULT, high_availability: false, shared: false, control: None };
     let attr = Box::into_raw(Box::new(attr));
     live::enter(Kind::Attributes, attr);
     attr
@@ -113,11 +120,8 @@ pub unsafe extern "C" fn ovs_ctx_attr_set_transport(
             Transport::Shm => Place::Shm,
             // SAFETY: by the caller's promise.
             Transport::Tcp => Place::Tcp(resolve(unsafe { text("host", host) }?, port)?),
-            Transport::Rdma => {
-                return Err(invalid(
-                    "this library reaches volumes over shm and tcp; rdma is for fio and `ringway bench`",
-                ));
-            }
+            // SAFETY: by the caller's promise.
+            Transport::Rdma => Place::Rdma(resolve(unsafe { text("host", host) }?, port)?),
         });
         Ok(())
     };
@@ -168,4 +172,50 @@ pub unsafe extern "C" fn ovs_ctx_attr_enable_ha(attr: *mut OvsContextAttr) -> c_
 pub unsafe extern "C" fn ovs_ctx_attr_share_volume(attr: *mut OvsContextAttr) -> c_int {
     // SAFETY: by the caller's promise.
     status(unsafe { given(attr) }.map(|attr| attr.shared = true))
+}
+
+/// A file that the program names, or the environment.
+///
+/// # Safety
+/// As for [`text`].
+unsafe fn file(what: &str, given: *const c_char, variable: &str) -> Result<Option<PathBuf>, Refusal> {
+    if given.is_null() {
+        return Ok(env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from));
+    }
+    // SAFETY: by the caller's promise.
+    unsafe { text(what, given) }.map(|path| Some(path.into()))
+}
+
+/// Says who is asked about volumes, snapshots and streams: `https://HOST:PORT` with the file of who signed its certificate and the file of
+/// its token, which are read at once; or the path of a control socket. The target of this machine where that is NULL.
+///
+/// # Safety
+/// Texts end in 0; no other call uses the attributes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ovs_ctx_attr_set_control(
+    attr: *mut OvsContextAttr,
+    control: *const c_char,
+    authority_file: *const c_char,
+    token_file: *const c_char,
+) -> c_int {
+    let set = || {
+        // SAFETY: by the caller's promise.
+        let attr = unsafe { given(attr) }?;
+        if control.is_null() {
+            attr.control = None;
+            return Ok(());
+        }
+        // SAFETY: by the caller's promise.
+        let (control, authority, token) = unsafe {
+            (
+                text("control", control)?,
+                file("the authority's file", authority_file, "RINGWAY_CONTROL_CA")?,
+                file("the token's file", token_file, "RINGWAY_CONTROL_TOKEN_FILE")?,
+            )
+        };
+        let way = Way::of(Path::new(control), authority.as_deref(), token.as_deref());
+        attr.control = Some(way.map_err(|error| of_control(&error))?);
+        Ok(())
+    };
+    status(set())
 }

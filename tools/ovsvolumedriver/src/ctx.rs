@@ -44,6 +44,8 @@ pub(crate) struct Open {
 /// `ovs_ctx_t`.
 pub struct OvsCtx {
     attr: OvsContextAttr,
+    /// Where its volume is.
+    way: Way,
     pub(crate) control: Caller,
     open: OnceLock<Open>,
     opening: Mutex<()>,
@@ -53,10 +55,23 @@ pub struct OvsCtx {
     forks: u32,
 }
 
+fn way_of(place: &Place) -> Way {
+    match place {
+        Place::Shm => Way::shm(None),
+        Place::Tcp(addresses) => Way::Tcp(addresses.clone()),
+        Place::Rdma(addresses) => Way::Rdma(addresses.clone()),
+    }
+}
+
 static FORKS: AtomicU32 = AtomicU32::new(0);
 
 extern "C" fn on_fork() {
     FORKS.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Forks of this process so far: what was made before one belongs to the other process.
+pub(crate) fn forks() -> u32 {
+    FORKS.load(Ordering::Relaxed)
 }
 
 fn watch_forks() {
@@ -68,7 +83,7 @@ fn watch_forks() {
 }
 
 /// Runs `start` with all signals blocked, so that threads it starts leave them to the program's own.
-fn without_signals<T>(start: impl FnOnce() -> T) -> T {
+pub(crate) fn without_signals<T>(start: impl FnOnce() -> T) -> T {
     // SAFETY: both sets are plain data that the calls fill.
     let before = unsafe {
         let (mut all, mut before): (libc::sigset_t, libc::sigset_t) = (std::mem::zeroed(), std::mem::zeroed());
@@ -88,27 +103,29 @@ fn without_signals<T>(start: impl FnOnce() -> T) -> T {
 
 impl OvsCtx {
     fn new(attr: OvsContextAttr) -> Result<OvsCtx, Refusal> {
-        match &attr.place {
-            None => return Err(invalid("no transport is set: call ovs_ctx_attr_set_transport")),
-            Some(Place::Shm) => {}
-            Some(Place::Tcp(addresses)) => drop(discover(addresses)?),
+        let place = attr.place.as_ref();
+        let way = way_of(place.ok_or_else(|| invalid("no transport is set: call ovs_ctx_attr_set_transport"))?);
+        if !matches!(way, Way::Shm(_)) {
+            discover(&way)?;
         }
         watch_forks();
+        let control = attr
+            .control
+            .clone()
+            .map_or_else(|| Caller::new(control_socket(&runtime_folder(None))), |way| Caller::by(Ok(way)));
         Ok(OvsCtx {
             attr,
-            control: Caller::new(control_socket(&runtime_folder(None))),
+            control,
+            way,
             open: OnceLock::new(),
             opening: Mutex::new(()),
             buffers: Mutex::default(),
-            forks: FORKS.load(Ordering::Relaxed),
+            forks: forks(),
         })
     }
 
     fn options(&self, volume: &str, mode: Mode) -> Result<Options, Refusal> {
-        let way = match self.attr.place.as_ref().expect("checked when it was made") {
-            Place::Shm => Way::shm(None),
-            Place::Tcp(addresses) => Way::Tcp(addresses.clone()),
-        };
+        let way = self.way.clone();
         let shm = matches!(way, Way::Shm(_));
         Ok(Options {
             host_nqn: Some(Host::of_this_machine().nqn),
@@ -179,7 +196,7 @@ impl Open {
 pub(crate) unsafe fn given<'a>(ctx: *const OvsCtx) -> Result<&'a OvsCtx, Refusal> {
     // SAFETY: null, or a context by the caller's promise.
     let ctx = unsafe { ctx.as_ref() }.ok_or_else(|| invalid("the context is NULL"))?;
-    if ctx.forks != FORKS.load(Ordering::Relaxed) {
+    if ctx.forks != forks() {
         return Err(Refusal::new(errno::ESHUTDOWN, "a context belongs to the process that made it: make another one"));
     }
     Ok(ctx)
@@ -235,7 +252,7 @@ pub unsafe extern "C" fn ovs_ctx_destroy(ctx: *mut OvsCtx) -> c_int {
         }
         // SAFETY: it came from `ovs_ctx_new` and was not destroyed.
         let (open, forks) = unsafe { ((*ctx).opened(), (*ctx).forks) };
-        let here = forks == FORKS.load(Ordering::Relaxed);
+        let here = forks == self::forks();
         if let (true, Some(open)) = (here, open) {
             open.check_may_wait()?;
         }

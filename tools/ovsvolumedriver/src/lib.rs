@@ -6,7 +6,7 @@
 //! with transport shm; it blocks all signals on its threads.
 //!
 //! `attr` contexts to be · `ctx` contexts · `buffer` memory · `data` calls that wait · `aio` calls that do not · `operation` what both
-//! wait for · `volumes`, `snapshots`, `allocation` the control interface · `live` what the program has · `errors` errno.
+//! wait for · `volumes`, `snapshots`, `allocation`, `streams` the control interface · `live` what the program has · `errors` errno.
 
 mod aio;
 mod allocation;
@@ -18,6 +18,7 @@ mod errors;
 mod live;
 mod operation;
 mod snapshots;
+mod streams;
 mod volumes;
 
 pub use aio::*;
@@ -29,4 +30,5 @@ pub use data::*;
 pub use errors::ovs_last_error;
 pub use operation::{Operation, OvsCallback, OvsCompletion};
 pub use snapshots::*;
+pub use streams::*;
 pub use volumes::*;

@@ -11,6 +11,7 @@ pub(crate) enum Kind {
     Attributes,
     Context,
     Completion,
+    Listener,
 }
 
 static LIVE: Mutex<BTreeSet<(usize, Kind)>> = Mutex::new(BTreeSet::new());

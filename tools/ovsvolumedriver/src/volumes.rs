@@ -132,19 +132,35 @@ pub unsafe extern "C" fn ovs_list_volumes(ctx: *mut OvsCtx, names: *mut c_char, 
         // SAFETY: by the caller's promise.
         let (ctx, size) = unsafe { (given(ctx)?, size.as_mut().ok_or_else(|| invalid("the size is NULL"))?) };
         let found: Result<Vec<VolumeInfo>, _> = ctx.control.call(Method::GET, "/v1/volumes", None::<&()>);
-        let mut packed = Vec::new();
-        for volume in found.map_err(|error| of_control(&error))? {
-            packed.extend_from_slice(volume.name.as_bytes());
-            packed.push(0);
-        }
-        let bytes = c_int::try_from(packed.len()).map_err(|_| Refusal::new(errno::EFBIG, "too many volumes"))?;
-        if *size < packed.len() || (names.is_null() && !packed.is_empty()) {
-            *size = packed.len();
-            return Err(Refusal::new(errno::ERANGE, format!("the names have {bytes} bytes")));
-        }
-        // SAFETY: there is room for `*size` bytes by the caller's promise, and these are no more.
-        unsafe { std::ptr::copy_nonoverlapping(packed.as_ptr().cast(), names, packed.len()) };
-        Ok(bytes)
+        let found = found.map_err(|error| of_control(&error))?;
+        // SAFETY: by the caller's promise.
+        unsafe { pack(found.iter().map(|volume| volume.name.as_str()), names, size) }
     };
     number(list())
+}
+
+/// Writes names, each with its 0.
+///
+/// # Safety
+/// `names` has room for `*size` bytes.
+pub(crate) unsafe fn pack<'a>(
+    found: impl Iterator<Item = &'a str>,
+    names: *mut c_char,
+    size: &mut usize,
+) -> Result<c_int, Refusal> {
+    let mut packed = Vec::new();
+    for name in found {
+        packed.extend_from_slice(name.as_bytes());
+        packed.push(0);
+    }
+    let bytes = c_int::try_from(packed.len()).map_err(|_| Refusal::new(errno::EFBIG, "too many names"))?;
+    if *size < packed.len() || (names.is_null() && !packed.is_empty()) {
+        *size = packed.len();
+        return Err(Refusal::new(errno::ERANGE, format!("the names have {bytes} bytes")));
+    }
+    if !packed.is_empty() {
+        // SAFETY: there is room for `*size` bytes by the caller's promise, and these are no more.
+        unsafe { std::ptr::copy_nonoverlapping(packed.as_ptr().cast(), names, packed.len()) };
+    }
+    Ok(bytes)
 }

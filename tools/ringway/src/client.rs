@@ -1,20 +1,13 @@
 //! The other end of the control interface, for our own commands.
 
-mod way;
-
 use std::path::PathBuf;
 
-use http_body_util::{BodyExt, Full};
-use hyper::body::{Bytes, Incoming};
-use hyper::client::conn::http1;
-use hyper::{Method, Request, Response, StatusCode, header};
-use hyper_util::rt::TokioIo;
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use ringway_client::control::{Caller, Method, Way, segment};
 use ringway_core::backend::api::{
     BackendCheck, BackendFrom, BackendInfo, BackendRestore, BackendSet, CheckedSnapshot, CollectInfo, StoredSnapshot,
 };
 use ringway_core::control::{
-    ChangedBlocks, ControlErrorKind, PoolGrow, PoolGrown, PoolInfo, TargetInfo, VolumeCreate, VolumeInfo,
+    ChangedBlocks, ControlError, PoolGrow, PoolGrown, PoolInfo, TargetInfo, VolumeCreate, VolumeInfo,
 };
 use ringway_core::export::{ExportAdd, ExportInfo};
 use ringway_core::ids::ExportId;
@@ -23,31 +16,31 @@ use ringway_core::stream::{StreamInfo, StreamStart, StreamStepped};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-pub(crate) use self::way::Way;
 use crate::api::snapshots::NewSnapshot;
 use crate::api::streams::{NewSpeed, StepFrom};
-use crate::api::{ErrorBody, NewHosts, NewName, NewSize};
+use crate::api::{NewHosts, NewName, NewSize};
 use crate::failure::Failure;
 
-/// What may stand in one path segment as it is.
-const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'.').remove(b'_').remove(b'-');
-
-/// Talks to one daemon; every call makes a connection of its own.
+/// The calls of one daemon by name.
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
-    /// What is wrong with it is told by the first call: the command may have more to say before.
-    way: Result<Way, Failure>,
+    caller: Caller,
 }
 
 impl Client {
     /// The one behind this socket.
     pub(crate) fn new(socket: PathBuf) -> Client {
-        Client { way: Ok(Way::Socket(socket)) }
+        Client { caller: Caller::new(socket) }
     }
 
     /// The one that is reached so.
-    pub(crate) fn by(way: Result<Way, Failure>) -> Client {
-        Client { way }
+    pub(crate) fn by(way: Result<Way, ControlError>) -> Client {
+        Client { caller: Caller::by(way) }
+    }
+
+    /// Who makes the calls.
+    pub(crate) fn caller(&self) -> &Caller {
+        &self.caller
     }
 
     pub(crate) fn target(&self) -> Result<TargetInfo, Failure> {
@@ -104,7 +97,7 @@ impl Client {
 
     /// Snapshots of a volume, or of all.
     pub(crate) fn snapshots(&self, volume: Option<&str>) -> Result<Vec<SnapshotInfo>, Failure> {
-        let query = volume.map_or(String::new(), |name| format!("&volume={}", utf8_percent_encode(name, SEGMENT)));
+        let query = volume.map_or(String::new(), |name| format!("&volume={}", segment(name)));
         self.call(Method::GET, &format!("/v1/snapshots?space=true{query}"), None::<&()>)
     }
 
@@ -134,7 +127,7 @@ impl Client {
 
     /// One stretch of what has changed between two snapshots of a volume, or one and now.
     pub(crate) fn snapshot_diff(&self, from: &str, to: Option<&str>, cursor: u64) -> Result<ChangedBlocks, Failure> {
-        let to = to.map_or(String::new(), |to| format!("&to={}", utf8_percent_encode(to, SEGMENT)));
+        let to = to.map_or(String::new(), |to| format!("&to={}", segment(to)));
         self.call(Method::GET, &snapshot_path(from, &format!("/diff?cursor={cursor}{to}")), None::<&()>)
     }
 
@@ -210,91 +203,18 @@ impl Client {
         path: &str,
         body: Option<&impl Serialize>,
     ) -> Result<A, Failure> {
-        let (status, bytes) = self.exchange(method, path, body)?;
-        let broken = |error| Failure::internal(format!("the daemon's answer to {path} is not understood: {error}"));
-        if (200..300).contains(&status) {
-            serde_json::from_slice(&bytes).map_err(broken)
-        } else {
-            let body: ErrorBody = serde_json::from_slice(&bytes).map_err(broken)?;
-            Err(body.error.into())
-        }
-    }
-
-    /// Reads what the daemon sends for as long as it sends something, piece by piece.
-    pub(crate) fn listen(&self, path: &str, each: &mut dyn FnMut(&[u8]) -> Result<(), Failure>) -> Result<(), Failure> {
-        self.with_answer(Method::GET, path, None::<&()>, async |mut response, lost| {
-            if response.status() != StatusCode::OK {
-                let bytes = response.into_body().collect().await.map_err(lost)?.to_bytes();
-                let body: ErrorBody = serde_json::from_slice(&bytes)
-                    .map_err(|error| Failure::internal(format!("the daemon's refusal is not understood: {error}")))?;
-                return Err(body.error.into());
-            }
-            // Its end is the end of the target; who wants to go on connects again.
-            while let Some(Ok(frame)) = response.frame().await {
-                if let Some(bytes) = frame.data_ref() {
-                    each(bytes)?;
-                }
-            }
-            Ok(())
-        })
-    }
-
-    fn exchange(&self, method: Method, path: &str, body: Option<&impl Serialize>) -> Result<(u16, Bytes), Failure> {
-        self.with_answer(method, path, body, async |response, lost| {
-            let status = response.status().as_u16();
-            Ok((status, response.into_body().collect().await.map_err(lost)?.to_bytes()))
-        })
-    }
-
-    /// Sends a request, and lets `take` have the answer while the connection is open.
-    fn with_answer<A>(
-        &self,
-        method: Method,
-        path: &str,
-        body: Option<&impl Serialize>,
-        take: impl AsyncFnOnce(Response<Incoming>, &dyn Fn(hyper::Error) -> Failure) -> Result<A, Failure>,
-    ) -> Result<A, Failure> {
-        let body = body.map(|body| serde_json::to_vec(body).expect("requests are serialisable")).unwrap_or_default();
-        let way = self.way.clone()?;
-        let mut request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header(header::HOST, "ringway")
-            .header(header::CONTENT_TYPE, "application/json");
-        if let Way::Remote(remote) = &way {
-            request = request.header(header::AUTHORIZATION, remote.token.header());
-        }
-        let request = request.body(Full::<Bytes>::from(body)).expect("the path is percent-encoded");
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(|error| Failure::internal(format!("cannot start the client: {error}")))?;
-        runtime.block_on(async {
-            let stream = way.connect().await?;
-            let lost = |error: hyper::Error| {
-                Failure::new(
-                    ControlErrorKind::Unavailable,
-                    format!("the daemon on {} stopped answering: {error}", way.name()),
-                )
-            };
-            let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(lost)?;
-            let driver = tokio::task::spawn(connection);
-            let response = sender.send_request(request).await.map_err(lost)?;
-            let taken = take(response, &lost).await;
-            driver.abort();
-            taken
-        })
+        Ok(self.caller.call(method, path, body)?)
     }
 }
 
 fn stream_path(volume: &str, rest: &str) -> String {
-    format!("/v1/streams/{}{rest}", utf8_percent_encode(volume, SEGMENT))
+    format!("/v1/streams/{}{rest}", segment(volume))
 }
 
 fn snapshot_path(name: &str, rest: &str) -> String {
-    format!("/v1/snapshots/{}{rest}", utf8_percent_encode(name, SEGMENT))
+    format!("/v1/snapshots/{}{rest}", segment(name))
 }
 
 fn path(name: &str, rest: &str) -> String {
-    format!("/v1/volumes/{}{rest}", utf8_percent_encode(name, SEGMENT))
+    format!("/v1/volumes/{}{rest}", segment(name))
 }

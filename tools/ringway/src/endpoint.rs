@@ -5,6 +5,7 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use ringway_client::control::place_of;
 use ringway_core::target::PoolSpec;
 use ringway_core::wire::log_page::TransportType;
 use serde::{Deserialize, Serialize};
@@ -58,7 +59,7 @@ impl FromStr for ControlListen {
     type Err = String;
 
     fn from_str(text: &str) -> Result<ControlListen, String> {
-        let (host, port) = control_url(text)?;
+        let (host, port) = place_of(text)?;
         let addr = resolve(&format!("{host}:{port}")).map_err(|why| format!("{text:?}: {why}"))?;
         Ok(ControlListen { addr })
     }
@@ -70,18 +71,6 @@ impl TryFrom<String> for ControlListen {
     fn try_from(text: String) -> Result<ControlListen, String> {
         text.parse()
     }
-}
-
-/// Host and port of `https://HOST:PORT`; the host of an address of version 6 keeps its brackets.
-pub(crate) fn control_url(text: &str) -> Result<(String, u16), String> {
-    let wrong = |why: &str| format!("{text:?} is no place for control: {why}; write it like https://10.0.0.1:4421");
-    let place = text.strip_prefix("https://").ok_or_else(|| wrong("it does not begin with https://"))?;
-    let (host, port) = place.trim_end_matches('/').rsplit_once(':').ok_or_else(|| wrong("the port is missing"))?;
-    let port = port.parse().map_err(|_| wrong("the port is not a number from 0 to 65535"))?;
-    if host.is_empty() || host.contains('/') {
-        return Err(wrong("the host is missing"));
-    }
-    Ok((host.to_owned(), port))
 }
 
 fn resolve_listener(text: &str) -> Result<(TransportType, SocketAddr), String> {
@@ -178,8 +167,6 @@ mod tests {
 
     #[test]
     fn a_place_for_control_is_a_host_with_a_port_behind_tls() {
-        assert_eq!(control_url("https://a.b:1"), Ok(("a.b".into(), 1)));
-        assert_eq!(control_url("https://[::1]:4421/"), Ok(("[::1]".into(), 4421)));
         assert_eq!("https://[::1]:0".parse::<ControlListen>().unwrap().addr, "[::1]:0".parse().unwrap());
         for (text, says) in [
             ("http://a:1", "https://"),
@@ -189,7 +176,7 @@ mod tests {
             ("https://:1", "host is missing"),
             ("https://a/b:1", "host is missing"),
         ] {
-            let error = control_url(text).unwrap_err();
+            let error = text.parse::<ControlListen>().unwrap_err();
             assert!(error.contains(says) && error.contains("https://10.0.0.1:4421"), "{text}: {error}");
         }
     }

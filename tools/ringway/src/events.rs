@@ -1,13 +1,8 @@
 //! `ringway events`: what happens to volumes, snapshots, streams and the pool's space.
 
-use std::thread;
-use std::time::{Duration, Instant};
-
 use clap::Args;
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use ringway_core::control::ControlErrorKind;
+use ringway_client::control::Told;
 use ringway_core::event::{Event, EventKind};
-use serde::{Deserialize, Serialize};
 
 use crate::cli::DaemonArgs;
 use crate::client::Client;
@@ -16,11 +11,6 @@ use crate::output::{Format, utc, write_line};
 use crate::size::Size;
 use crate::stream::PATIENCE;
 use crate::volume::client;
-
-/// Between two tries to reach a target that went away.
-const AGAIN: Duration = Duration::from_millis(500);
-/// Bytes of the longest message; an event has far fewer.
-const MESSAGE_MAX: usize = 1 << 20;
 
 pub(crate) const EXAMPLES: &str = "\
 Examples:
@@ -43,93 +33,26 @@ pub(crate) struct EventsArgs {
     pub(crate) daemon: DaemonArgs,
 }
 
-/// What the server sends.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Told {
-    Event(Box<Event>),
-    /// These are not kept any more.
-    Lost(Lost),
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Lost {
-    from: u64,
-    to: u64,
-}
-
 pub(crate) fn run(args: &EventsArgs, format: Format) -> Result<(), Failure> {
     let client = client(&args.daemon);
-    let mut since = if args.once { Some(args.since.unwrap_or(0)) } else { args.since };
-    if since.is_none() {
-        // Known from the start, so that a restart between loses nothing.
-        since = Some(newest(&client)?);
+    let mut show = |told| print(&told, format);
+    if args.once {
+        return Ok(client.caller().kept_events(args.since.unwrap_or(0), &mut show)?);
     }
-    let (mut heard, mut connected) = (Instant::now(), false);
-    loop {
-        let outcome = listen(&client, since.unwrap_or(0), args.once, &mut |told| {
-            if let Told::Event(event) = &told {
-                since = Some(event.number);
-            }
-            print(&told, format);
-        });
-        match outcome {
-            Ok(()) if args.once => return Ok(()),
-            // The target stops.
-            Ok(()) => (heard, connected) = (Instant::now(), true),
-            Err(failure) if failure.is(ControlErrorKind::Unavailable) && connected && heard.elapsed() < PATIENCE => {}
-            Err(failure) => return Err(failure),
-        }
-        thread::sleep(AGAIN);
-    }
+    // Known from the start, so that a restart between loses nothing.
+    let since = args.since.map_or_else(|| client.caller().newest_event(), Ok)?;
+    Ok(client.caller().follow_events(since, PATIENCE, None, &mut show)?)
 }
 
 /// Events that are kept with numbers of at least `first`.
 pub(crate) fn kept(client: &Client, first: u64) -> Result<Vec<Event>, Failure> {
     let mut all = Vec::new();
-    listen(client, first.saturating_sub(1), true, &mut |told| {
+    client.caller().kept_events(first.saturating_sub(1), &mut |told| {
         if let Told::Event(event) = told {
             all.push(*event);
         }
     })?;
     Ok(all)
-}
-
-/// The number of the newest event.
-fn newest(client: &Client) -> Result<u64, Failure> {
-    let mut newest = 0;
-    listen(client, 0, true, &mut |told| {
-        if let Told::Event(event) = told {
-            newest = event.number;
-        }
-    })?;
-    Ok(newest)
-}
-
-/// Hears events until the server ends it.
-fn listen(client: &Client, since: u64, once: bool, each: &mut dyn FnMut(Told)) -> Result<(), Failure> {
-    let since = since.to_string();
-    let path = format!("/v1/events?since={}&once={once}", utf8_percent_encode(&since, NON_ALPHANUMERIC));
-    let mut parser = Parser::default();
-    client.listen(&path, &mut |bytes| {
-        for message in parser.push(bytes)? {
-            if let Some(told) = understood(&message)? {
-                each(told);
-            }
-        }
-        Ok(())
-    })
-}
-
-/// Kinds of messages of a later version are passed over.
-fn understood(message: &Message) -> Result<Option<Told>, Failure> {
-    let wrong = |error| Failure::internal(format!("the daemon's event {:?} is not understood: {error}", message.data));
-    if message.kind == "lost" {
-        return serde_json::from_str(&message.data).map(|lost| Some(Told::Lost(lost))).map_err(wrong);
-    }
-    if message.id.is_empty() {
-        return Ok(None);
-    }
-    serde_json::from_str(&message.data).map(|event| Some(Told::Event(Box::new(event)))).map_err(wrong)
 }
 
 fn print(told: &Told, format: Format) {
@@ -156,71 +79,22 @@ fn shown(event: &Event) -> String {
     format!("{:>6}  {}  {:<19} {name}  {}", event.number, utc(event.unix_s), event.kind, notes.join(", "))
 }
 
-/// A message of the server's stream.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Message {
-    id: String,
-    kind: String,
-    data: String,
-}
-
-/// Takes the server's stream apart, wherever it is cut (WHATWG HTML, section 9.2.6, without the parts that nobody sends us).
-#[derive(Debug, Default)]
-struct Parser {
-    /// The start of a line.
-    line: Vec<u8>,
-    message: Message,
-    /// Lines of data in it.
-    lines: usize,
-    /// The line before ended with a carriage return, which may be half of its end.
-    returned: bool,
-}
-
-impl Parser {
-    fn push(&mut self, bytes: &[u8]) -> Result<Vec<Message>, Failure> {
-        let mut found = Vec::new();
-        for &byte in bytes {
-            let continues = std::mem::take(&mut self.returned) && byte == b'\n';
-            match byte {
-                _ if continues => {}
-                b'\r' | b'\n' => {
-                    self.returned = byte == b'\r';
-                    let line = std::mem::take(&mut self.line);
-                    found.extend(self.end_line(&String::from_utf8_lossy(&line)));
-                }
-                _ => self.line.push(byte),
-            }
-            if self.line.len() + self.message.data.len() > MESSAGE_MAX {
-                return Err(Failure::internal(format!("the daemon has sent an event of over {MESSAGE_MAX} bytes")));
-            }
-        }
-        Ok(found)
-    }
-
-    fn end_line(&mut self, line: &str) -> Option<Message> {
-        if line.is_empty() {
-            let message = std::mem::take(&mut self.message);
-            return (std::mem::take(&mut self.lines) > 0).then_some(message);
-        }
-        let (field, value) = line.split_once(':').unwrap_or((line, ""));
-        let value = value.strip_prefix(' ').unwrap_or(value);
-        match field {
-            "id" => value.clone_into(&mut self.message.id),
-            "event" => value.clone_into(&mut self.message.kind),
-            "data" => {
-                if self.lines > 0 {
-                    self.message.data.push('\n');
-                }
-                self.message.data.push_str(value);
-                self.lines += 1;
-            }
-            // A comment, or a field that says nothing to us.
-            _ => {}
-        }
-        None
-    }
-}
-
 #[cfg(test)]
-#[path = "events_tests.rs"]
-mod tests;
+mod tests {
+    use ringway_core::ids::{JobId, VolumeId};
+
+    use super::*;
+
+    #[test]
+    fn an_event_is_shown_on_one_line() {
+        let event =
+            Event::new(EventKind::StreamFailed, Some(VolumeId(2)), "vm2").of_job(Some(JobId(3))).with_bytes(4096);
+        let event = Event { number: 12, ..event.with_text("no space") };
+        assert_eq!(
+            shown(&event),
+            "    12  1970-01-01 00:00:00  stream_failed       vm2  job 3, 4 KiB copied, no space"
+        );
+        let level = Event::new(EventKind::SpaceLevel, None, "").with_bytes(90);
+        assert!(shown(&level).ends_with("the pool  above 90 %"), "{}", shown(&level));
+    }
+}

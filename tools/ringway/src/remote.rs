@@ -3,11 +3,8 @@
 //!
 //! A connection counts from its first byte on, and so many may be open; a greeting that takes too long is given up.
 
-use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context as Turn, Poll};
@@ -18,6 +15,7 @@ use axum::http::header;
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::Response;
 use axum::{Router, serve};
+use ringway_client::control::Token;
 use ringway_core::control::{ControlError, ControlErrorKind};
 use rustls::ServerConfig;
 use subtle::ConstantTimeEq;
@@ -36,55 +34,10 @@ use crate::failure::Failure;
 const CONNECTIONS_MAX: usize = 256;
 /// For the greeting of TLS.
 const GREETING_MAX: Duration = Duration::from_secs(10);
-/// Shorter ones can be guessed.
-const TOKEN_BYTES_MIN: usize = 20;
-/// So that nobody takes a file for one that is none.
-const TOKEN_BYTES_MAX: usize = 1024;
-
-/// What a client has to know.
-#[derive(Clone, PartialEq, Eq)]
-pub(crate) struct Token(String);
-
-impl fmt::Debug for Token {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Token")
-    }
-}
-
-impl Token {
-    /// Reads a file that only its owner may read.
-    pub(crate) fn read(path: &Path) -> Result<Token, Failure> {
-        let failed = |error: io::Error| Failure::io("read the token", path, &error);
-        let mode = std::fs::metadata(path).map_err(failed)?.mode();
-        if mode & 0o077 != 0 {
-            let path = path.display();
-            return Err(Failure::new(
-                ControlErrorKind::Denied,
-                format!("the token in {path} may be read or changed by others than its owner; `chmod 600 {path}`"),
-            ));
-        }
-        let text = std::fs::read_to_string(path).map_err(failed)?;
-        let token = text.trim();
-        let length = TOKEN_BYTES_MIN..=TOKEN_BYTES_MAX;
-        if !length.contains(&token.len()) || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err(Failure::usage(format!(
-                "the token in {} is not one: it is one line of {TOKEN_BYTES_MIN} to {TOKEN_BYTES_MAX} printable characters \
-                 without spaces (`openssl rand -hex 32` makes one)",
-                path.display()
-            )));
-        }
-        Ok(Token(token.to_owned()))
-    }
-
-    /// The header's value.
-    pub(crate) fn header(&self) -> String {
-        format!("Bearer {}", self.0)
-    }
-
-    /// In a time that does not tell how much of it was right; only its length can be learnt.
-    fn is(&self, header: &[u8]) -> bool {
-        header.strip_prefix(b"Bearer ").is_some_and(|given| bool::from(given.ct_eq(self.0.as_bytes())))
-    }
+/// Whether a request's `authorization` is the token's, in a time that does not tell how much of it was right; only its length can be
+/// learnt.
+fn is(token: &Token, header: &[u8]) -> bool {
+    bool::from(header.ct_eq(token.header().as_bytes()))
 }
 
 /// Addresses that are listened on, and what is needed of those who connect.
@@ -140,7 +93,7 @@ async fn admit(State(token): State<Arc<Token>>, request: Request, next: Next) ->
         None => Err(denied(
             "this target wants a token: give the file with it by --control-token-file (in HTTP: `authorization: Bearer …`)",
         )),
-        Some(given) if token.is(given.as_bytes()) => Ok(next.run(request).await),
+        Some(given) if is(&token, given.as_bytes()) => Ok(next.run(request).await),
         Some(_) => {
             tracing::warn!("a request for control has a wrong token");
             Err(denied("the token is not this target's"))
@@ -236,37 +189,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_is_one_long_word_in_a_file_of_its_owner() {
+    fn only_the_token_itself_is_the_token() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("token");
-        let read = |text: &str, mode: u32| {
-            write(&path, text).unwrap();
-            set_permissions(&path, Permissions::from_mode(mode)).unwrap();
-            Token::read(&path)
-        };
-        let token = read("0123456789abcdef0123\n", 0o600).unwrap();
-        assert_eq!(token.header(), "Bearer 0123456789abcdef0123");
-        assert!(!format!("{token:?}").contains("0123"));
-        for (text, mode, code, says) in [
-            ("0123456789abcdef0123", 0o640, 9, "chmod 600"),
-            ("0123456789abcdef012", 0o600, 2, "20 to 1024"),
-            ("", 0o600, 2, "openssl rand"),
-            ("0123456789abcdef 0123", 0o600, 2, "without spaces"),
-        ] {
-            let failure = read(text, mode).unwrap_err();
-            assert!(failure.exit_code() == code && failure.message.contains(says), "{failure}");
-        }
-        assert_eq!(Token::read(&dir.path().join("none")).unwrap_err().exit_code(), 3);
-    }
-
-    #[test]
-    fn only_the_token_itself_is_the_token() {
-        let token = Token("0123456789abcdef0123".into());
-        assert!(token.is(b"Bearer 0123456789abcdef0123"));
+        write(&path, "0123456789abcdef0123").unwrap();
+        set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
+        let token = Token::read(&path).unwrap();
+        assert!(is(&token, b"Bearer 0123456789abcdef0123"));
         for wrong in
             ["Bearer 0123456789abcdef0124", "Bearer 0123456789abcdef012", "0123456789abcdef0123", "", "Bearer "]
         {
-            assert!(!token.is(wrong.as_bytes()), "{wrong}");
+            assert!(!is(&token, wrong.as_bytes()), "{wrong}");
         }
     }
 }

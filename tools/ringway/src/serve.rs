@@ -10,6 +10,7 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
+use ringway_client::control::Token;
 use ringway_core::backend::api::{BackendAnswer, BackendRequest, BackendSet};
 use ringway_core::backend::settings::BackendSettings;
 use ringway_core::control::{ControlAnswer, ControlCall, ControlPort, ControlRequest};
@@ -31,7 +32,7 @@ use crate::failure::Failure;
 use crate::front::HttpFront;
 use crate::logging::LogFilter;
 use crate::output::write_line;
-use crate::remote::{Remote, Token};
+use crate::remote::Remote;
 use crate::runtime::{ControlSocket, control_socket, folder, prepare_folder};
 use crate::size::Size;
 

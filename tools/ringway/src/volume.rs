@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 
+use ringway_client::control::Way;
 use ringway_core::control::{VolumeCreate, VolumeInfo, check_volume_size};
 use ringway_core::ids::ShardId;
 
 use crate::cli::{CreateArgs, DaemonArgs, ShapeArgs, VolumeCommand};
-use crate::client::{Client, Way};
+use crate::client::Client;
 use crate::failure::Failure;
 use crate::output::{Format, columns, facts};
 use crate::runtime::control_socket;

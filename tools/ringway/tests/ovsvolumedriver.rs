@@ -1,17 +1,22 @@
 //! libovsvolumedriver against the real binary: programs in C, compiled by gcc, do what programs of Open vStorage's library rely on.
 
 mod common;
+mod volume;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{Daemon, Place};
+use ringway_core::host::Outcome;
+use serde_json::{Value, json};
+use volume::Volume;
 
 /// Longer than all behaviours take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(240);
@@ -112,7 +117,7 @@ impl Program {
         Program(command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
     }
 
-    /// Waits until it says `word`, and lets it go on.
+    /// Waits until it says `word`; it goes on by [`Program::goes_on`].
     #[track_caller]
     fn says(&mut self, word: &str) {
         let mut line = String::new();
@@ -120,6 +125,9 @@ impl Program {
         if line.trim() != word {
             panic!("{line:?} where {word:?} was to be said: {}", self.errors());
         }
+    }
+
+    fn goes_on(&mut self) {
         self.0.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
     }
 
@@ -174,6 +182,7 @@ fn a_target_that_goes_away_ends_every_call_with_a_number_and_one_that_comes_back
     for transport in ["tcp", "shm"] {
         let mut program = Program::start(rig.command(&away, transport, rig.port).arg("high_availability"));
         program.says("running");
+        program.goes_on();
         for _ in 0..2 {
             thread::sleep(Duration::from_millis(1500));
             rig.kill();
@@ -182,6 +191,7 @@ fn a_target_that_goes_away_ends_every_call_with_a_number_and_one_that_comes_back
         program.succeeds();
         let mut program = Program::start(rig.command(&away, transport, rig.port).arg("unmount_while_doing_io"));
         program.says("running");
+        program.goes_on();
         thread::sleep(Duration::from_millis(300));
         rig.kill();
         program.succeeds();
@@ -215,7 +225,7 @@ fn the_shared_object_has_its_name_and_the_functions_of_its_interface_and_no_othe
     let symbols = succeed(Command::new("nm").args(["-D", "--defined-only", "--with-symbol-versions"]).arg(&object));
     let functions: Vec<&str> = symbols.lines().filter_map(|line| line.split(" T ").nth(1)).collect();
     let of = |version: &str| functions.iter().filter(|name| name.ends_with(version)).count();
-    assert_eq!((of("@@OVSVOLUMEDRIVER_1"), of("@@RINGWAY_1"), functions.len()), (42, 15, 57), "{functions:?}");
+    assert_eq!((of("@@OVSVOLUMEDRIVER_1"), of("@@RINGWAY_1"), functions.len()), (42, 25, 67), "{functions:?}");
 }
 
 /// docs/edges/libovsvolumedriver.md, "One working command".
@@ -243,4 +253,168 @@ fn the_manuals_program_is_built_as_the_manual_says_and_works() {
     assert!(printed.starts_with("hello-") && printed.ends_with(": hello, volume\n"), "{printed:?}");
     let snapshot = printed.split(':').next().unwrap();
     rig.place.run(&["snapshot", "show", &format!("vm1@{snapshot}")]).ends(0);
+}
+
+// ---- the rows of the streaming proposal, by each way
+
+const ROWS: [&str; 6] = ["step", "continuous", "abort", "info", "list", "event"];
+
+impl Rig {
+    /// `vm1` with 16 MiB of data, and a clone of its snapshot for each name.
+    fn family(&self, clones: &[String]) {
+        self.place.run(&["volume", "create", "vm1", "32MiB"]).ends(0);
+        let mut parent = Volume::attach(&self.daemon.as_ref().unwrap().listener(), "vm1");
+        for at in (0..16 << 20).step_by(128 << 10) {
+            assert_eq!(parent.write(at, &vec![7; 128 << 10]), Outcome::Success);
+        }
+        drop(parent);
+        self.place.run(&["snapshot", "create", "vm1", "a"]).ends(0);
+        for clone in clones {
+            self.place.run(&["volume", "clone", "vm1@a", clone]).ends(0);
+        }
+    }
+
+    fn parent(&self, clone: &str) -> Value {
+        self.place.run(&["volume", "show", clone, "--json"]).json()["parent"].clone()
+    }
+
+    /// Status and answer.
+    fn http(&self, method: &str, path: &str, body: &Value) -> (u16, Value) {
+        let mut socket = UnixStream::connect(self.place.control()).unwrap();
+        let body = if body.is_null() { String::new() } else { body.to_string() };
+        let head =
+            format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json");
+        write!(socket, "{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len()).unwrap();
+        let mut text = String::new();
+        socket.read_to_string(&mut text).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        (status, serde_json::from_str(body).unwrap_or(Value::Null))
+    }
+
+    /// Kinds of the events of a clone, and of which job.
+    fn events(&self, clone: &str) -> Vec<(String, u64)> {
+        let kept = self.place.run(&["events", "--once", "--since", "0", "--json"]);
+        let events = kept.stdout.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let streams = events.filter(|event| event["name"] == clone && event["job"].is_u64());
+        streams.map(|event| (event["kind"].as_str().unwrap().to_owned(), event["job"].as_u64().unwrap())).collect()
+    }
+
+    #[track_caller]
+    fn waits_for(&self, what: &str, mut is_so: impl FnMut() -> bool) {
+        let begun = Instant::now();
+        while !is_so() {
+            assert!(begun.elapsed() < PATIENCE, "{what}");
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// docs/edges/libovsvolumedriver.md, "Streaming": the column of C.
+#[test]
+fn each_row_of_the_streaming_proposal_is_there_in_c() {
+    let mut rig = Rig::new();
+    let program = rig.compile("streams");
+    rig.family(&ROWS.map(|row| format!("c-{row}")));
+    for row in ROWS {
+        let clone = format!("c-{row}");
+        let mut running = Program::start(rig.command(&program, "tcp", rig.port).args([row, &clone]));
+        if row == "event" {
+            running.says("running");
+            rig.kill();
+            rig.start();
+            running.goes_on();
+        }
+        running.succeeds();
+        let independent = !matches!(row, "abort" | "list");
+        assert_eq!(rig.parent(&clone), if independent { Value::Null } else { "vm1@a".into() }, "{row}");
+    }
+    let last = rig.events("c-event");
+    assert_eq!(last.iter().filter(|(kind, _)| kind == "stream_completed").count(), 1, "{last:?}");
+}
+
+/// Likewise: the column of HTTP.
+#[test]
+fn each_row_of_the_streaming_proposal_is_there_over_http() {
+    let rig = Rig::new();
+    rig.family(&ROWS.map(|row| format!("http-{row}")));
+    let start = |clone: &str, speed: Value| {
+        let (status, job) = rig.http("POST", "/v1/streams", &json!({ "volume": clone, "speed": speed }));
+        assert_eq!(status, 201, "{job}");
+        job["job"].as_u64().unwrap()
+    };
+    let (mut cursor, mut end) = (0, 1);
+    while cursor < end {
+        let (status, step) = rig.http("POST", "/v1/streams/http-step/step", &json!({ "cursor": cursor }));
+        assert!(status == 200 && step["cursor"].as_u64().unwrap() > cursor, "{step}");
+        (cursor, end) = (step["cursor"].as_u64().unwrap(), step["end"].as_u64().unwrap());
+    }
+    assert_eq!(rig.parent("http-step"), Value::Null);
+    start("http-continuous", Value::Null);
+    rig.waits_for("it is done", || rig.parent("http-continuous").is_null());
+    start("http-abort", json!(1));
+    assert_eq!(rig.http("POST", "/v1/streams", &json!({ "volume": "http-abort" })).0, 423);
+    assert_eq!(rig.http("DELETE", "/v1/streams/http-abort", &Value::Null).0, 200);
+    assert_eq!(rig.parent("http-abort"), "vm1@a");
+    let job = start("http-info", json!(1));
+    let (status, info) = rig.http("GET", "/v1/streams/http-info", &Value::Null);
+    assert!(status == 200 && info["job"] == job && info["cur"].as_u64() < info["end"].as_u64(), "{info}");
+    start("http-list", json!(1));
+    let (_, list) = rig.http("GET", "/v1/streams", &Value::Null);
+    let names: Vec<_> = list.as_array().unwrap().iter().map(|info| info["volume"].as_str().unwrap()).collect();
+    assert_eq!(names, ["http-info", "http-list"]);
+    let job = start("http-event", Value::Null);
+    rig.waits_for("it is done", || rig.parent("http-event").is_null());
+    let (_, sent) = rig.place.get("/v1/events?since=0&once=true");
+    let of_job = sent.lines().filter(|line| line.starts_with("data:") && line.contains(&format!("\"job\":{job},")));
+    let kinds: Vec<_> = of_job.map(|line| serde_json::from_str::<Value>(&line[5..]).unwrap()["kind"].clone()).collect();
+    assert_eq!(kinds, ["stream_started", "stream_completed"]);
+}
+
+/// Likewise: the column of the command line.
+#[test]
+fn each_row_of_the_streaming_proposal_is_there_on_the_command_line() {
+    let rig = Rig::new();
+    rig.family(&ROWS.map(|row| format!("cli-{row}")));
+    let run = |args: &[&str]| rig.place.run(args);
+    let (mut cursor, mut end) = (0, 1);
+    while cursor < end {
+        let step = run(&["stream", "step", "cli-step", "--cursor", &cursor.to_string(), "--json"]).json();
+        (cursor, end) = (step["cursor"].as_u64().unwrap(), step["end"].as_u64().unwrap());
+    }
+    assert_eq!(rig.parent("cli-step"), Value::Null);
+    run(&["stream", "start", "cli-continuous", "--follow"]).ends(0);
+    assert_eq!(rig.parent("cli-continuous"), Value::Null);
+    run(&["stream", "start", "cli-abort", "--speed", "1"]).ends(0);
+    run(&["stream", "abort", "cli-abort"]).ends(0);
+    assert_eq!(rig.parent("cli-abort"), "vm1@a");
+    run(&["stream", "start", "cli-info", "--speed", "1"]).ends(0);
+    let info = run(&["stream", "info", "cli-info", "--json"]).json();
+    assert!(info["cur"].as_u64() < info["end"].as_u64(), "{info}");
+    run(&["stream", "start", "cli-list", "--speed", "1"]).ends(0);
+    let list = run(&["stream", "list"]).stdout;
+    assert!(list.contains("cli-info") && list.contains("cli-list") && !list.contains("cli-abort"), "{list}");
+    let job = run(&["stream", "start", "cli-event", "--json"]).json()["job"].as_u64().unwrap();
+    rig.waits_for("it is done", || rig.parent("cli-event").is_null());
+    let told = ["stream_started", "stream_completed"].map(|kind| (kind.to_owned(), job));
+    assert_eq!(rig.events("cli-event"), told);
+}
+
+/// docs/edges/libovsvolumedriver.md, "Streaming".
+#[test]
+fn the_manuals_second_program_follows_a_job_to_its_end() {
+    let rig = Rig::new();
+    rig.family(&["vm2".to_owned()]);
+    let program = rig.compile("follow");
+    let follow = |clone: &str| {
+        let mut command = Command::new(&program);
+        command.arg(clone).env("LD_LIBRARY_PATH", rig.place.path("lib/lib"));
+        command.env("RINGWAY_RUNTIME_DIR", rig.place.path("run")).output().unwrap()
+    };
+    let done = follow("vm2");
+    assert!(done.status.success() && done.stdout == b"vm2 is independent\n", "{done:?}");
+    assert_eq!(rig.parent("vm2"), Value::Null);
+    let refused = follow("vm2");
+    assert!(!refused.status.success(), "{refused:?}");
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("no clone, or is independent already"), "{refused:?}");
 }

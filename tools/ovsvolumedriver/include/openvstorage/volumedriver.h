@@ -43,13 +43,19 @@ struct ovs_aiocb {
 /* What a context is made with: no transport, 64 requests in flight, high availability off. */
 ovs_ctx_attr_t *ovs_ctx_attr_new();
 int ovs_ctx_attr_destroy(ovs_ctx_attr_t *attr);
-/* transport: NULL or "shm", or "tcp" with HOST[:PORT][,HOST[:PORT]...], which is resolved at once; port 0 is 21321. */
+/* transport: NULL or "shm", or "tcp" or "rdma" with HOST[:PORT][,HOST[:PORT]...], which is resolved at once; port 0 is 21321. */
 int ovs_ctx_attr_set_transport(ovs_ctx_attr_t *attr, const char *transport, const char *host, int port);
 int ovs_ctx_attr_set_network_qdepth(ovs_ctx_attr_t *attr, const uint64_t qdepth);
 /* A target that goes away is waited for; what was in flight is sent again. */
 int ovs_ctx_attr_enable_ha(ovs_ctx_attr_t *attr);
 /* Ringway's: the volume may have other writers. Without it a context that writes has the lease of the one writer, or EBUSY. */
 int ovs_ctx_attr_share_volume(ovs_ctx_attr_t *attr);
+/*
+ * Ringway's: who is asked about volumes, snapshots and streams. "https://HOST:PORT" with the files of who signed its certificate and of its
+ * token (NULL: those that RINGWAY_CONTROL_CA and RINGWAY_CONTROL_TOKEN_FILE name), which are read at once; or the path of a control socket;
+ * or NULL: the target of this machine.
+ */
+int ovs_ctx_attr_set_control(ovs_ctx_attr_t *attr, const char *control, const char *authority_file, const char *token_file);
 
 /* Contexts. A context belongs to the process that made it: after fork, ESHUTDOWN in the child. */
 ovs_ctx_t *ovs_ctx_new(const ovs_ctx_attr_t *attr);
@@ -124,6 +130,66 @@ ssize_t ovs_aio_return_completion(ovs_completion_t *completion);
 int ovs_aio_wait_completion(ovs_completion_t *completion, const struct timespec *timeout);
 int ovs_aio_signal_completion(ovs_completion_t *completion);
 int ovs_aio_release_completion(ovs_completion_t *completion);
+
+/*
+ * Ringway's: streams. A clone (ovs_volume_clone) gets what it still has from its parent, until it needs that no more; one job a clone, which
+ * goes on over restarts of the target, and whose last event is told once.
+ */
+enum { OVS_STREAM_REPORT, OVS_STREAM_STOP, OVS_STREAM_IGNORE }; /* about an error: end, pause, or go on and try again */
+enum { OVS_STREAM_RUNNING, OVS_STREAM_FINISHING, OVS_STREAM_RETRYING, OVS_STREAM_PAUSED };
+
+typedef struct ovs_stream_info {
+	uint64_t job;
+	uint64_t cur, end;	/* progress; cur never goes back */
+	uint64_t copied;	/* bytes */
+	uint64_t speed;		/* bytes a second at most; 0: no limit */
+	int status;		/* OVS_STREAM_RUNNING ... */
+	int on_error;		/* OVS_STREAM_REPORT ... */
+	char error[256];	/* met last, "": none */
+} ovs_stream_info_t;
+
+/* A job; speed 0: no limit. *job, unless NULL, is its number. EBUSY: the clone has one. */
+int ovs_stream_start(ovs_ctx_t *ctx, const char *volume_name, uint64_t speed, int on_error, uint64_t *job);
+/* One increment from *cursor on, 0 at first. Where *cursor == *end the clone is independent. */
+int ovs_stream_step(ovs_ctx_t *ctx, const char *volume_name, uint64_t *cursor, uint64_t *end);
+int ovs_stream_info(ovs_ctx_t *ctx, const char *volume_name, ovs_stream_info_t *info);
+/* The clones that have a job: as ovs_list_volumes. */
+int ovs_stream_list(ovs_ctx_t *ctx, char *names, size_t *size);
+int ovs_stream_set_speed(ovs_ctx_t *ctx, const char *volume_name, uint64_t speed);
+int ovs_stream_resume(ovs_ctx_t *ctx, const char *volume_name);
+/* At once; what was copied and the parent stay. */
+int ovs_stream_abort(ovs_ctx_t *ctx, const char *volume_name);
+
+enum {
+	OVS_STREAM_STARTED = 1,
+	OVS_STREAM_COMPLETED,	/* the last of its job: the clone is independent */
+	OVS_STREAM_FAILED,	/* the last of its job: error says why */
+	OVS_STREAM_CANCELLED,	/* the last of its job */
+	OVS_STREAM_PAUSED_BY_ERROR,
+	OVS_STREAM_RESUMED,
+	OVS_STREAM_MET_ERROR,
+	OVS_STREAM_EVENTS_LOST,	/* events up to number are not kept any more */
+	OVS_STREAM_OVER		/* the listener is over: error and text say why */
+};
+
+typedef struct ovs_stream_event {
+	uint64_t number;	/* ascending; listen since it to get what comes after */
+	uint64_t job;
+	uint64_t bytes;		/* copied, at the end of a job */
+	int kind;
+	int error;
+	const char *volume;	/* good during the callback, as is text */
+	const char *text;
+} ovs_stream_event_t;
+
+typedef struct ovs_stream_listener ovs_stream_listener_t;
+typedef void (*ovs_stream_callback_t)(const ovs_stream_event_t *event, void *arg);
+#define OVS_STREAM_FROM_NOW UINT64_MAX
+
+/* Calls back on a thread of the library for each event above since (0: all that are kept), once each, also over restarts of the target. */
+ovs_stream_listener_t *ovs_stream_listen(ovs_ctx_t *ctx, uint64_t since, ovs_stream_callback_t callback, void *arg);
+/* When it returns the callback does not run and will not. Not from the callback: EDEADLK. */
+int ovs_stream_unlisten(ovs_stream_listener_t *listener);
 
 /* Ringway's: why the last call of this thread that failed did, in words; good until the next one fails. Never NULL. */
 const char *ovs_last_error(void);

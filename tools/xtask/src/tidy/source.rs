@@ -28,6 +28,7 @@ const UNSAFE_FILES: &[(&str, &str)] = &[
     ("tools/ovsvolumedriver/src/data.rs", "the interface to programs in C: data"),
     ("tools/ovsvolumedriver/src/errors.rs", "errno"),
     ("tools/ovsvolumedriver/src/snapshots.rs", "the interface to programs in C: lists of snapshots"),
+    ("tools/ovsvolumedriver/src/streams.rs", "the interface to programs in C: streams and their listeners"),
     ("tools/ovsvolumedriver/src/volumes.rs", "the interface to programs in C: lists of names"),
     ("core/tests/vhost/independent.rs", "maps the memory of a guest that an independent driver fills"),
     ("perf/src/bars/vhost.rs", "maps the memory of the guest that loads a disk"),

@@ -1,11 +1,12 @@
-//! How a command reaches its daemon: by its socket on this machine, or over TLS with a token.
+//! How a daemon is reached: by its socket on this machine, or over TLS with a token.
 
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ringway_core::control::ControlErrorKind;
+use ringway_core::control::{ControlError, ControlErrorKind};
 use ringway_core::target::certificates;
 use ringway_reactor::socket_path::SocketPath;
 use rustls::pki_types::ServerName;
@@ -15,51 +16,70 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
-use crate::endpoint::control_url;
-use crate::failure::Failure;
-use crate::remote::Token;
+use super::internal;
+use super::token::Token;
 
 /// To another machine that may not be there.
 const CONNECT_MAX: Duration = Duration::from_secs(15);
 
 /// What HTTP runs over.
-pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
 /// Where a daemon is.
 #[derive(Clone, Debug)]
-pub(crate) enum Way {
+pub enum Way {
+    /// On this machine.
     Socket(PathBuf),
+    /// On any.
     Remote(Remote),
 }
 
-/// A daemon on another machine.
+/// A daemon that listens for other machines.
 #[derive(Clone)]
-pub(crate) struct Remote {
+pub struct Remote {
     url: String,
     /// `HOST:PORT`.
     address: String,
     name: ServerName<'static>,
     tls: Arc<ClientConfig>,
-    pub(crate) token: Token,
+    token: Token,
 }
 
-impl std::fmt::Debug for Remote {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Remote {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.url)
     }
 }
 
+/// Host and port of `https://HOST:PORT`; the host of an address of version 6 keeps its brackets.
+///
+/// # Errors
+/// What is wrong with it, in words.
+pub fn place_of(url: &str) -> Result<(String, u16), String> {
+    let wrong = |why: &str| format!("{url:?} is no place for control: {why}; write it like https://10.0.0.1:4421");
+    let place = url.strip_prefix("https://").ok_or_else(|| wrong("it does not begin with https://"))?;
+    let (host, port) = place.trim_end_matches('/').rsplit_once(':').ok_or_else(|| wrong("the port is missing"))?;
+    let port = port.parse().map_err(|_| wrong("the port is not a number from 0 to 65535"))?;
+    if host.is_empty() || host.contains('/') {
+        return Err(wrong("the host is missing"));
+    }
+    Ok((host.to_owned(), port))
+}
+
 impl Way {
-    /// A socket, or `https://HOST:PORT` with who signed its certificate and what lets us in.
-    pub(crate) fn of(control: &Path, authority: Option<&Path>, token: Option<&Path>) -> Result<Way, Failure> {
+    /// A socket, or `https://HOST:PORT` with the file of who signed its certificate and the file of what lets us in.
+    ///
+    /// # Errors
+    /// `Invalid` for what is spelled wrong or missing; why a file cannot be used.
+    pub fn of(control: &Path, authority: Option<&Path>, token: Option<&Path>) -> Result<Way, ControlError> {
         let Some(url) = control.to_str().filter(|text| text.contains("://")) else {
             return Ok(Way::Socket(control.to_owned()));
         };
-        let (host, port) = control_url(url).map_err(Failure::usage)?;
+        let (host, port) = place_of(url).map_err(ControlError::invalid)?;
         let missing = |what: &str, flag: &str, variable: &str| {
-            Failure::usage(format!("{url} needs {what}: give its file by {flag}, or in {variable}"))
+            ControlError::invalid(format!("{url} needs {what}: give its file by {flag}, or in {variable}"))
         };
         let authority = authority.ok_or_else(|| {
             let what = "the certificate of the daemon, or of who signed that";
@@ -68,19 +88,20 @@ impl Way {
         let token =
             token.ok_or_else(|| missing("the daemon's token", "--control-token-file", "RINGWAY_CONTROL_TOKEN_FILE"))?;
         let mut roots = RootCertStore::empty();
-        for certificate in certificates(authority).map_err(Failure::usage)? {
-            let wrong = |error| Failure::usage(format!("{}: {error}", authority.display()));
+        for certificate in certificates(authority).map_err(ControlError::invalid)? {
+            let wrong = |error| ControlError::invalid(format!("{}: {error}", authority.display()));
             roots.add(certificate).map_err(wrong)?;
         }
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let tls = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
-            .map_err(|error| Failure::internal(error.to_string()))?
+            .map_err(|error| internal(error.to_string()))?
             .with_root_certificates(roots)
             .with_no_client_auth();
         let bare = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-        let name = ServerName::try_from(bare)
-            .map_err(|_| Failure::usage(format!("{host:?} in {url} is neither a name nor an address of a host")))?;
+        let name = ServerName::try_from(bare).map_err(|_| {
+            ControlError::invalid(format!("{host:?} in {url} is neither a name nor an address of a host"))
+        })?;
         Ok(Way::Remote(Remote {
             url: url.to_owned(),
             address: format!("{host}:{port}"),
@@ -90,15 +111,23 @@ impl Way {
         }))
     }
 
+    /// What a request has to carry.
+    pub(super) fn token(&self) -> Option<&Token> {
+        match self {
+            Way::Socket(_) => None,
+            Way::Remote(remote) => Some(&remote.token),
+        }
+    }
+
     /// For messages.
-    pub(crate) fn name(&self) -> String {
+    pub(super) fn name(&self) -> String {
         match self {
             Way::Socket(path) => path.display().to_string(),
             Way::Remote(remote) => remote.url.clone(),
         }
     }
 
-    pub(crate) async fn connect(&self) -> Result<Box<dyn Stream>, Failure> {
+    pub(super) async fn connect(&self) -> Result<Box<dyn Stream>, ControlError> {
         match self {
             Way::Socket(path) => {
                 let unreachable = |error| no_daemon(&self.name(), &error);
@@ -109,7 +138,7 @@ impl Way {
                 Ok(connected) => connected,
                 Err(_) => {
                     let why = format!("no daemon answers on {} within {} s", remote.url, CONNECT_MAX.as_secs());
-                    Err(Failure::new(ControlErrorKind::Unavailable, why))
+                    Err(ControlError::new(ControlErrorKind::Unavailable, why))
                 }
             },
         }
@@ -117,10 +146,10 @@ impl Way {
 }
 
 impl Remote {
-    async fn connect(&self) -> Result<Box<dyn Stream>, Failure> {
+    async fn connect(&self) -> Result<Box<dyn Stream>, ControlError> {
         let url = &self.url;
         let unreachable = |error: io::Error| {
-            Failure::new(ControlErrorKind::Unavailable, format!("no daemon answers on {url} ({error})"))
+            ControlError::new(ControlErrorKind::Unavailable, format!("no daemon answers on {url} ({error})"))
         };
         let stream = TcpStream::connect(&self.address).await.map_err(unreachable)?;
         // Requests are small, and an answer is waited for.
@@ -128,13 +157,13 @@ impl Remote {
         let connector = TlsConnector::from(Arc::clone(&self.tls));
         let stream = connector.connect(self.name.clone(), stream).await.map_err(|error| {
             let why = format!("{url} is not trusted, or does not speak TLS ({error}); --control-ca says whom to trust");
-            Failure::new(ControlErrorKind::Denied, why)
+            ControlError::new(ControlErrorKind::Denied, why)
         })?;
         Ok(Box::new(stream))
     }
 }
 
-fn no_daemon(socket: &str, error: &io::Error) -> Failure {
+fn no_daemon(socket: &str, error: &io::Error) -> ControlError {
     let (kind, advice) = match error.kind() {
         io::ErrorKind::PermissionDenied => (
             ControlErrorKind::Denied,
@@ -144,5 +173,27 @@ fn no_daemon(socket: &str, error: &io::Error) -> Failure {
             (ControlErrorKind::Unavailable, "start it by `ringway serve`, or name its socket by --control or --runtime")
         }
     };
-    Failure::new(kind, format!("no daemon answers on {socket} ({error}); {advice}"))
+    ControlError::new(kind, format!("no daemon answers on {socket} ({error}); {advice}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_for_control_has_a_host_and_a_port_and_nothing_else() {
+        assert_eq!(place_of("https://a.b:1"), Ok(("a.b".into(), 1)));
+        assert_eq!(place_of("https://[::1]:4421/"), Ok(("[::1]".into(), 4421)));
+        for (text, says) in [
+            ("http://a:1", "https://"),
+            ("a:1", "https://"),
+            ("https://a", "port is missing"),
+            ("https://a:x", "0 to 65535"),
+            ("https://:1", "host is missing"),
+            ("https://a/b:1", "host is missing"),
+        ] {
+            let error = place_of(text).unwrap_err();
+            assert!(error.contains(says) && error.contains("https://10.0.0.1:4421"), "{text}: {error}");
+        }
+    }
 }

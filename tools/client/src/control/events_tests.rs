@@ -1,7 +1,6 @@
 //! The server's stream, taken apart wherever it is cut.
 
 use proptest::prelude::*;
-use ringway_core::ids::{JobId, VolumeId};
 
 use super::*;
 
@@ -26,15 +25,6 @@ fn a_message_that_does_not_end_is_refused_before_it_takes_all_memory() {
     let line = [b"data: ".as_slice(), &vec![b'x'; 1000], b"\n"].concat();
     let refused = (0..2000).map(|_| parser.push(&line)).find(Result::is_err).expect("it is refused");
     assert!(refused.unwrap_err().message.contains("over 1048576 bytes"));
-}
-
-#[test]
-fn an_event_is_shown_on_one_line() {
-    let event = Event::new(EventKind::StreamFailed, Some(VolumeId(2)), "vm2").of_job(Some(JobId(3))).with_bytes(4096);
-    let event = Event { number: 12, ..event.with_text("no space") };
-    assert_eq!(shown(&event), "    12  1970-01-01 00:00:00  stream_failed       vm2  job 3, 4 KiB copied, no space");
-    let level = Event::new(EventKind::SpaceLevel, None, "").with_bytes(90);
-    assert!(shown(&level).ends_with("the pool  above 90 %"), "{}", shown(&level));
 }
 
 proptest! {
