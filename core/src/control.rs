@@ -80,6 +80,17 @@ impl fmt::Debug for ControlCall {
     }
 }
 
+/// Who takes a volume back to a snapshot, and so whose associations with it may end by that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RollbackBy {
+    /// Nobody's.
+    Anybody,
+    /// Those of the host with this identifier: the caller is that one, has nothing in flight, and comes back by itself.
+    Holder([u8; 16]),
+    /// Everybody's: what hosts have open ends.
+    Force,
+}
+
 /// What can be asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ControlRequest {
@@ -123,10 +134,10 @@ pub enum ControlRequest {
     /// Removes a snapshot, or gives up one that is being made. [`ControlErrorKind::Busy`] while a host is attached to it, unless
     /// `force`; [`ControlErrorKind::Needed`] while a clone lies over it. Answered with [`ControlAnswer::Done`].
     SnapshotRemove { name: String, force: bool },
-    /// Takes a volume back to a snapshot and drops the later ones. [`ControlErrorKind::Busy`] while a host is attached, unless
-    /// `force`, which ends what hosts have open; [`ControlErrorKind::Needed`] while a clone lies over a later one. Answered with
+    /// Takes a volume back to a snapshot and drops the later ones. [`ControlErrorKind::Busy`] while a host is attached whose
+    /// associations may not end by it; [`ControlErrorKind::Needed`] while a clone lies over a later one. Answered with
     /// [`ControlAnswer::Volume`].
-    SnapshotRollback { name: String, force: bool },
+    SnapshotRollback { name: String, by: RollbackBy },
     /// Makes a volume over a snapshot; answered with [`ControlAnswer::Volume`].
     VolumeClone(VolumeClone),
     /// About the backend; answered with [`ControlAnswer::Backend`], and for a restore with [`ControlAnswer::Volume`].

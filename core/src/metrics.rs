@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub use self::steps::{SnapshotMetrics, SnapshotStep};
 use crate::ids::{ShardId, VolumeId};
 use crate::request::Command;
+use crate::transport::nbd::wire::Kind;
 
 /// A number that grows. One thread writes it.
 #[derive(Debug, Default)]
@@ -381,12 +382,25 @@ pub struct ReactorMetrics {
     pub connections_accepted: Counter,
     /// Connections refused or ended because the peer broke the protocol.
     pub protocol_errors: Counter,
+    /// What clients of network block devices have asked, by the place of its kind.
+    pub nbd: [NbdCounters; Kind::NAMES.len()],
     /// Bytes of clients' memory that are registered with its ring.
     pub registered_bytes: Gauge,
     /// Buffers of its pool in use.
     pub buffers_in_use: Gauge,
     /// Device operations in flight.
     pub device_in_flight: Gauge,
+}
+
+/// What requests of one kind of network block devices came to, on one reactor.
+#[derive(Debug, Default)]
+pub struct NbdCounters {
+    /// How many.
+    pub requests: Counter,
+    /// Those that were answered with an error.
+    pub errors: Counter,
+    /// Bytes that they ask for, but for those that are no requests.
+    pub bytes: Counter,
 }
 
 /// What one connection did. Written by its reactor alone.

@@ -114,6 +114,7 @@ fn every_record_comes_back_as_it_was_written() {
         CatalogRecord::HostUntold(VolumeId(3), "nqn.a".into()),
         CatalogRecord::HostUntold(VolumeId(3), "nqn.b".into()),
         CatalogRecord::HostTold(VolumeId(3), "nqn.b".into()),
+        CatalogRecord::WriterNoted(VolumeId(3), "nqn.a".into(), [7; 16]),
         CatalogRecord::HostDetached(VolumeId(3), "nqn.a".into()),
         CatalogRecord::VolumeFaulted(VolumeId(3), Some(ShardId(1)), "journal".into()),
         CatalogRecord::VolumeRemains(VolumeId(3), vec![ShardId(7)]),
@@ -357,6 +358,8 @@ fn any_record() -> impl Strategy<Value = CatalogRecord> {
         1 => (id(), 1u64..99).prop_map(|(id, gib)| CatalogRecord::VolumeResized(id, gib << 30)),
         1 => (id(), "[a-z]{1,20}").prop_map(|(id, name)| CatalogRecord::VolumeRenamed(id, name)),
         1 => (id(), "[a-z]{1,20}").prop_map(|(id, host)| CatalogRecord::HostAttached(id, host)),
+        1 => (id(), "[a-z]{1,20}", any::<[u8; 16]>())
+            .prop_map(|(id, nqn, host)| CatalogRecord::WriterNoted(id, nqn, host)),
         1 => (id(), proptest::option::of(0u16..4), ".{0,9}")
             .prop_map(|(id, shard, why)| CatalogRecord::VolumeFaulted(id, shard.map(ShardId), why)),
         1 => (0u32..40, proptest::option::of(0u16..4))

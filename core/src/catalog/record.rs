@@ -37,6 +37,7 @@ pub mod kind {
     pub const VOLUME_REMAINS: u16 = 11;
     pub const HOST_UNTOLD: u16 = 12;
     pub const HOST_TOLD: u16 = 13;
+    pub const WRITER_NOTED: u16 = 14;
     pub const SLAB_OWNED: u16 = 16;
     pub const DEVICE_ADDED: u16 = 17;
     pub const OPENED: u16 = 18;
@@ -90,6 +91,8 @@ pub enum CatalogRecord {
     HostUntold(VolumeId, String),
     /// It has.
     HostTold(VolumeId, String),
+    /// A host is the one writer, of those that ask to be it: its NQN and identifier. Of those before it nothing is taken any more.
+    WriterNoted(VolumeId, String, [u8; 16]),
     /// Part of a volume's map or data is damaged: it is not served until repaired. The shard, where one is to blame, and why.
     VolumeFaulted(VolumeId, Option<ShardId>, String),
     /// A volume was removed, and these shards may still hold clusters of it. Stands for its creation and removal in a snapshot.
@@ -184,6 +187,7 @@ impl CatalogRecord {
             CatalogRecord::HostDetached(..) => kind::HOST_DETACHED,
             CatalogRecord::HostUntold(..) => kind::HOST_UNTOLD,
             CatalogRecord::HostTold(..) => kind::HOST_TOLD,
+            CatalogRecord::WriterNoted(..) => kind::WRITER_NOTED,
             CatalogRecord::VolumeFaulted(..) => kind::VOLUME_FAULTED,
             CatalogRecord::VolumeRemains(..) => kind::VOLUME_REMAINS,
             CatalogRecord::SlabOwned(..) => kind::SLAB_OWNED,
@@ -228,6 +232,7 @@ impl CatalogRecord {
             | CatalogRecord::HostDetached(id, _)
             | CatalogRecord::HostUntold(id, _)
             | CatalogRecord::HostTold(id, _)
+            | CatalogRecord::WriterNoted(id, ..)
             | CatalogRecord::VolumeFaulted(id, ..)
             | CatalogRecord::VolumeRemains(id, _)
             | CatalogRecord::ExportRemoved(id, _)
@@ -270,6 +275,7 @@ impl CatalogRecord {
             | CatalogRecord::HostDetached(id, text)
             | CatalogRecord::HostUntold(id, text)
             | CatalogRecord::HostTold(id, text) => bytes(&(id, text)),
+            CatalogRecord::WriterNoted(id, nqn, host) => bytes(&(id, nqn, host)),
             CatalogRecord::HostsAllowed(id, hosts) => bytes(&(id, hosts)),
             CatalogRecord::VolumeFaulted(id, shard, why) => bytes(&(id, shard, why)),
             CatalogRecord::VolumeRemains(id, shards) => bytes(&(id, shards)),
@@ -321,6 +327,7 @@ impl CatalogRecord {
             kind::HOST_DETACHED => content.read().map(|(id, host)| CatalogRecord::HostDetached(id, host))?,
             kind::HOST_UNTOLD => content.read().map(|(id, host)| CatalogRecord::HostUntold(id, host))?,
             kind::HOST_TOLD => content.read().map(|(id, host)| CatalogRecord::HostTold(id, host))?,
+            kind::WRITER_NOTED => content.read().map(|(id, nqn, host)| CatalogRecord::WriterNoted(id, nqn, host))?,
             kind::VOLUME_FAULTED => {
                 content.read().map(|(id, shard, why)| CatalogRecord::VolumeFaulted(id, shard, why))?
             }

@@ -31,13 +31,15 @@ pub struct VolumeEntry {
     pub attached: BTreeSet<String>,
     /// Hosts that have yet to learn that the machine failed under them.
     pub untold: BTreeSet<String>,
+    /// NQN and identifier of the host that was the one writer last, of those that asked to be it.
+    pub writer: Option<(String, [u8; 16])>,
     /// What else is known of it if it is a snapshot.
     pub snapshot: Option<SnapshotEntry>,
 }
 
 impl VolumeEntry {
     pub(super) fn new(record: VolumeRecord) -> VolumeEntry {
-        VolumeEntry { record, attached: BTreeSet::new(), untold: BTreeSet::new(), snapshot: None }
+        VolumeEntry { record, attached: BTreeSet::new(), untold: BTreeSet::new(), writer: None, snapshot: None }
     }
 }
 
@@ -181,6 +183,7 @@ impl CatalogState {
             CatalogRecord::HostTold(id, host) => {
                 self.entry(*id)?.untold.remove(host);
             }
+            CatalogRecord::WriterNoted(id, nqn, host) => self.entry(*id)?.writer = Some((nqn.clone(), *host)),
             CatalogRecord::VolumeFaulted(id, shard, why) => {
                 self.faults.entry(*id).or_default().insert(Fault { shard: *shard, why: why.clone() });
                 self.next_volume = self.next_volume.max(id.0.saturating_add(1));
@@ -484,6 +487,8 @@ impl CatalogState {
                 });
                 records.extend(entry.attached.iter().map(|host| CatalogRecord::HostAttached(id, host.clone())));
                 records.extend(entry.untold.iter().map(|host| CatalogRecord::HostUntold(id, host.clone())));
+                let writer = entry.writer.clone();
+                records.extend(writer.map(|(nqn, host)| CatalogRecord::WriterNoted(id, nqn, host)));
             } else {
                 let Removed { origin, shards } = self.removed[&id].clone();
                 records.push(match origin {

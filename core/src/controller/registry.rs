@@ -298,6 +298,17 @@ impl Registry {
         inner.entries().map(|entry| &entry.association).filter(|other| older(other)).map(|other| other.id).collect()
     }
 
+    /// NQNs of those that have `volume` attached now and are not the host of this identifier.
+    #[must_use]
+    pub fn others_attached(&self, volume: VolumeId, host: [u8; 16]) -> Vec<String> {
+        let inner = self.inner();
+        let locals = inner.locals.iter().filter(|local| local.volume == volume && !local.dead);
+        let others = inner.living(volume).filter(|association| association.host.id != host);
+        let all = others.map(|association| &association.host.nqn).chain(locals.map(|local| &local.who));
+        let all: BTreeSet<_> = all.cloned().collect();
+        all.into_iter().collect()
+    }
+
     /// NQNs of the hosts that have `volume` attached now.
     #[must_use]
     pub fn attached_hosts(&self, volume: VolumeId) -> Vec<String> {
@@ -314,12 +325,33 @@ impl Registry {
         entry.map(|entry| entry.association.host.nqn.clone())
     }
 
-    /// The catalog says durably that these hosts have attached `volume`, or (`known` is false) takes no more changes. Whoever waits
-    /// for that at a Connect goes on.
-    pub fn set_on_record(&self, volume: VolumeId, hosts: &BTreeSet<String>, known: bool) {
+    /// The catalog says durably that these hosts have attached `volume`, and who was its one writer last; or (`known` is false) takes no
+    /// more changes. Whoever waits for that at a Connect goes on.
+    pub fn set_on_record(
+        &self,
+        volume: VolumeId,
+        hosts: &BTreeSet<String>,
+        writer: Option<&HostIdentity>,
+        known: bool,
+    ) {
         let inner = self.inner();
-        let concerned = inner.living(volume).filter(|association| hosts.contains(&association.host.nqn));
-        concerned.for_each(|association| association.set_on_record(known));
+        let is_there = |entry: &&Entry| {
+            let host = &entry.association.host;
+            hosts.contains(&host.nqn) && (!known || !entry.writer || writer == Some(host))
+        };
+        let concerned = inner.living_entries(volume).filter(is_there);
+        concerned.for_each(|entry| entry.association.set_on_record(known));
+    }
+
+    /// Who is the one writer of `volume`, or was it last.
+    #[must_use]
+    pub fn writer(&self, volume: VolumeId) -> Option<HostIdentity> {
+        self.inner().writers.get(&volume).cloned()
+    }
+
+    /// As a process before this one has left it.
+    pub fn remember_writer(&self, volume: VolumeId, writer: HostIdentity) {
+        self.inner().writers.insert(volume, writer);
     }
 
     /// Nobody attaches `volume` until [`Registry::unhold`]; whoever tries is told to try again.
@@ -393,11 +425,15 @@ impl Inner {
         self.by_controller.values()
     }
 
-    fn living(&self, volume: VolumeId) -> impl Iterator<Item = &Arc<Association>> + '_ {
-        self.entries().map(|entry| &entry.association).filter(move |association| {
+    fn living_entries(&self, volume: VolumeId) -> impl Iterator<Item = &Entry> + '_ {
+        self.entries().filter(move |Entry { association, .. }| {
             !association.is_dead()
                 && association.subsystem().is_some_and(|s| s.namespaces.iter().any(|n| n.volume == volume))
         })
+    }
+
+    fn living(&self, volume: VolumeId) -> impl Iterator<Item = &Arc<Association>> + '_ {
+        self.living_entries(volume).map(|entry| &entry.association)
     }
 
     /// Who has `volume` attached.

@@ -51,6 +51,11 @@ impl<L: RecordLog> Node<L> {
         let (tcp, shm) = (self.transports.tcp.stats() + self.transports.rdma.stats(), self.transports.shm.stats());
         let vhost = self.transports.vhost.stats();
         let nbd = self.transports.nbd.stats();
+        for (place, counters) in metrics.nbd.iter().enumerate() {
+            catch_up(&counters.requests, nbd.requests[place]);
+            catch_up(&counters.errors, nbd.errors[place]);
+            catch_up(&counters.bytes, nbd.bytes[place]);
+        }
         catch_up(&metrics.commands_malformed, vhost.malformed + nbd.malformed);
         let rings_waited = shm.waited_for_buffer + vhost.waited_for_buffer;
         catch_up(&metrics.waits_for_buffer, tcp.waited_for_buffer + rings_waited + nbd.waited_for_buffer);

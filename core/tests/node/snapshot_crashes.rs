@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use ringway_core::control::{ControlAnswer, ControlRequest};
+use ringway_core::control::{ControlAnswer, ControlRequest, RollbackBy};
 use ringway_core::ids::VolumeId;
 use ringway_core::node::message::Message;
 use ringway_core::request::Status;
@@ -33,7 +33,7 @@ fn request(change: Change) -> ControlRequest {
     match change {
         Change::Create | Change::Sync => creation(&["vm1"], "c", Patience::Forever),
         Change::Remove => ControlRequest::SnapshotRemove { name: "vm1@a".into(), force: false },
-        Change::Rollback => ControlRequest::SnapshotRollback { name: "vm1@a".into(), force: false },
+        Change::Rollback => ControlRequest::SnapshotRollback { name: "vm1@a".into(), by: RollbackBy::Anybody },
         Change::Clone => ControlRequest::VolumeClone(VolumeClone {
             snapshot: "vm1@a".into(),
             name: "vm2".into(),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ringway_core::control::{ControlAnswer, ControlError, ControlErrorKind, ControlRequest};
+use ringway_core::control::{ControlAnswer, ControlError, ControlErrorKind, ControlRequest, RollbackBy};
 use ringway_core::ids::VolumeId;
 use ringway_core::request::{Command, Status};
 use ringway_core::snapshot::asked::{Patience, SnapshotCreate, SnapshotInfo, SnapshotState, VolumeClone};
@@ -39,7 +39,8 @@ pub(crate) fn remove(target: &mut Target, name: &str) -> Result<ControlAnswer, C
 }
 
 pub(crate) fn roll_back(target: &mut Target, name: &str, force: bool) -> Result<ControlAnswer, ControlError> {
-    target.call(ControlRequest::SnapshotRollback { name: name.into(), force })
+    let by = if force { RollbackBy::Force } else { RollbackBy::Anybody };
+    target.call(ControlRequest::SnapshotRollback { name: name.into(), by })
 }
 
 fn answered(pending: &Pending) -> bool {
@@ -114,7 +115,11 @@ fn bad_input_changes_nothing_and_says_what_would_be_right() {
         (ControlRequest::SnapshotShow { name: "vm1@b".into() }, ControlErrorKind::NotFound, "vm1@b"),
         (ControlRequest::SnapshotList { volume: Some("vm9".into()) }, ControlErrorKind::NotFound, "vm9"),
         (ControlRequest::SnapshotRemove { name: "vm9@a".into(), force: true }, ControlErrorKind::NotFound, "vm9"),
-        (ControlRequest::SnapshotRollback { name: "vm2@a".into(), force: true }, ControlErrorKind::NotFound, "vm2@a"),
+        (
+            ControlRequest::SnapshotRollback { name: "vm2@a".into(), by: RollbackBy::Force },
+            ControlErrorKind::NotFound,
+            "vm2@a",
+        ),
         (ControlRequest::VolumeRemove { name: "vm1".into(), force: true }, ControlErrorKind::Needed, "vm1@a"),
         (
             ControlRequest::VolumeRemove { name: "vm1@a".into(), force: true },

@@ -189,6 +189,11 @@ fn fio(options: &Options, file: &Path, what: &str, depth: u32, fill: bool) -> Re
     } else {
         command.args(["--bs=4096", "--time_based=1"]).arg(format!("--runtime={}ms", options.time.as_millis()));
     }
+    run_fio(&mut command)
+}
+
+/// One run that prints JSON.
+pub(super) fn run_fio(command: &mut Command) -> Result<Side, Failed> {
     let output = command.output().map_err(|error| format!("fio: {error}; `apt install fio` has it"))?;
     if !output.status.success() {
         return Err(format!("fio: {}", String::from_utf8_lossy(&output.stderr).trim()).into());

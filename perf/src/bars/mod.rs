@@ -6,7 +6,9 @@ mod engine;
 mod file_pool;
 mod idle;
 mod in_process;
+mod library;
 mod mapped;
+mod nbd;
 mod null_volume;
 mod open;
 mod ram;
@@ -39,6 +41,8 @@ pub struct Options {
     pub file_bytes: u64,
     /// Bytes that the pool maps which is opened after a kill.
     pub mapped_bytes: u64,
+    /// Has libovsvolumedriver with its header, as `cargo xtask ovsvolumedriver` puts them.
+    pub library: PathBuf,
     /// The target's, or the echo server's, core.
     pub target_core: usize,
     /// The client's core.
@@ -248,7 +252,7 @@ fn beside_echoes(
 type Group = (&'static str, fn(&Options) -> Result<Vec<Bar>, Failed>);
 
 /// All groups, in the order in which they run.
-pub const GROUPS: [Group; 14] = [
+pub const GROUPS: [Group; 16] = [
     ("host", null_volume::host_alone),
     ("null", null_volume::run),
     ("file", file_pool::run),
@@ -256,6 +260,8 @@ pub const GROUPS: [Group; 14] = [
     ("inprocess", in_process::run),
     ("shm", shm::run),
     ("vhost", vhost::run),
+    ("nbd", nbd::run),
+    ("library", library::run),
     ("open", open::run),
     ("ram", ram::run),
     ("idle", idle::run),

@@ -51,7 +51,7 @@ pub(super) fn run(options: &Options) -> Result<Vec<Bar>, Failed> {
             Some(Goal::AtLeast(goal)),
             options.pairs,
             || reads(options, &ours, (depth, VOLUME_BYTES), target.pid(), Waits::Polling),
-            || reads(options, &peer.socket, (depth, VOLUME_BYTES), peer.child.id(), Waits::Polling),
+            || reads(options, &peer.socket, (depth, VOLUME_BYTES), peer.pid(), Waits::Polling),
         )?);
     }
     drop(peer);
@@ -91,6 +91,10 @@ impl Peer {
             thread::sleep(Duration::from_millis(10));
         }
         Ok(peer)
+    }
+
+    pub(super) fn pid(&self) -> u32 {
+        self.child.id()
     }
 }
 

@@ -12,8 +12,8 @@ use ringway_perf::cpu;
 #[derive(Parser, Debug)]
 #[command(name = "ringway-perf")]
 struct Arguments {
-    /// Groups of bars: host, null, file, file-served, inprocess, shm, vhost, open, ram, idle, snapshots, snapshot-times, clones,
-    /// convert [default: all]
+    /// Groups of bars: host, null, file, file-served, inprocess, shm, vhost, nbd, library, open, ram, idle, snapshots, snapshot-times,
+    /// clones, convert [default: all]
     #[arg(value_name = "GROUP")]
     groups: Vec<String>,
     /// Seconds of each side of each pair
@@ -37,6 +37,9 @@ struct Arguments {
     /// GiB that the opened pool maps; its map pages take a two-thousandth of it on disk
     #[arg(long, default_value_t = 1024)]
     mapped_gib: u64,
+    /// The folder with libovsvolumedriver [default: where `cargo xtask ovsvolumedriver` puts it]
+    #[arg(long, value_name = "DIR")]
+    library: Option<PathBuf>,
     /// Core of the target [default: the first allowed one]
     #[arg(long)]
     target_core: Option<usize>,
@@ -73,6 +76,7 @@ fn measure(arguments: &Arguments) -> Result<Vec<Bar>, Failed> {
         dir: arguments.dir.clone().map_or_else(build_folder, Ok)?,
         file_bytes: arguments.file_gib << 30,
         mapped_bytes: arguments.mapped_gib << 30,
+        library: arguments.library.clone().map_or_else(|| build_folder().map(|dir| dir.join("ovsvolumedriver")), Ok)?,
         target_core: arguments.target_core.unwrap_or(cores[0]),
         client_core: arguments.client_core.unwrap_or(cores[cores.len() - 1]),
     };

@@ -86,6 +86,20 @@ impl Caller {
         }
     }
 
+    /// What is behind a path and is no JSON.
+    ///
+    /// # Errors
+    /// As for [`Caller::call`].
+    pub fn text(&self, path: &str) -> Result<String, ControlError> {
+        let mut text = Vec::new();
+        let mut take = |piece: &[u8]| {
+            text.extend_from_slice(piece);
+            Ok(())
+        };
+        runtime()?.block_on(self.listen(path, &mut take))?;
+        String::from_utf8(text).map_err(|_| internal(format!("the daemon's answer to {path} is no text")))
+    }
+
     /// Reads what the daemon sends for as long as it sends something, piece by piece.
     async fn listen(
         &self,

@@ -58,6 +58,8 @@ pub struct Options {
     pub volume: String,
     /// As whom to attach; none: as this machine over shared memory, as nobody known over TCP.
     pub host_nqn: Option<String>,
+    /// As which of that machine's hosts; none: over shared memory as the machine itself, unless it takes the lease, else as one of its own.
+    pub host_id: Option<[u8; 16]>,
     /// I/O queues, each a connection of its own; one over shared memory.
     pub queues: u16,
     /// Requests in flight; more wait.
@@ -88,6 +90,7 @@ impl Options {
             way,
             volume,
             host_nqn: None,
+            host_id: None,
             queues: 1,
             depth: 64,
             block_bytes: ringway_core::limits::REQUEST_BYTES_MAX.into(),

@@ -88,6 +88,9 @@ impl Shm {
             // Each is a host of its own: two programs of one machine are not the same writer.
             connect.host.id = *HostConfig::fresh_id().as_bytes();
         }
+        if let Some(id) = options.host_id {
+            connect.host.id = id;
+        }
         if let Some(nqn) = &options.host_nqn {
             connect.host = Host { nqn: nqn.clone(), ..connect.host };
         }

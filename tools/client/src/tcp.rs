@@ -14,6 +14,7 @@ use ringway_reactor::buf::{BufPoolConfig, PAGE};
 use ringway_reactor::io::{Completion, Io, Wait, Wake};
 use ringway_reactor::uring::{UringConfig, UringIo};
 use slab::Slab;
+use uuid::Uuid;
 
 use crate::address::Addresses;
 use crate::options::Options;
@@ -133,6 +134,9 @@ fn host_config(options: &Options, addresses: &Addresses) -> HostConfig {
     config.reconnect = Reconnect { give_up_after: options.reconnect, ..Reconnect::default() };
     if let Some(nqn) = &options.host_nqn {
         config.host_nqn.clone_from(nqn);
+    }
+    if let Some(id) = options.host_id {
+        config.host_id = Uuid::from_bytes(id);
     }
     config
 }

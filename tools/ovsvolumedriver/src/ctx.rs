@@ -9,8 +9,10 @@ use std::time::Duration;
 
 use ringway_client::control::Caller;
 use ringway_client::{Engine, Host, Options, Refusal, Request, Way, control_socket, discover, errno, runtime_folder};
+use ringway_core::host::HostConfig;
 use ringway_core::limits::VOLUME_NAME_MAX;
 use ringway_core::snapshot::name::split_name;
+use uuid::Uuid;
 
 use crate::attr::{OvsContextAttr, Place, copy, text};
 use crate::errors::{invalid, patiently, pointer, status};
@@ -46,6 +48,8 @@ pub struct OvsCtx {
     attr: OvsContextAttr,
     /// Where its volume is.
     way: Way,
+    /// As whom it attaches its volume: two contexts are not the same writer.
+    host: Uuid,
     pub(crate) control: Caller,
     open: OnceLock<Open>,
     opening: Mutex<()>,
@@ -117,6 +121,7 @@ impl OvsCtx {
             attr,
             control,
             way,
+            host: HostConfig::fresh_id(),
             open: OnceLock::new(),
             opening: Mutex::new(()),
             buffers: Mutex::default(),
@@ -129,6 +134,7 @@ impl OvsCtx {
         let shm = matches!(way, Way::Shm(_));
         Ok(Options {
             host_nqn: Some(Host::of_this_machine().nqn),
+            host_id: Some(*self.host.as_bytes()),
             depth: self.attr.depth as u32,
             block_bytes: SMALL_BYTES,
             spare_bytes: if shm { SEGMENT_BYTES } else { NETWORK_BYTES },
@@ -161,6 +167,12 @@ impl OvsCtx {
     /// What `ovs_ctx_init` opened.
     pub(crate) fn open(&self) -> Result<&Open, Refusal> {
         self.open.get().ok_or_else(|| invalid("the context has no volume: call ovs_ctx_init"))
+    }
+
+    /// Its host's identifier, if it has this volume open and comes back to it by itself when that is taken from it.
+    pub(crate) fn returns_to(&self, volume: &str) -> Option<Uuid> {
+        let holds = self.opened().is_some_and(|open| open.volume == volume);
+        (holds && self.attr.high_availability).then_some(self.host)
     }
 
     /// As [`OvsCtx::open`], where there may be none.

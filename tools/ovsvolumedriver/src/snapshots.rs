@@ -95,7 +95,9 @@ pub unsafe extern "C" fn ovs_snapshot_create_ms(
     status(named.and_then(|(ctx, volume, name)| create(ctx, volume, name, timeout_ms as f64)))
 }
 
-/// Takes a volume back to a snapshot; later snapshots are gone. `ENOTEMPTY` where a clone lies over one of those.
+/// Takes a volume back to a snapshot; later snapshots are gone. `ENOTEMPTY` where a clone lies over one of those; `EBUSY` where somebody has
+/// it open, unless that is this context alone, with high availability: it comes back to the volume by itself. What is in flight meanwhile
+/// may count before or after.
 ///
 /// # Safety
 /// As for [`ovs_snapshot_create`].
@@ -107,11 +109,17 @@ pub unsafe extern "C" fn ovs_snapshot_rollback(
 ) -> c_int {
     // SAFETY: by the caller's promise.
     let named = unsafe { snapshot(ctx, volume_name, snap_name) };
-    status(
-        named.and_then(|(ctx, volume, name)| {
-            patiently(|| ask(ctx, Method::POST, &path(volume, name, "/rollback"), None))
-        }),
-    )
+    let roll_back = |(ctx, volume, name): (&OvsCtx, &str, &str)| {
+        let rest = match ctx.returns_to(volume) {
+            Some(host) => format!("/rollback?holder={host}"),
+            None => "/rollback".to_owned(),
+        };
+        if let Some(open) = ctx.opened().filter(|open| open.volume == volume) {
+            open.check_may_wait()?;
+        }
+        patiently(|| ask(ctx, Method::POST, &path(volume, name, &rest), None))
+    };
+    status(named.and_then(roll_back))
 }
 
 /// Removes a snapshot. `ENOTEMPTY` where a clone lies over it.

@@ -99,6 +99,34 @@ static void high_availability(void)
 	CHECK(round > 1 && ovs_ctx_destroy(ctx) == 0 && ovs_ctx_attr_destroy(attr) == 0);
 }
 
+/* The one writer, stopped while another is it; the target was killed before and after. It does not get the volume back: its writes are older. */
+static void passed_over(void)
+{
+	ovs_ctx_attr_t *attr = attributes();
+	CHECK(ovs_ctx_attr_enable_ha(attr) == 0);
+	ovs_ctx_t *ctx = ovs_ctx_new(attr);
+	CHECK(ctx != NULL && ovs_ctx_init(ctx, "away", O_RDWR) == 0);
+	CHECK(ovs_write(ctx, "first", 5, 0) == 5);
+	tell("running");
+	FAILS(ovs_write(ctx, "older", 5, 0), ESHUTDOWN);
+	CHECK(ovs_ctx_destroy(ctx) == 0 && ovs_ctx_attr_destroy(attr) == 0);
+}
+
+static void successor(void)
+{
+	ovs_ctx_t *ctx = opened("away", O_RDWR);
+	CHECK(ovs_write(ctx, "newer", 5, 0) == 5 && ovs_flush(ctx) == 0);
+	CHECK(ovs_ctx_destroy(ctx) == 0);
+}
+
+static void check_successor(void)
+{
+	char read[5];
+	ovs_ctx_t *ctx = opened("away", O_RDONLY);
+	CHECK(ovs_read(ctx, read, 5, 0) == 5 && memcmp(read, "newer", 5) == 0);
+	CHECK(ovs_ctx_destroy(ctx) == 0);
+}
+
 /* Somebody else listens there: HOST PORT is the test's. */
 static void not_a_target(void)
 {
@@ -120,6 +148,12 @@ int main(int argc, char **argv)
 		high_availability();
 	else if (strcmp(argv[4], "not_a_target") == 0)
 		not_a_target();
+	else if (strcmp(argv[4], "passed_over") == 0)
+		passed_over();
+	else if (strcmp(argv[4], "successor") == 0)
+		successor();
+	else if (strcmp(argv[4], "check_successor") == 0)
+		check_successor();
 	else
 		CHECK(!"a case that there is");
 	printf("done\n");

@@ -356,6 +356,56 @@ static void create_rollback_list_remove_snapshot(void)
 	CHECK(ovs_remove_volume(ctx, "snaps") == 0 && ovs_ctx_destroy(ctx) == 0);
 }
 
+/* Who has the volume open alone, and comes back to it by itself, may roll it back. */
+static void rollback_by_the_holder(void)
+{
+	char read[5];
+	ovs_ctx_t *admin = context();
+	CHECK(ovs_create_volume(admin, "held", 4 * MIB) == 0);
+	ovs_ctx_attr_t *attr = attributes();
+	CHECK(ovs_ctx_attr_enable_ha(attr) == 0);
+	ovs_ctx_t *ctx = ovs_ctx_new(attr);
+	CHECK(ctx != NULL && ovs_ctx_init(ctx, "held", O_RDWR) == 0);
+	ovs_buffer_t *buffer = ovs_allocate(ctx, 8192);
+	CHECK(buffer != NULL);
+	CHECK(ovs_write(ctx, "first", 5, 0) == 5);
+	CHECK(ovs_snapshot_create(ctx, "held", "s", 10) == 0);
+	CHECK(ovs_write(ctx, "later", 5, 0) == 5);
+
+	ovs_ctx_t *reader = opened("held", O_RDONLY);
+	FAILS(ovs_snapshot_rollback(ctx, "held", "s"), EBUSY);
+	CHECK(ovs_ctx_destroy(reader) == 0);
+
+	CHECK(ovs_snapshot_rollback(ctx, "held", "s") == 0);
+	CHECK(ovs_read(ctx, read, 5, 0) == 5 && memcmp(read, "first", 5) == 0);
+	memset(ovs_buffer_data(buffer), 'x', 8192); /* what was allocated before is as good as ever */
+	CHECK(ovs_write(ctx, ovs_buffer_data(buffer), 8192, 8192) == 8192);
+	ovs_ctx_t *second = context();
+	FAILS(ovs_ctx_init(second, "held", O_RDWR), EBUSY); /* the lease stayed */
+	CHECK(ovs_ctx_destroy(second) == 0);
+	CHECK(ovs_deallocate(ctx, buffer) == 0);
+	CHECK(ovs_ctx_destroy(ctx) == 0 && ovs_ctx_attr_destroy(attr) == 0);
+	CHECK(ovs_snapshot_remove(admin, "held", "s") == 0);
+	CHECK(ovs_remove_volume(admin, "held") == 0 && ovs_ctx_destroy(admin) == 0);
+}
+
+/* Control from elsewhere; the test that has a target for that is control_over_tls. */
+static void control_elsewhere(void)
+{
+	ovs_ctx_attr_t *attr = attributes();
+	FAILS(ovs_ctx_attr_set_control(NULL, NULL, NULL, NULL), EINVAL);
+	FAILS(ovs_ctx_attr_set_control(attr, "https://127.0.0.1:1", NULL, NULL), EINVAL);
+	FAILS(ovs_ctx_attr_set_control(attr, "http://127.0.0.1:1", "/none", "/none"), EINVAL);
+	FAILS(ovs_ctx_attr_set_control(attr, "https://127.0.0.1:1", "/none", "/none"), EINVAL);
+	CHECK(ovs_ctx_attr_set_control(attr, "/no/such/control.sock", NULL, NULL) == 0);
+	ovs_ctx_t *ctx = ovs_ctx_new(attr);
+	CHECK(ctx != NULL);
+	FAILS(ovs_create_volume(ctx, "v", MIB), EIO);
+	CHECK(ovs_ctx_destroy(ctx) == 0);
+	CHECK(ovs_ctx_attr_set_control(attr, NULL, NULL, NULL) == 0);
+	CHECK(ovs_ctx_attr_destroy(attr) == 0);
+}
+
 static void write_flush_read(void)
 {
 	ovs_ctx_t *admin = context();
@@ -655,6 +705,8 @@ static const struct {
 	BEHAVIOUR(stat_of_a_volume),
 	BEHAVIOUR(list_volumes),
 	BEHAVIOUR(create_rollback_list_remove_snapshot),
+	BEHAVIOUR(rollback_by_the_holder),
+	BEHAVIOUR(control_elsewhere),
 	BEHAVIOUR(write_flush_read),
 	BEHAVIOUR(truncate_volume),
 	BEHAVIOUR(write_beyond_volume_boundaries),

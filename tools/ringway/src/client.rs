@@ -57,12 +57,7 @@ impl Client {
 
     /// As Prometheus reads it.
     pub(crate) fn metrics(&self) -> Result<String, Failure> {
-        let mut text = Vec::new();
-        self.listen("/metrics", &mut |piece| {
-            text.extend_from_slice(piece);
-            Ok(())
-        })?;
-        String::from_utf8(text).map_err(|_| Failure::internal("the daemon's metrics are no text"))
+        Ok(self.caller.text("/metrics")?)
     }
 
     pub(crate) fn volumes(&self) -> Result<Vec<VolumeInfo>, Failure> {

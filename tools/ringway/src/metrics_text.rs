@@ -1,5 +1,6 @@
 //! The node's counters as Prometheus reads them. One doc line a metric: its help text.
 
+mod nbd;
 mod steps;
 
 use std::fmt;
@@ -58,6 +59,7 @@ impl Collector for Snapshot {
         encode_work(&mut encoder, "volume", &volumes)?;
         self.encode_shards(&mut encoder)?;
         self.encode_reactors(&mut encoder)?;
+        nbd::encode(&mut encoder, &self.metrics.reactors)?;
         self.encode_connections(&mut encoder)?;
         self.encode_queue_pairs(&mut encoder)?;
         self.encode_pool(&mut encoder)?;

@@ -169,6 +169,23 @@ fn what_cannot_be_done_is_answered_and_the_next_request_is_served() {
     peer.ask(WRITE, 0, 2, 0, 3);
     peer.send(b"xyz");
     assert_eq!(peer.simple_reply(), (EPERM, 2));
+    // Each kind is counted, and so are its errors; the figures are gathered a few times a second.
+    let counted = |what: &str, operation: &str, count: u64| {
+        let line = format!("ringway_nbd_{what}_total{{operation=\"{operation}\"}} {count}\n");
+        let begun = Instant::now();
+        while !home.place.metrics().contains(&line) {
+            assert!(begun.elapsed() < Duration::from_secs(20), "{line} in {}", home.place.metrics());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    };
+    counted("requests", "write", 5);
+    counted("errors", "write", 4);
+    counted("bytes", "write", 32 << 20);
+    counted("requests", "unknown", 2);
+    counted("errors", "unknown", 2);
+    counted("errors", "trim", 2);
+    counted("errors", "block_status", 1);
+    counted("requests", "flush", 0);
 }
 
 #[test]

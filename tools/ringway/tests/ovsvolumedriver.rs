@@ -6,7 +6,7 @@ mod volume;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener};
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use common::{Daemon, Place};
 use ringway_core::host::Outcome;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use volume::Volume;
 
@@ -200,6 +201,61 @@ fn a_target_that_goes_away_ends_every_call_with_a_number_and_one_that_comes_back
 }
 
 #[test]
+fn a_writer_that_was_cut_off_is_told_so_after_restarts_of_the_target_too() {
+    let mut rig = Rig::new();
+    let away = rig.compile("away");
+    rig.place.run(&["volume", "create", "away", "1MiB"]).ends(0);
+    for transport in ["tcp", "shm"] {
+        let mut first = Program::start(rig.command(&away, transport, rig.port).arg("passed_over"));
+        first.says("running");
+        let signal = |which| kill_process(Pid::from_child(&first.0), which).unwrap();
+        signal(Signal::STOP);
+        rig.kill();
+        rig.start();
+        Program::start(rig.command(&away, transport, rig.port).arg("successor")).succeeds();
+        rig.kill();
+        rig.start();
+        signal(Signal::CONT);
+        first.goes_on();
+        first.succeeds();
+        Program::start(rig.command(&away, transport, rig.port).arg("check_successor")).succeeds();
+    }
+}
+
+/// The same certificate as for commands on another machine.
+#[test]
+fn over_tls_with_a_token_the_library_controls_a_target_elsewhere() {
+    let mut rig = Rig::new();
+    rig.kill();
+    let token = rig.place.path("token");
+    fs::write(&token, "8a1c5f0e93d74b26a0b7-ringway-test").unwrap();
+    fs::set_permissions(&token, fs::Permissions::from_mode(0o600)).unwrap();
+    let tls = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tls");
+    let (certificate, key) = (tls.join("certificate.pem"), tls.join("key.pem"));
+    let file = |path: &Path| path.to_str().unwrap().to_owned();
+    let daemon = rig.place.serve(&[
+        "--control-listen",
+        "https://127.0.0.1:0",
+        "--control-token-file",
+        &file(&token),
+        "--tls-cert",
+        &file(&certificate),
+        "--tls-key",
+        &file(&key),
+    ]);
+    let port = daemon.listener().rsplit_once(':').unwrap().1.parse().unwrap();
+    let url = daemon.ready["control_listeners"][0].as_str().unwrap().to_owned();
+    let program = rig.compile("elsewhere");
+    let mut command = rig.command(&program, "tcp", port);
+    // No target of this machine is to be found by it.
+    command.env("RINGWAY_RUNTIME_DIR", rig.place.path("nowhere"));
+    command.args([&url, &file(&certificate), &file(&token), &file(&tls.join("other-certificate.pem"))]);
+    Program::start(&mut command).succeeds();
+    assert!(rig.place.run(&["volume", "list"]).stdout.contains("elsewhere"));
+    daemon.stop().ends(0);
+}
+
+#[test]
 fn what_is_no_target_is_told_from_one() {
     let rig = Rig::new();
     let away = rig.compile("away");
@@ -267,6 +323,8 @@ impl Rig {
         for at in (0..16 << 20).step_by(128 << 10) {
             assert_eq!(parent.write(at, &vec![7; 128 << 10]), Outcome::Success);
         }
+        assert_eq!(parent.flush(), Outcome::Success);
+        assert_eq!(parent.read(4096, 4096), [7; 4096]);
         drop(parent);
         self.place.run(&["snapshot", "create", "vm1", "a"]).ends(0);
         for clone in clones {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::command::{self, cargo, target_dir};
 use crate::report::Report;
-use crate::{install, qemu, vm};
+use crate::{install, ovsvolumedriver, qemu, vm};
 
 /// Interleaved pairs and medians take their time.
 const LIMIT: Duration = Duration::from_secs(4 * 3600);
@@ -18,12 +18,16 @@ pub(crate) fn run(arguments: &[String]) -> Report {
     }
     let mut report = Report::new();
     if report.step("what the benchmarks need", || install::ensure(&[install::Group::Build, install::Group::Bench])) {
-        // For the group that needs it, which runs when it is named, or none is.
-        let driver = target_dir().join("release/qemu");
+        // For the groups that need them, which run when they are named, or none is.
         let groups = || arguments.iter().take_while(|argument| argument.as_str() != "--");
-        let wanted = !groups().any(|group| !group.starts_with('-')) || groups().any(|group| group == "convert");
-        if wanted && !report.step("the QEMU driver builds", || qemu::release(&driver)) {
+        let all = !groups().any(|group| !group.starts_with('-'));
+        let wanted = |name: &str| all || groups().any(|group| group == name);
+        let driver = target_dir().join("release/qemu");
+        if wanted("convert") && !report.step("the QEMU driver builds", || qemu::release(&driver)) {
             return report;
+        }
+        if wanted("library") {
+            ovsvolumedriver::run_in(&mut report, None);
         }
         report.step("benchmarks", || {
             let mut command = cargo(["run", "--release", "--package", "ringway-perf", "--bin", "ringway-perf", "--"]);

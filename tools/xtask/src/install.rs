@@ -35,6 +35,8 @@ const fn need(group: Group, program: &'static str, package: &'static str) -> Nee
 
 const NEEDS: &[Need] = &[
     need(Group::Build, "gcc", "gcc"),
+    // The manual of the library in C is followed by a test.
+    need(Group::Build, "pkg-config", "pkg-config"),
     // The feature `rdma`: bindings to rdma-core are made by cmake and libclang. The plain build needs gcc alone.
     need(Group::Build, "cmake", "cmake"),
     need(Group::Build, "clang", "clang"),

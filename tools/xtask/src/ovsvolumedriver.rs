@@ -22,13 +22,17 @@ const LIMIT: Duration = Duration::from_secs(30 * 60);
 
 pub(crate) fn run(options: &Options) -> Report {
     let mut report = Report::new();
+    run_in(&mut report, options.prefix.as_deref());
+    report
+}
+
+pub(crate) fn run_in(report: &mut Report, prefix: Option<&Path>) {
     report.step("libovsvolumedriver builds", || {
-        let folder = options.prefix.clone().unwrap_or_else(|| target_dir().join("release/ovsvolumedriver"));
+        let folder = prefix.map_or_else(|| target_dir().join("release/ovsvolumedriver"), Path::to_owned);
         build(&folder)?;
         println!("{}", folder.join("lib/libovsvolumedriver.so.1").display());
         Ok(())
     });
-    report
 }
 
 /// A release of it, with header and pkg-config file.

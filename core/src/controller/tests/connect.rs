@@ -1,7 +1,9 @@
 //! Connect, and who may.
 
 use super::*;
-use crate::controller::association::AssociationState;
+use std::collections::BTreeSet;
+
+use crate::controller::association::{AssociationState, HostIdentity, OnRecord};
 use crate::ids::VolumeId;
 use crate::limits::IO_QUEUES_MAX;
 use crate::wire::DISCOVERY_NQN;
@@ -205,6 +207,24 @@ fn who_lost_the_lease_to_another_writer_does_not_get_it_back() {
     let refusal = refused(&writer(1, ",writer-again"), &registry, &directory);
     assert_eq!(refusal.status, NvmeStatus::RESERVATION_CONFLICT.dnr(), "what it would send again is older");
     writer(1, ",writer").make(&registry, &directory).unwrap();
+}
+
+#[test]
+fn who_was_the_writer_last_is_known_from_a_process_before_this_one_too() {
+    let (registry, directory) = (Registry::default(), directory());
+    let host = |number: u8| HostIdentity { nqn: "nqn.writer".into(), id: [number; 16] };
+    registry.remember_writer(VolumeId(1), host(2));
+    let refusal = refused(&writer(1, ",writer-again"), &registry, &directory);
+    assert_eq!(refusal.status, NvmeStatus::RESERVATION_CONFLICT.dnr(), "another has been it before the restart");
+    let again = writer(2, ",writer-again").make(&registry, &directory).unwrap();
+    assert_eq!(registry.writer(VolumeId(1)), Some(host(2)));
+    assert!(registry.others_attached(VolumeId(1), [2; 16]).is_empty());
+    assert_eq!(registry.others_attached(VolumeId(1), [1; 16]), ["nqn.writer"]);
+    let hosts = BTreeSet::from(["nqn.writer".to_owned()]);
+    registry.set_on_record(VolumeId(1), &hosts, Some(&host(1)), true);
+    assert_eq!(again.association().on_record(), OnRecord::Asked, "its host is on record, and not as the writer");
+    registry.set_on_record(VolumeId(1), &hosts, Some(&host(2)), true);
+    assert_eq!(again.association().on_record(), OnRecord::Yes);
 }
 
 #[test]

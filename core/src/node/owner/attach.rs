@@ -8,6 +8,7 @@ use ringway_reactor::io::Instant;
 
 use super::{Owner, Plan, Task, Then};
 use crate::catalog::CatalogRecord;
+use crate::controller::association::HostIdentity;
 use crate::ids::{AssociationId, ShardId, VolumeId};
 
 /// Hosts that believe in writes that the machine may have lost with its memory, until they have been told. Shared by all reactors.
@@ -86,14 +87,21 @@ impl Owner {
         if entry.record.is_snapshot() {
             // Nobody writes to it: there is nothing to lose.
             let hosts = self.registry.attached_hosts(volume).into_iter().collect();
-            self.registry.set_on_record(volume, &hosts, true);
+            // Nor does anybody lose it to another writer.
+            let writer = self.registry.writer(volume);
+            self.registry.set_on_record(volume, &hosts, writer.as_ref(), true);
             return Plan::Nothing;
         }
         let hosts = self.registry.attached_hosts(volume).into_iter();
-        let records: Vec<_> = hosts
+        let mut records: Vec<_> = hosts
             .filter(|host| !entry.attached.contains(host))
             .map(|host| CatalogRecord::HostAttached(volume, host))
             .collect();
+        // With the same write: who was the writer before, and comes back to the next process, is told that it is not any more.
+        let writer = self.registry.writer(volume).map(|writer| (writer.nqn, writer.id));
+        if let Some((nqn, id)) = writer.filter(|writer| entry.writer.as_ref() != Some(writer)) {
+            records.push(CatalogRecord::WriterNoted(volume, nqn, id));
+        }
         if records.is_empty() {
             self.attached(volume);
             return Plan::Nothing;
@@ -104,7 +112,8 @@ impl Owner {
     /// Those who attached the volume are on record: their Connects may be answered.
     pub(super) fn attached(&self, volume: VolumeId) {
         if let Some(entry) = self.store.state().volume(volume) {
-            self.registry.set_on_record(volume, &entry.attached, true);
+            let writer = entry.writer.clone().map(|(nqn, id)| HostIdentity { nqn, id });
+            self.registry.set_on_record(volume, &entry.attached, writer.as_ref(), true);
         }
     }
 
@@ -112,7 +121,7 @@ impl Owner {
     pub(super) fn not_attached(&self, volume: VolumeId) {
         self.attached(volume);
         let hosts = self.registry.attached_hosts(volume).into_iter().collect();
-        self.registry.set_on_record(volume, &hosts, false);
+        self.registry.set_on_record(volume, &hosts, None, false);
     }
 
     /// A host has been told that the machine failed.

@@ -40,8 +40,8 @@ impl Owner {
             ControlRequest::SnapshotList { volume } => reply(self.list_snapshots(volume.as_deref())),
             ControlRequest::SnapshotShow { name } => reply(self.show_snapshot(&name)),
             ControlRequest::SnapshotCreate(create) => self.on_create(create, Caller::unpromised(reply)),
-            ControlRequest::SnapshotRollback { name, force } => {
-                self.tasks.push_back(Task::Snapshot(Work::Rollback(name, force, reply)));
+            ControlRequest::SnapshotRollback { name, by } => {
+                self.tasks.push_back(Task::Snapshot(Work::Rollback(name, by, reply)));
             }
             ControlRequest::Sync => self.sync(reply),
             ControlRequest::Changed(_) | ControlRequest::Fill(_) | ControlRequest::SnapshotSpace(_) => {

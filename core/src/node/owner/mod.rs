@@ -40,6 +40,7 @@ pub use store::{CatalogPlace, Store};
 use super::message::Message;
 use crate::catalog::CatalogRecord;
 use crate::control::{ControlAnswer, ControlError, ControlErrorKind, ControlRequest, Reply, TargetInfo};
+use crate::controller::association::HostIdentity;
 use crate::controller::registry::Registry;
 use crate::directory::Directory;
 use crate::event::Event;
@@ -252,6 +253,9 @@ impl Owner {
         parts.metrics.pool.size_bytes.set(size);
         for entry in state.volumes() {
             parts.metrics.name_volume(entry.record.id, &entry.record.name);
+            if let Some((nqn, id)) = entry.writer.clone() {
+                parts.registry.remember_writer(entry.record.id, HostIdentity { nqn, id });
+            }
         }
         let dead: BTreeMap<ShardId, String> = parts.dead.into_iter().collect();
         for &shard in dead.keys() {

@@ -116,6 +116,7 @@ impl Connection {
 
     /// A request has come.
     pub(super) fn begin<I: Io>(&mut self, cx: &mut Cx<'_, I>, serving: Serving, asked: Asked) {
+        cx.stats.came(&asked);
         let agreed = serving.agreed;
         let refusal = match cx.directory.volume(serving.volume) {
             None => Some(errno::ESHUTDOWN),
@@ -126,8 +127,10 @@ impl Connection {
         let refusal = refusal.or(too_long.then_some(errno::EOVERFLOW));
         if let Some(error) = refusal {
             cx.stats.malformed += 1;
+            cx.stats.failed(&asked);
             return self.refuse(cx, serving, asked, error);
         }
+        cx.stats.begun(&asked);
         match asked.kind {
             Kind::Disconnect => {
                 self.leaving = true;
@@ -434,6 +437,7 @@ impl Connection {
             // Its last piece was its last word.
             None => {}
             Some((error, offset)) => {
+                cx.stats.failed(&asked);
                 self.bytes_held -= early;
                 if request.begun && request.shape == Shape::Stream {
                     return self.close(cx, "a read fails of which a part was sent already");

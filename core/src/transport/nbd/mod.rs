@@ -100,6 +100,32 @@ pub struct NbdStats {
     pub bytes_copied: u64,
     /// Requests that had to wait for a buffer.
     pub waited_for_buffer: u64,
+    /// Requests, by [`wire::Kind::place`].
+    pub requests: [u64; wire::Kind::NAMES.len()],
+    /// Those of them that were answered with an error.
+    pub errors: [u64; wire::Kind::NAMES.len()],
+    /// Bytes that those of them ask for that are requests.
+    pub bytes: [u64; wire::Kind::NAMES.len()],
+}
+
+impl NbdStats {
+    /// One has come.
+    fn came(&mut self, asked: &wire::Asked) {
+        self.requests[asked.kind.place()] += 1;
+    }
+
+    /// It is one.
+    fn begun(&mut self, asked: &wire::Asked) {
+        // What those two have for a length means nothing.
+        if !matches!(asked.kind, wire::Kind::Flush | wire::Kind::Disconnect) {
+            self.bytes[asked.kind.place()] += u64::from(asked.len);
+        }
+    }
+
+    /// It is answered with an error.
+    fn failed(&mut self, asked: &wire::Asked) {
+        self.errors[asked.kind.place()] += 1;
+    }
 }
 
 /// What connections share within one call.

@@ -99,6 +99,26 @@ impl Kind {
         }
     }
 
+    /// Names of all kinds, by [`Kind::place`]; of unknown ones there is one.
+    pub const NAMES: [&str; 9] =
+        ["read", "write", "disconnect", "flush", "trim", "cache", "write_zeroes", "block_status", "unknown"];
+
+    /// Where it is in lists of all kinds.
+    #[must_use]
+    pub fn place(self) -> usize {
+        match self {
+            Kind::Read => 0,
+            Kind::Write => 1,
+            Kind::Disconnect => 2,
+            Kind::Flush => 3,
+            Kind::Trim => 4,
+            Kind::Cache => 5,
+            Kind::WriteZeroes => 6,
+            Kind::BlockStatus => 7,
+            Kind::Unknown(_) => 8,
+        }
+    }
+
     /// Whether it changes the volume.
     #[must_use]
     pub fn changes(self) -> bool {
@@ -306,6 +326,9 @@ mod tests {
         wrong[0] ^= 1;
         assert_eq!(Asked::parse(&wrong), Err(BadMagic));
         assert_eq!(Asked::parse(&one.encode(9)).unwrap().unwrap().kind, Kind::Unknown(9));
+        for number in 0..9 {
+            assert_eq!(Kind::of(number).place(), usize::from(number), "{}", Kind::NAMES[usize::from(number)]);
+        }
     }
 
     #[test]

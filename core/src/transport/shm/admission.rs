@@ -16,7 +16,7 @@ use ringway_shm_ring::door::{Offer, bye};
 use ringway_shm_ring::message::{Hello, Message as Word, Polling as Wanted, Reason, VolumeInfo};
 
 use super::{ClientMemory, Connection, Mail, Seat, ShmTransport, TransportEvent};
-use crate::controller::association::{Association, HostIdentity};
+use crate::controller::association::{Association, HostIdentity, OnRecord};
 use crate::directory::{Directory, volume_nqn};
 use crate::export::Polling;
 use crate::ids::{AssociationId, VolumeId};
@@ -30,6 +30,8 @@ use crate::wire::completion::NvmeStatus;
 enum Stage {
     /// Its host's former associations are being fenced.
     Fencing,
+    /// It is to be the volume's one writer: that has to be on record before it writes.
+    Recording,
     /// So many of its queues are not yet served.
     Dealing { left: u16 },
     /// It was told welcome.
@@ -44,6 +46,8 @@ pub(super) struct Admitted {
     volume: VolumeId,
     told: VolumeInfo,
     stage: Stage,
+    /// It asks to be the one writer.
+    writer: bool,
 }
 
 fn info(directory: &Directory, record: &VolumeRecord) -> VolumeInfo {
@@ -86,7 +90,8 @@ impl ShmTransport {
                     pid: offer.line.peer_pid(),
                     queues: AtomicUsize::new(usize::from(hello.layout.queues())),
                 });
-                let admitted = Admitted { offer, connection, volume, told, stage: Stage::Fencing };
+                let writer = split_lease(&offer.hello.volume).1.is_some();
+                let admitted = Admitted { offer, connection, volume, told, stage: Stage::Fencing, writer };
                 self.admitted.insert(admitted.offer.number, admitted);
                 self.await_fences(out);
             }
@@ -136,10 +141,21 @@ impl ShmTransport {
 
     /// Deals out the queues of clients whose hosts have nothing left from before.
     pub(super) fn await_fences(&mut self, out: &mut Vec<TransportEvent>) {
+        let mut refused = Vec::new();
         for admitted in self.admitted.values_mut() {
-            if admitted.stage != Stage::Fencing || !self.registry.unfenced(&admitted.connection.association).is_empty()
-            {
-                continue;
+            let association = &admitted.connection.association;
+            if admitted.stage == Stage::Fencing && self.registry.unfenced(association).is_empty() && admitted.writer {
+                admitted.stage = Stage::Recording;
+                out.push(TransportEvent::Attached { volume: admitted.volume });
+            }
+            match (admitted.stage, association.on_record()) {
+                (Stage::Fencing, _) if !admitted.writer && self.registry.unfenced(association).is_empty() => {}
+                (Stage::Recording, OnRecord::Yes) => {}
+                (Stage::Recording, OnRecord::Never) => {
+                    refused.push(admitted.offer.number);
+                    continue;
+                }
+                _ => continue,
             }
             admitted.stage = Stage::Dealing { left: admitted.offer.hello.layout.queues() };
             for to in 0..self.config.reactors {
@@ -153,11 +169,18 @@ impl ShmTransport {
                 out.push(TransportEvent::Mail { to, message: Message::Shm(Mail::Serve(Box::new(seat))) });
             }
         }
+        for number in refused {
+            tracing::error!("a client of shared memory is refused: that it is the one writer cannot be put on record");
+            if let Some(admitted) = self.admitted.remove(&number) {
+                self.end(&admitted, out);
+                admitted.offer.refuse(Reason::Internal, "that it is the one writer cannot be put on record");
+            }
+        }
     }
 
-    /// Whether somebody waits for a fence, whose end is no event here.
+    /// Whether somebody waits for a fence or a record, whose ends are no events here.
     pub(super) fn awaits_fence(&self) -> bool {
-        self.admitted.values().any(|admitted| admitted.stage == Stage::Fencing)
+        self.admitted.values().any(|admitted| matches!(admitted.stage, Stage::Fencing | Stage::Recording))
     }
 
     /// A queue of this client is served.

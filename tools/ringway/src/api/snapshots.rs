@@ -5,7 +5,7 @@
 //! POST   /v1/snapshots                       {"volumes": [...], "name": ..., "timeout_ms": n}
 //! GET    /v1/snapshots/{name}                one, `VOLUME@SNAPSHOT`; `/` in a name is written %2F
 //! DELETE /v1/snapshots/{name}?force=true     remove it, or give up one that is being made
-//! POST   /v1/snapshots/{name}/rollback?force=true  take its volume back to it
+//! POST   /v1/snapshots/{name}/rollback?force=true&holder=UUID  take its volume back to it, though that host has it
 //! GET    /v1/snapshots/{name}/diff?to=NAME&cursor=N  what a later one, or the volume, has other than it; stretch by stretch
 //! POST   /v1/clones                          VolumeClone
 //! ```
@@ -19,9 +19,10 @@ use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 use axum::routing::{get, post};
-use ringway_core::control::{ControlAnswer, ControlRequest, HeldQuery};
+use ringway_core::control::{ControlAnswer, ControlRequest, HeldQuery, RollbackBy};
 use ringway_core::snapshot::asked::{DiffQuery, Patience, SnapshotCreate, SnapshotInfo, SnapshotState, VolumeClone};
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use super::{Node, Refused, RemoveQuery, VolumeName, ask, call, respond};
 
@@ -135,9 +136,23 @@ async fn remove(
 async fn rollback(
     State(node): State<Node>,
     name: VolumeName,
-    query: Result<Query<RemoveQuery>, QueryRejection>,
+    query: Result<Query<RollbackQuery>, QueryRejection>,
 ) -> Result<Response, Refused> {
-    ask(node, ControlRequest::SnapshotRollback { name: name?.0, force: query?.0.force }).await
+    let by = match query?.0 {
+        RollbackQuery { force: true, .. } => RollbackBy::Force,
+        RollbackQuery { holder: Some(host), .. } => RollbackBy::Holder(*host.as_bytes()),
+        RollbackQuery { .. } => RollbackBy::Anybody,
+    };
+    ask(node, ControlRequest::SnapshotRollback { name: name?.0, by }).await
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RollbackQuery {
+    #[serde(default)]
+    force: bool,
+    /// The host identifier of who asks: what that one has open is no obstacle.
+    holder: Option<Uuid>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]

@@ -30,7 +30,7 @@ use self::group::{Group, Stage};
 pub(super) use self::rollback::Rollback;
 use self::syncing::Syncs;
 use super::{Owner, Plan, Task, catalog_failed};
-use crate::control::Reply;
+use crate::control::{Reply, RollbackBy};
 use crate::ids::{AttemptId, Epoch, ShardId, VolumeId};
 use crate::snapshot::asked::SnapshotCreate;
 use crate::snapshot::promise::Promise;
@@ -45,7 +45,7 @@ pub(super) enum Work {
     /// A group is to exist.
     Commit(GroupId),
     /// A volume is to be taken back to a snapshot; force; who asks.
-    Rollback(String, bool, Reply),
+    Rollback(String, RollbackBy, Reply),
     /// Its shards have sealed for that.
     RollBack(VolumeId),
     /// A manifest of this name is about to be put.
@@ -168,8 +168,8 @@ impl Owner {
     pub(super) fn plan_snapshot(&mut self, work: Work) -> Plan {
         match work {
             Work::Commit(id) => self.plan_commit(id),
-            Work::Rollback(name, force, reply) => {
-                self.begin_rollback(&name, force, reply);
+            Work::Rollback(name, by, reply) => {
+                self.begin_rollback(&name, by, reply);
                 Plan::Nothing
             }
             Work::RollBack(volume) => self.plan_roll_back(volume),

@@ -1,7 +1,7 @@
 //! A volume is taken back to a snapshot (history H10).
 //!
 //! ```text
-//! checks -> nobody may attach -> (force: associations ended) -> Fencing: nothing of whoever had it is in any mailbox
+//! checks -> nobody may attach -> (force, or the holder of the only ones: associations ended) -> Fencing: nothing of whoever had it is in any mailbox
 //!   -> Arming -> one step of the word, `until` -> Sealing: every write stamped up to `until` has ended, durably
 //!   -> record: epochs (snapshot, until] are void, later snapshots are gone -> directory on every reactor -> answer
 //! ```
@@ -14,7 +14,7 @@ use ringway_reactor::io::Instant;
 
 use super::{Outcome, Owner, Work};
 use crate::catalog::{CatalogRecord, RollbackRecord};
-use crate::control::{ControlError, ControlErrorKind, Reply};
+use crate::control::{ControlError, ControlErrorKind, Reply, RollbackBy};
 use crate::ids::{AssociationId, AttemptId, Epoch, ShardId, VolumeId};
 use crate::node::message::Message;
 use crate::node::owner::{Answer, Plan, Task, Then};
@@ -50,8 +50,8 @@ enum Stage {
 
 impl Owner {
     /// Begins it, or says what speaks against it.
-    pub(in crate::node::owner) fn begin_rollback(&mut self, name: &str, force: bool, reply: Reply) {
-        let (view, dropped) = match self.check_rollback(name, force) {
+    pub(in crate::node::owner) fn begin_rollback(&mut self, name: &str, by: RollbackBy, reply: Reply) {
+        let (view, dropped) = match self.check_rollback(name, by) {
             Ok(checked) => checked,
             Err(error) => return reply(Err(error)),
         };
@@ -70,7 +70,7 @@ impl Owner {
         self.advance_rollbacks();
     }
 
-    fn check_rollback(&self, name: &str, force: bool) -> Result<(SnapshotView, Vec<VolumeId>), ControlError> {
+    fn check_rollback(&self, name: &str, by: RollbackBy) -> Result<(SnapshotView, Vec<VolumeId>), ControlError> {
         let (_, view) = self.named_snapshot(name)?;
         let state = self.store.state();
         let origin = &state.volume(view.origin).expect("a snapshot has its volume").record;
@@ -106,9 +106,13 @@ impl Owner {
             self.check_not_exported(&later.name, later.id)?;
             dropped.push(later.id);
         }
-        let attached: BTreeSet<_> =
-            dropped.iter().chain([&origin.id]).flat_map(|&volume| self.attached_hosts(volume)).collect();
-        if !attached.is_empty() && !force {
+        let in_the_way = |&volume: &VolumeId| match by {
+            RollbackBy::Force => Vec::new(),
+            RollbackBy::Anybody => self.attached_hosts(volume),
+            RollbackBy::Holder(host) => self.registry.others_attached(volume, host),
+        };
+        let attached: BTreeSet<_> = dropped.iter().chain([&origin.id]).flat_map(in_the_way).collect();
+        if !attached.is_empty() {
             let who: Vec<_> = attached.into_iter().collect();
             return busy(format!(
                 "volume {:?}, or a snapshot that would be dropped, is attached by {}; detach it there first, or use force, \

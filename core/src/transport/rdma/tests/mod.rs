@@ -108,7 +108,8 @@ impl Target {
         self.events = events;
         for volume in std::mem::take(&mut self.attaching) {
             let hosts = self.registry.attached_hosts(volume).into_iter().collect();
-            self.registry.set_on_record(volume, &hosts, true);
+            let writer = self.registry.writer(volume);
+            self.registry.set_on_record(volume, &hosts, writer.as_ref(), true);
         }
         if !self.hold {
             for (id, request) in std::mem::take(&mut self.held) {

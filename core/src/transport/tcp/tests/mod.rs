@@ -98,7 +98,8 @@ impl Target {
     pub(super) fn record(&mut self, known: bool) {
         for volume in std::mem::take(&mut self.attaching) {
             let hosts = self.registry.attached_hosts(volume).into_iter().collect();
-            self.registry.set_on_record(volume, &hosts, known);
+            let writer = self.registry.writer(volume);
+            self.registry.set_on_record(volume, &hosts, writer.as_ref(), known);
         }
     }
 
