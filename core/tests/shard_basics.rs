@@ -55,3 +55,32 @@ fn zeroes_and_discards_give_their_clusters_back() {
     assert_eq!(rig.shard.stats().clusters_used, 3);
     rig.drain_and_verify();
 }
+
+#[test]
+fn memory_that_begins_inside_a_sector_of_the_device_is_copied_and_not_given_to_it() {
+    let mut setup = Setup::new();
+    setup.disk.logical_block = 4096;
+    let mut rig = Rig::new(4, setup);
+    rig.write(1, 0, &[1; 65536], false);
+    for ahead in [512, 3584, 4096] {
+        // As the second part of a request that began so many bytes before the end of a stripe.
+        let mut front = rig.buf(&vec![ahead as u8; ahead + 12288]);
+        let data = front.split_off(ahead);
+        let before = rig.shard.stats().read_modify_writes;
+        let id = rig.submit(1, Command::Write { fua: false }, 4096, 12288, Some(data));
+        assert_eq!(rig.wait(id).status, Status::Success);
+        assert_eq!(
+            rig.shard.stats().read_modify_writes > before,
+            ahead != 4096,
+            "what lies as the device wants it is not copied"
+        );
+        let data = rig.buf(&vec![0xEE; ahead + 20480]).split_off(ahead);
+        let id = rig.submit(1, Command::Read, 0, 20480, Some(data));
+        let done = rig.wait(id);
+        assert_eq!(done.status, Status::Success);
+        let read = done.data.expect("a read gives its buffer back").into_own();
+        assert!(read[..4096].iter().chain(&read[16384..]).all(|&byte| byte == 1));
+        assert!(read[4096..16384].iter().all(|&byte| byte == ahead as u8));
+    }
+    rig.drain_and_verify();
+}

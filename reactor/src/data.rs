@@ -265,6 +265,15 @@ impl Data {
         }
     }
 
+    /// Whether a device with logical blocks of `unit` bytes takes as many whole blocks from its start on as there are.
+    #[must_use]
+    pub fn starts_aligned(&self, unit: u32) -> bool {
+        match self {
+            Data::Own(buf) | Data::Blank(Blank(buf)) => (buf.as_ptr() as usize).is_multiple_of(unit as usize),
+            Data::Shared(shared) | Data::SharedBlank(SharedBlank(shared)) => shared.starts_aligned(unit),
+        }
+    }
+
     /// Copies all of it to the front of a peer's memory.
     ///
     /// # Panics

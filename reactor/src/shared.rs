@@ -607,6 +607,15 @@ impl SharedBuf {
             .all(|piece| (piece.at.as_ptr() as usize | piece.len as usize).is_multiple_of(unit as usize))
     }
 
+    /// Whether each piece starts on a multiple of `unit`, and each but the last is a multiple long.
+    #[must_use]
+    pub fn starts_aligned(&self, unit: u32) -> bool {
+        let (pieces, unit) = (self.segments.as_slice(), unit as usize);
+        let but_last = &pieces[..pieces.len().saturating_sub(1)];
+        pieces.iter().all(|piece| (piece.at.as_ptr() as usize).is_multiple_of(unit))
+            && but_last.iter().all(|piece| (piece.len as usize).is_multiple_of(unit))
+    }
+
     /// Fills it with zeros.
     pub fn zero(&mut self) {
         for piece in self.segments.as_slice() {

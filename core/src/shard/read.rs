@@ -23,7 +23,8 @@ impl<L: RecordLog> Shard<L> {
         let (start, len) = (state.part.start, state.part.len);
         let level = Level { volume: state.part.volume, at: state.part.view };
         let direct = (start | u64::from(len)) % u64::from(self.logical_block) == 0
-            && (start % BLOCK == 0 || self.logical_block == 512);
+            && (start % BLOCK == 0 || self.logical_block == 512)
+            && state.part.data.as_ref().is_some_and(|data| data.starts_aligned(self.logical_block));
         let mut segments = std::mem::take(&mut state.segments);
         for piece in clusters_of(start, len) {
             if direct {

@@ -48,8 +48,13 @@ impl<L: RecordLog> Shard<L> {
         state.durable = durable;
         // An overwrite is worth no more than the record that maps what it overwrites (C3, C5).
         state.lsn = mapped_by;
+        // The second part of a request that was split begins wherever the first one ended in memory.
+        let logical = self.logical_block;
+        let state = self.parts.at(key);
+        let aligned = start.is_multiple_of(u64::from(logical))
+            && state.part.data.as_ref().is_some_and(|data| data.starts_aligned(logical));
         for (number, piece) in clusters_of(start, len).enumerate() {
-            self.lay_out(key, number, piece);
+            self.lay_out(key, number, piece, aligned);
         }
         let state = self.parts.at(key);
         state.split_data();
@@ -127,8 +132,9 @@ impl<L: RecordLog> Shard<L> {
         Resolved { birth, place, data }
     }
 
-    /// Appends the segments and steps of one cluster's stretch of a write.
-    fn lay_out(&mut self, key: PartKey, number: usize, piece: Piece) {
+    /// Appends the segments and steps of one cluster's stretch of a write. `aligned`: the part's first byte is that of a logical block of
+    /// the device, and so it lies in memory.
+    fn lay_out(&mut self, key: PartKey, number: usize, piece: Piece, aligned: bool) {
         let logical = self.logical_block;
         let state = self.parts.at(key);
         let target = state.targets[number];
@@ -139,8 +145,6 @@ impl<L: RecordLog> Shard<L> {
             state.steps.push(Step { target: number, segment, cluster, start: from, end: to });
         };
         let segments = &mut state.segments;
-        // Memory alignment follows that of the part's first byte, since its buffer starts on a page.
-        let aligned = state.part.start.is_multiple_of(u64::from(logical));
         if !aligned {
             return step(start, end, segments);
         }
