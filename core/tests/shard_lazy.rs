@@ -273,6 +273,67 @@ fn a_lazy_clone_that_is_removed_answers_those_who_wait_and_late_blocks_land_nowh
     rig.settle_and_verify();
 }
 
+#[test]
+fn who_reads_a_lazy_clone_front_to_back_has_the_next_clusters_fetched_and_who_jumps_has_not() {
+    let image: Vec<u8> = (0..64 * CLUSTER).map(|at| (at / 4096 % 250 + 1) as u8).collect();
+    let mut rig = Rig::new(11, setup());
+    rig.clone_of_image(LAZY, image.clone());
+    for cluster in [40, 3, 60, 20] {
+        assert!(rig.read(LAZY, cluster * CLUSTER, 4096).unwrap()[0] == image[(cluster * CLUSTER) as usize]);
+    }
+    assert_eq!(rig.backend.fetched, 4, "nothing beside what was asked for");
+    assert_eq!(rig.read(LAZY, 21 * CLUSTER, 4096).unwrap().len(), 4096);
+    rig.settle_background();
+    assert_eq!(rig.backend.fetched, 7, "he goes on: the next two come with it");
+    rig.backend.holds = true;
+    let buf = rig.buf(&[0; 4096]);
+    let read = rig.submit(LAZY, Command::Read, 24 * CLUSTER, 4096, Some(buf));
+    for _ in 0..20 {
+        rig.turn();
+    }
+    let wanted: Vec<_> = rig.backend.held.iter().map(|fetch| fetch.wanted).collect();
+    assert_eq!(
+        wanted,
+        [24, 25, 26, 27, 28].map(|cluster| Wanted::Cluster { cluster }),
+        "what is waited for is asked for first"
+    );
+    // What nobody waits for may fail without anybody's hearing of it.
+    rig.backend.fails = Some(Status::BackendUnavailable);
+    rig.release_fetches();
+    assert_eq!(rig.wait(read).status, Status::BackendUnavailable);
+    (rig.backend.fails, rig.backend.holds) = (None, false);
+    assert!(whole(&mut rig, LAZY, image.len()) == image);
+    assert_eq!(rig.backend.fetched, 64, "each once");
+    rig.settle_and_verify();
+}
+
+#[test]
+fn a_lazy_read_on_a_full_pool_says_so_serves_what_is_here_and_goes_on_when_there_is_space() {
+    let mut setup = setup();
+    // 16 clusters, of which maps and checkpoints take some.
+    setup.slabs_per_disk = 1;
+    let mut rig = Rig::new(12, setup);
+    let image: Vec<u8> = (0..64 * CLUSTER).map(|at| (at / 4096 % 250 + 1) as u8).collect();
+    rig.clone_of_image(LAZY, image.clone());
+    let mut refused = 0;
+    for cluster in 0..64 {
+        match rig.read(LAZY, cluster * CLUSTER, 65536) {
+            Ok(read) => assert!(read == image[(cluster * CLUSTER) as usize..][..65536], "cluster {cluster}"),
+            Err(status) => {
+                assert_eq!(status, Status::CapacityExceeded, "cluster {cluster}");
+                refused += 1;
+            }
+        }
+    }
+    assert!((1..64).contains(&refused), "{refused} of 64 have no place");
+    assert!(rig.faults.is_empty());
+    assert!(rig.read(LAZY, 0, 65536).unwrap() == image[..65536], "what is here is read on");
+    assert_eq!(rig.command(LAZY, ZEROES, 0, 4 * 65536), Status::Success);
+    assert_eq!(rig.flush(LAZY), Status::Success);
+    assert!(rig.read(LAZY, 63 * CLUSTER, 65536).unwrap() == image[63 * CLUSTER as usize..], "there is space again");
+    rig.settle_and_verify();
+}
+
 /// Reads, writes, a cut, a fill: what is then in the clone, and what may be where a crash came before a write was durable.
 fn work(rig: &mut Rig) {
     let waits = |rig: &mut Rig, id| {

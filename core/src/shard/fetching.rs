@@ -10,6 +10,8 @@
 //! does not need the backend goes on: other volumes, and writes of whole blocks to this one. How much may wait is bounded; beyond
 //! that the client is told to come again.
 //!
+//! Who reads front to back has the next clusters fetched too, after all that somebody waits for (ahead.rs).
+//!
 //! Which clusters of a range hold anything at all is asked first, and kept, within a bound: what the backend has nothing for is
 //! zeros, needs no version, and is known so from then on.
 //!
@@ -23,6 +25,7 @@ use ringway_reactor::io::{Instant, Io};
 use rustc_hash::FxHashMap;
 
 use super::Shard;
+use super::ahead::{Ahead, UNDER_WAY_MAX};
 use super::api::{Event, RecordLog};
 use super::background::LATER_NS;
 use super::copying::{Aim, End, Job, Next, Plan};
@@ -37,7 +40,7 @@ use crate::space::Place;
 use crate::volume::VolumeRecord;
 
 /// Fetches at a time; each may be a cluster in memory.
-const FETCHES_MAX: usize = 16;
+pub(super) const FETCHES_MAX: usize = 16;
 /// Parts that may wait, and which part of a reactor's buffers they may hold meanwhile.
 const PARTS_MAX: usize = 8192;
 const BUFFERS_PART: usize = 4;
@@ -45,6 +48,8 @@ const BUFFERS_PART: usize = 4;
 const MAPS_MAX: usize = 65_536;
 /// How often is looked for space for what was fetched, a few milliseconds apart, before those who wait are told that there is none.
 const REFUSED_MAX: u32 = 16;
+/// Clusters that are wanted and nobody waits for yet, at the most.
+const LATER_MAX: usize = 64;
 /// Clusters that a question has fetched ahead.
 pub(super) const AHEAD: usize = 8;
 
@@ -143,6 +148,9 @@ pub(super) struct Fetching {
     wanted: FxHashMap<Key, Want>,
     /// Of these, those that are not asked for yet.
     queue: VecDeque<Key>,
+    /// The same of those that nobody waits for yet.
+    later: VecDeque<Key>,
+    pub(super) ahead: FxHashMap<VolumeId, Ahead>,
     asked: FxHashMap<u64, Key>,
     next_token: u64,
     /// Clusters that are here and wait for their job.
@@ -175,12 +183,20 @@ impl Fetching {
     }
 
     fn may_ask(&self) -> bool {
-        !self.queue.is_empty() && self.under_way() < FETCHES_MAX
+        let under_way = self.under_way();
+        !self.queue.is_empty() && under_way < FETCHES_MAX || !self.later.is_empty() && under_way < UNDER_WAY_MAX
+    }
+
+    /// What is asked for next.
+    fn next(&mut self) -> Option<Key> {
+        let may = self.may_ask();
+        let next = if may { self.queue.pop_front() } else { None };
+        next.or_else(|| if may { self.later.pop_front() } else { None })
     }
 
     /// Asked for, here, or being written.
     fn under_way(&self) -> usize {
-        self.wanted.len().saturating_sub(self.queue.len())
+        self.wanted.len().saturating_sub(self.queue.len() + self.later.len())
     }
 
     /// Whether the backend may have something for this cluster.
@@ -206,8 +222,22 @@ impl Fetching {
         self.ended.clear();
     }
 
+    /// Nobody wants it yet, and somebody may soon. False if no more is to be fetched ahead.
+    pub(super) fn want_later(&mut self, volume: VolumeId, cluster: u32) -> bool {
+        let key = Key::Cluster(volume, cluster);
+        if self.later.len() < LATER_MAX && !self.wanted.contains_key(&key) {
+            self.later.push_back(key);
+            self.wanted.insert(key, Want::default());
+        }
+        self.later.len() < LATER_MAX
+    }
+
     fn want(&mut self, key: Key, who: Option<Who>) {
         let queue = &mut self.queue;
+        if let Some(at) = self.later.iter().position(|&later| later == key) {
+            self.later.remove(at);
+            queue.push_back(key);
+        }
         let want = self.wanted.entry(key).or_insert_with(|| {
             queue.push_back(key);
             Want::default()
@@ -282,6 +312,16 @@ impl<L: RecordLog> Shard<L> {
             let told = (nth == 0 || who == Who::Question).then_some(who);
             self.fetching.want(Key::Cluster(bottom, cluster), told);
         }
+        if who != Who::Question {
+            self.read_ahead(bottom, first, open[open.len() - 1].0);
+        }
+    }
+
+    /// Blocks of a cluster that a backend decides, if the node that would decide them is here.
+    pub(super) fn undecided(&self, volume: VolumeId, cluster: u32) -> u16 {
+        let (key, index) = NodeKey::of(volume, cluster);
+        let Some(node) = self.nodes.get(key) else { return 0 };
+        self.volumes[&volume].views.needs(&chain_of(node, index)).undecided & self.behind(volume, cluster)
     }
 
     /// Which clusters of a range the backend has something for, if that is known by now; it is asked for otherwise.
@@ -299,9 +339,7 @@ impl<L: RecordLog> Shard<L> {
 
     /// Asks for what is wanted, and begins to write what is here.
     pub(super) fn advance_fetching<I: Io>(&mut self, io: &mut I, out: &mut Vec<Event>) {
-        while self.fetching.under_way() < FETCHES_MAX
-            && let Some(key) = self.fetching.queue.pop_front()
-        {
+        while let Some(key) = self.fetching.next() {
             let record = self.volumes.get(&key.volume()).map(|volume| Arc::clone(&volume.record));
             let known = record.filter(|record| record.parent.is_some_and(|parent| parent.is_on_backend()));
             let Some(record) = known else {
@@ -412,6 +450,8 @@ impl<L: RecordLog> Shard<L> {
         let of = |key: &Key| key.volume() == volume;
         let keys: Vec<Key> = self.fetching.wanted.keys().filter(|key| of(key)).copied().collect();
         self.fetching.queue.retain(|key| !of(key));
+        self.fetching.later.retain(|key| !of(key));
+        self.fetching.ahead.remove(&volume);
         self.fetching.here.retain(|&(other, _)| other != volume);
         self.fetching.maps.retain(|&(other, _), _| other != volume);
         for key in keys {
@@ -429,7 +469,7 @@ impl<L: RecordLog> Shard<L> {
         let (key, index) = NodeKey::of(volume, cluster);
         let node = self.nodes.get(key).expect("the job's node is pinned");
         let chain = chain_of(node, index);
-        let open = views.needs(&chain).undecided & self.behind(volume, cluster);
+        let open = self.undecided(volume, cluster);
         if open == 0 {
             return Next::End(End::Done);
         }

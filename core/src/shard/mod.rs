@@ -14,6 +14,7 @@
 //! back before; a map change has a record with the next LSN, and nothing is answered that this record could still take back.
 
 mod advance;
+mod ahead;
 pub mod api;
 mod asking;
 mod background;
