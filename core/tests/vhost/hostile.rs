@@ -8,9 +8,9 @@ use ringway_shm_ring::virtqueue::driver::Piece;
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo};
 
-use super::rig::{
-    DATA, F_BASE, F_PACKED, IO_ERROR, MIB, OK, READ, Rig, Vm, WRITE, Wish, back, create_memory, eventually, greet, out,
-    region_info,
+use super::rig::{Rig, eventually};
+use super::vm::{
+    DATA, F_BASE, F_PACKED, IO_ERROR, MIB, OK, READ, Vm, WRITE, Wish, back, create_memory, greet, out, region_info,
 };
 
 /// The target serves `vm`, whatever the others have done to it.

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use memmap2::{MmapMut, MmapOptions};
 use virtio_driver::{VhostUser, VirtioBlkFeatureFlags, VirtioBlkQueue, VirtioBlkTransport, VirtioFeatureFlags};
 
-use super::rig::{MIB, Rig, create_memory, pattern};
+use super::rig::{Rig, pattern};
+use super::vm::{MIB, create_memory};
 
 struct Disk {
     transport: Box<VirtioBlkTransport>,

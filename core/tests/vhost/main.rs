@@ -4,6 +4,7 @@
 mod hostile;
 mod independent;
 mod rig;
+mod vm;
 
 use std::io::Read;
 use std::os::unix::net::UnixStream;
@@ -11,11 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use rig::{
-    DATA, DISCARD, F_BASE, F_CONFIG_WCE, F_EVENT_IDX, F_FLUSH, F_INDIRECT, F_LOG_ALL, F_PACKED, FLUSH, GET_ID,
-    IO_ERROR, MIB, OK, READ, Rig, UNSUPPORTED, Vm, WRITE, WRITE_ZEROES, Wish, back, create_memory, eventually, out,
-    pattern, region_info,
-};
+use rig::{Rig, eventually, pattern};
 use ringway_core::control::ControlRequest;
 use ringway_core::export::Polling;
 use ringway_core::target::PoolSpec;
@@ -24,6 +21,10 @@ use std::os::fd::AsRawFd;
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserConfigFlags;
 use vhost::{VhostBackend, VhostUserDirtyLogRegion};
+use vm::{
+    DATA, DISCARD, F_BASE, F_CONFIG_WCE, F_EVENT_IDX, F_FLUSH, F_INDIRECT, F_LOG_ALL, F_PACKED, FLUSH, GET_ID,
+    IO_ERROR, MIB, OK, READ, UNSUPPORTED, Vm, WRITE, WRITE_ZEROES, Wish, back, create_memory, out, region_info,
+};
 
 #[test]
 fn every_command_works_on_every_kind_of_ring() {

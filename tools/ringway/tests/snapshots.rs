@@ -1,9 +1,12 @@
 //! Snapshots by the real binary: its commands, and accounts that balance in every snapshot that is taken while money moves.
 
 mod common;
+#[expect(dead_code, reason = "the tests of these disks need more of a machine")]
+#[path = "../../../core/tests/vhost/vm.rs"]
+mod vm;
 mod volume;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -12,6 +15,7 @@ use std::time::{Duration, Instant};
 use common::{Ended, Place};
 use ringway_core::host::Outcome;
 use ringway_shm_ring::client::{Client, ConnectOptions, Queue};
+use vm::{OK, Vm, Wish};
 use volume::Volume;
 
 fn names(ended: Ended) -> Vec<String> {
@@ -91,7 +95,7 @@ fn wrong_commands_say_what_would_be_right() {
 }
 
 /// Who move money at a time.
-const CLERKS: u64 = 3;
+const CLERKS: u64 = 4;
 const ACCOUNTS: u64 = 8;
 const BALANCE: u64 = 1000;
 /// Each clerk's own block of each volume, and its accounts behind it.
@@ -118,6 +122,8 @@ enum Desk {
     Tcp(Box<Volume>),
     /// Over shared memory; the client keeps the connection.
     Ring(Queue, #[expect(dead_code, reason = "the queue lives as long as its client")] Client),
+    /// As the disk of a virtual machine.
+    Disk(Box<Vm>),
 }
 
 impl Desk {
@@ -130,6 +136,7 @@ impl Desk {
         match self {
             Desk::Tcp(volume) => assert_eq!(volume.write(offset, bytes), Outcome::Success),
             Desk::Ring(queue, _) => queue.write_at(offset, bytes, false).unwrap(),
+            Desk::Disk(vm) => assert_eq!(vm.write(0, offset / 512, bytes), OK),
         }
     }
 }
@@ -193,18 +200,22 @@ fn c1_c2_every_snapshot_of_two_volumes_balances_while_money_moves_over_every_tra
     for name in ["bank-a", "bank-b"] {
         place.run(&["volume", "create", name, "64MiB"]).ends(0);
     }
+    let socket = |name: &str| {
+        let export = place.run(&["export", "add", "vhost-user", name, "--json"]).json();
+        PathBuf::from(export["socket"].as_str().unwrap())
+    };
+    let disks = ["bank-a", "bank-b"].map(socket);
     let (stop, moved) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let clerks: Vec<_> = (0..CLERKS)
         .map(|n| {
             let (listener, runtime) = (daemon.listener(), place.path("run"));
-            let (stop, moved) = (Arc::clone(&stop), Arc::clone(&moved));
-            // The first by the network, the second by shared memory, the third to one volume so and to the other so.
-            let desk = move |volume: u64, name: &str| {
-                if n == 0 || n == 2 && volume == 0 {
-                    Desk::Tcp(Box::new(Volume::attach(&listener, name)))
-                } else {
-                    Desk::ring(&runtime, name)
-                }
+            let (stop, moved, disks) = (Arc::clone(&stop), Arc::clone(&moved), disks.clone());
+            // The first by the network, the second by shared memory, the third to one volume so and to the other so; the last as a
+            // virtual machine with both of them.
+            let desk = move |volume: usize, name: &str| match (n, volume) {
+                (0, _) | (2, 0) => Desk::Tcp(Box::new(Volume::attach(&listener, name))),
+                (3, _) => Desk::Disk(Box::new(Vm::new(&disks[volume], Wish::default()))),
+                _ => Desk::ring(&runtime, name),
             };
             thread::spawn(move || clerk([desk(0, "bank-a"), desk(1, "bank-b")], n, &stop, &moved))
         })
