@@ -36,13 +36,7 @@ pub(super) fn run(options: &Options) -> Result<Vec<Bar>, Failed> {
     target.create_volume("bench", "1GiB")?;
     let ours = target.export("bench")?;
     let null = format!("driver=null-co,node-name=null,size={VOLUME_BYTES}");
-    let peer = Peer::start(options, &null, |socket| {
-        let socket = socket.display();
-        let export = format!(
-            "type=vhost-user-blk,id=null,node-name=null,writable=on,num-queues=1,addr.type=unix,addr.path={socket}"
-        );
-        vec!["--export".to_owned(), export]
-    })?;
+    let peer = Peer::start(options, &null, |socket| export("null", socket))?;
     let mut bars = Vec::new();
     for (depth, goal) in DEPTHS {
         let name = format!("vhost-user-blk null volume, 4 KiB read, depth {depth}, beside qemu-storage-daemon");
@@ -59,9 +53,18 @@ pub(super) fn run(options: &Options) -> Result<Vec<Bar>, Failed> {
     Ok(bars)
 }
 
+/// Arguments that export a node as a virtual machine's disk.
+pub(super) fn export(node: &str, socket: &Path) -> Vec<String> {
+    let socket = socket.display();
+    let export = format!(
+        "type=vhost-user-blk,id=export,node-name={node},writable=on,num-queues=1,addr.type=unix,addr.path={socket}"
+    );
+    vec!["--export".to_owned(), export]
+}
+
 /// qemu-storage-daemon on the target's core, with one device exported; killed when dropped.
 pub(super) struct Peer {
-    child: Child,
+    pub(super) child: Child,
     /// Where it is exported.
     pub(super) socket: PathBuf,
     _dir: TempDir,
@@ -114,16 +117,44 @@ pub(super) fn reads(
     pid: u32,
     waits: Waits,
 ) -> Result<Side, Failed> {
-    let (socket, time, core) = (socket.to_owned(), options.time, options.client_core);
+    client(options, socket, disk, (Asks::Reads, options.time, waits), pid)
+}
+
+/// The same with writes, for `time`, by a client that polls.
+pub(super) fn writes(
+    options: &Options,
+    socket: &Path,
+    disk: (usize, u64),
+    pid: u32,
+    time: Duration,
+) -> Result<Side, Failed> {
+    client(options, socket, disk, (Asks::Writes, time, Waits::Polling), pid)
+}
+
+/// What a client asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asks {
+    Reads,
+    Writes,
+}
+
+fn client(
+    options: &Options,
+    socket: &Path,
+    disk: (usize, u64),
+    how: (Asks, Duration, Waits),
+    pid: u32,
+) -> Result<Side, Failed> {
+    let (socket, core) = (socket.to_owned(), options.client_core);
     // A thread of its own: it is pinned, and what is started later is not to inherit that.
-    thread::spawn(move || load(&socket, disk, (time, waits), core, pid)).join().map_err(|_| "the client panicked")?
+    thread::spawn(move || load(&socket, disk, how, core, pid)).join().map_err(|_| "the client panicked")?
 }
 
 /// Takes what has ended from the ring.
 fn take_ended(queue: &mut VirtioBlkQueue<'_, usize>, ended: &mut Vec<usize>) -> Result<(), Failed> {
     for completion in queue.completions() {
         if completion.ret != 0 {
-            return Err(format!("a read ended with {}", completion.ret).into());
+            return Err(format!("a request ended with {}", completion.ret).into());
         }
         ended.push(completion.context);
     }
@@ -142,7 +173,7 @@ fn sleep(bell: &EventFd) -> Result<(), Failed> {
 fn load(
     socket: &Path,
     (depth, bytes): (usize, u64),
-    (time, waits): (Duration, Waits),
+    (asks, time, waits): (Asks, Duration, Waits),
     core: usize,
     pid: u32,
 ) -> Result<Side, Failed> {
@@ -168,7 +199,11 @@ fn load(
         for _ in 0..LOOKS {
             for slot in ended.drain(..) {
                 let offset = random.random_range(0..bytes / BLOCK_BYTES as u64) * BLOCK_BYTES as u64;
-                queue.read(offset, &mut memory[slot * BLOCK_BYTES..][..BLOCK_BYTES], slot)?;
+                let block = &mut memory[slot * BLOCK_BYTES..][..BLOCK_BYTES];
+                match asks {
+                    Asks::Reads => queue.read(offset, block, slot)?,
+                    Asks::Writes => queue.write(offset, block, slot)?,
+                }
             }
             if queue.avail_notif_needed() {
                 notifier.notify()?;

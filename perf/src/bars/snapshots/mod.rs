@@ -2,6 +2,7 @@
 
 mod clones;
 mod overwrites;
+mod qcow2;
 mod times;
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};

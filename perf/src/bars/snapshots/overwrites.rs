@@ -11,13 +11,14 @@ use crate::cpu;
 use crate::load::{LoadReport, Silent, Snapshot};
 
 /// Snapshots of a run with one a second that are kept; older ones go, as those of a schedule do.
-const KEPT: u64 = 6;
+pub(super) const KEPT: u64 = 6;
 
 pub(in crate::bars) fn run(options: &Options) -> Result<Vec<Bar>, Failed> {
     let place = Place::on_disk(options, options.file_bytes / 8 * 11 + (512 << 20))?;
     let mut bars = beside_none(options, &place)?;
     bars.push(before_and_after(options, &place)?);
     place.stop()?;
+    bars.push(super::qcow2::beside_none(options, options.file_bytes / 8)?);
     Ok(bars)
 }
 
