@@ -71,6 +71,10 @@ mod waiting {
     }
 
     /// Ends soon after the target, or with the first device.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a thread beside the reactors waits for a person, not for the engine's clock"
+    )]
     fn wait(devices: &Devices, pools: Vec<&'static BufPool>) -> std::io::Result<()> {
         let devices = Arc::downgrade(devices);
         let look = move || {
