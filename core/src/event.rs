@@ -38,11 +38,11 @@ pub enum EventKind {
     VolumeRolledBack,
     /// Something of it is lost, and it is not served; `text`: what.
     VolumeFaulted,
-    /// A snapshot exists, and is synced; `bytes`: its size.
+    /// A snapshot exists, and is synced; `bytes`: its size; `text`: how many microseconds each step of its making took, but the last.
     SnapshotCreated,
-    /// A snapshot exists; storing it goes on.
+    /// A snapshot exists; storing it goes on. `bytes`, `text`: as above.
     SnapshotSealed,
-    /// A sealed one is stored.
+    /// A sealed one is stored; `text`: how many microseconds that took, of the try that succeeded.
     SnapshotSynced,
     /// It is gone.
     SnapshotRemoved,

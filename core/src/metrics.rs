@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use self::steps::{SnapshotMetrics, SnapshotStep};
+use crate::event::EventKind;
 use crate::ids::{ShardId, VolumeId};
 use crate::request::Command;
 use crate::transport::nbd::wire::Kind;
@@ -468,6 +469,42 @@ pub struct PoolMetrics {
     pub dead_shards: Gauge,
 }
 
+/// Streams. Written by the catalog's owner alone.
+#[derive(Debug, Default)]
+pub struct StreamMetrics {
+    /// Jobs that were started.
+    pub started: Counter,
+    /// Clones that need their parents no more.
+    pub completed: Counter,
+    /// Jobs that were given up for an error.
+    pub failed: Counter,
+    /// Jobs that somebody has ended, or that went with their volume.
+    pub cancelled: Counter,
+    /// Errors that were met, those that a job goes on after included.
+    pub errors: Counter,
+    /// Bytes that were copied, by increments too.
+    pub copied_bytes: Counter,
+    /// Jobs that run.
+    pub running: Gauge,
+    /// Jobs that wait for somebody to resume them.
+    pub paused: Gauge,
+}
+
+impl StreamMetrics {
+    /// Counts what was told of a job.
+    pub fn count(&self, told: EventKind) {
+        let counters: &[&Counter] = match told {
+            EventKind::StreamStarted => &[&self.started],
+            EventKind::StreamCompleted => &[&self.completed],
+            EventKind::StreamFailed => &[&self.failed, &self.errors],
+            EventKind::StreamCancelled => &[&self.cancelled],
+            EventKind::StreamPaused | EventKind::StreamError => &[&self.errors],
+            _ => &[],
+        };
+        counters.iter().for_each(|counter| counter.add(1));
+    }
+}
+
 /// The backend. Written by its own thread alone.
 #[derive(Debug, Default)]
 pub struct BackendMetrics {
@@ -481,6 +518,8 @@ pub struct BackendMetrics {
     pub running: Gauge,
     /// Objects that collections deleted.
     pub deleted_objects: Counter,
+    /// Bytes of blocks that were copied out of packs of which little was needed.
+    pub rewritten_bytes: Counter,
     /// Bytes that the last collection left there.
     pub kept_bytes: Gauge,
     /// 1 while the last collection failed.
@@ -504,6 +543,8 @@ pub struct Metrics {
     pub pool: PoolMetrics,
     /// Snapshots that are being made.
     pub snapshots: SnapshotMetrics,
+    /// Streams of clones.
+    pub streams: StreamMetrics,
     /// The backend.
     pub backend: BackendMetrics,
     names: Mutex<BTreeMap<VolumeId, String>>,
@@ -519,6 +560,7 @@ impl Metrics {
             shards: (0..shards).map(|_| ShardMetrics::default()).collect(),
             pool: PoolMetrics::default(),
             snapshots: SnapshotMetrics::default(),
+            streams: StreamMetrics::default(),
             backend: BackendMetrics::default(),
             names: Mutex::default(),
             connections: Mutex::default(),

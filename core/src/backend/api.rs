@@ -8,6 +8,7 @@ use super::names::Attempt;
 use super::settings::BackendSettings;
 use super::url::BackendUrl;
 use crate::control::VolumeCreate;
+use crate::ids::AttemptId;
 
 /// A call about the backend. Those that talk to it may take as long as it does.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +37,22 @@ pub enum BackendRequest {
     Held,
     /// From our own thread to the catalog's owner: what must be kept; answered with [`BackendAnswer::Kept`].
     Kept,
+    /// From our own thread to the catalog's owner: so many new numbers of attempts; answered with [`BackendAnswer::Attempts`].
+    Attempts { count: u32 },
+    /// From our own thread to the catalog's owner: these new manifests may be there from now on.
+    Note(Vec<Renewal>),
+    /// From our own thread to the catalog's owner: they take the place of the old ones, if this is the backend still. Answered also
+    /// where the snapshot of one is gone.
+    Replace { at: BackendUrl, renewals: Vec<Renewal> },
+}
+
+/// A manifest that says the same as another of the same snapshot, with other places for its blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Renewal {
+    /// The one that the catalog has.
+    pub old: Attempt,
+    /// The one that is to take its place.
+    pub new: Attempt,
 }
 
 impl BackendRequest {
@@ -48,6 +65,9 @@ impl BackendRequest {
             | BackendRequest::Released { .. }
             | BackendRequest::Clone { .. }
             | BackendRequest::Held
+            | BackendRequest::Attempts { .. }
+            | BackendRequest::Note(_)
+            | BackendRequest::Replace { .. }
             | BackendRequest::Kept => true,
             BackendRequest::Show
             | BackendRequest::Set(_)
@@ -133,6 +153,7 @@ pub enum BackendAnswer {
     Collected(CollectInfo),
     Kept(KeptManifests),
     Held(Vec<HeldSource>),
+    Attempts(Vec<AttemptId>),
 }
 
 /// What the catalog needs of the backend, by names of manifests.
@@ -217,6 +238,9 @@ pub struct CollectInfo {
     pub kept_bytes: u64,
     /// Manifests that are removed here and wait for the grace time, or for a pool that reads them.
     pub waiting: u64,
+    /// Bytes of blocks that were copied out of packs of which little is needed; those go after the grace time.
+    #[serde(default)]
+    pub rewritten_bytes: u64,
     /// Why nothing was collected.
     pub failed: Option<String>,
 }

@@ -17,6 +17,7 @@
 //! - If one manifest that stays cannot be read, no pack goes.
 //! - A manifest that was being put when its attempt was given up may land late (history C14): the attempt is remembered until the
 //!   manifest was found absent twice, some time apart.
+//! - A pack of which little is needed is not touched: the pass only names it, and `rewrite` makes other packs and other manifests.
 //! - A manifest of an attempt that the catalog has not yet noted means that it is an old copy: nothing goes.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -29,9 +30,12 @@ use thiserror::Error;
 use tokio::time::Instant;
 
 use super::manifest::{ChunkRef, Marker, Tombstone};
+use super::maps::read_chunk;
 use super::names::{Attempt, Object};
+use super::pack::PackRef;
 use super::remote::{Patience, Remote, RemoteError};
-use super::sync::{read_chunk, read_manifest};
+use super::rewrite::{self, Rewriting, is_worn};
+use super::sync::read_manifest;
 
 /// Deletes at a time.
 const DELETES: usize = 8;
@@ -83,6 +87,26 @@ pub struct Pass {
     pub waiting: u64,
     /// Markers that a crash had prevented.
     pub marked: u64,
+    /// Packs of which no manifest needs much, and that only manifests of the catalog need: worth being rewritten, perhaps.
+    pub worn: BTreeSet<PackRef>,
+}
+
+/// What is needed of a pack.
+#[derive(Clone, Copy, Debug, Default)]
+struct Use {
+    /// Blocks that one manifest needs, at the most.
+    most: u64,
+    /// A manifest needs it that stays as it is: one that is going, or that another pool or a clone reads.
+    by_others: bool,
+}
+
+/// What the manifests that stay need.
+#[derive(Default)]
+struct Needed {
+    objects: HashSet<Object>,
+    packs: HashMap<PackRef, Use>,
+    /// Every manifest could be read.
+    complete: bool,
 }
 
 /// The collector of one pool's objects.
@@ -94,9 +118,11 @@ pub struct Collector {
     tombstones: BTreeMap<Attempt, Instant>,
     /// Since when a manifest was not there.
     absent: BTreeMap<Attempt, Instant>,
-    /// What chunks need, of those that were looked at in the last pass.
-    chunks: HashMap<ChunkRef, Arc<[Object]>>,
+    /// What chunks need, and how many blocks of it, of those that were looked at in the last pass.
+    chunks: Chunks,
 }
+
+type Chunks = HashMap<ChunkRef, Arc<[(PackRef, u32)]>>;
 
 /// A listing by kind.
 #[derive(Default)]
@@ -151,15 +177,31 @@ impl Collector {
         let going = self.bury(&listing, &kept, unix_s, &mut pass, patience).await?;
         let needed = self.needed(&listing, &kept, &going, patience).await?;
         self.delete_manifests(&listing, &going, &mut pass, patience).await?;
-        if let Some(needed) = needed {
-            let useless = |object: &&Object| !needed.contains(*object) && !kept.running.contains(&object.attempt());
+        if needed.complete {
+            let useless =
+                |object: &&Object| !needed.objects.contains(*object) && !kept.running.contains(&object.attempt());
             let useless: Vec<_> = listing.pieces.iter().filter(useless).copied().collect();
             self.delete(&listing, useless, &mut pass, patience).await?;
+            let worn = needed.packs.iter().filter(|(pack, of)| !of.by_others && is_worn(pack, of.most));
+            pass.worn = worn.map(|(pack, _)| *pack).collect();
         }
         self.mark(&listing, &kept, unix_s, &mut pass, patience).await?;
         self.forget(&listing, &kept, &mut pass, patience).await?;
         pass.kept_bytes = listing.bytes.values().sum::<u64>() - pass.deleted_bytes;
         Ok(pass)
+    }
+
+    /// How worn packs, as the last pass named them, can be rewritten.
+    pub async fn plan(
+        &self,
+        live: &BTreeSet<Attempt>,
+        worn: &BTreeSet<PackRef>,
+        patience: &Patience,
+    ) -> Result<Vec<Rewriting>, RemoteError> {
+        let names_worn = |chunk: &ChunkRef| {
+            self.chunks.get(chunk).is_none_or(|packs| packs.iter().any(|(pack, _)| worn.contains(pack)))
+        };
+        rewrite::plan(&self.remote, live, worn, names_worn, patience).await
     }
 
     /// Puts tombstones; says which manifests may go now.
@@ -192,51 +234,63 @@ impl Collector {
         Ok(going)
     }
 
-    /// The packs and maps that manifests need which stay; none if that cannot be told.
+    /// The packs and maps that manifests need which stay.
     async fn needed(
         &mut self,
         listing: &Listing,
         kept: &Kept,
         going: &BTreeSet<Attempt>,
         patience: &Patience,
-    ) -> Result<Option<HashSet<Object>>, CollectError> {
-        let (mut needed, mut complete) = (HashSet::new(), true);
+    ) -> Result<Needed, CollectError> {
+        let mut needed = Needed { complete: true, ..Needed::default() };
         let mut chunks = HashMap::new();
         let present = listing.manifests.iter().filter(|attempt| !going.contains(attempt));
         for &attempt in kept.live.iter().chain(present).collect::<BTreeSet<_>>() {
-            match self.needs(attempt, &mut needed, &mut chunks, patience).await {
+            let ours = kept.live.contains(&attempt);
+            // One that somebody refers to would stay beside the one that is put in its place.
+            let free = ours && !listing.references.iter().any(|reference| reference.attempt() == attempt);
+            match self.needs((attempt, free), &mut needed, &mut chunks, patience).await {
                 Ok(()) => {}
-                Err(error) if kept.live.contains(&attempt) => return Err(CollectError::Unreadable(attempt, error)),
+                Err(error) if ours => return Err(CollectError::Unreadable(attempt, error)),
                 // It was put by an attempt that was given up, and is going by itself.
                 Err(error) => {
                     tracing::warn!(%attempt, %error, "a manifest cannot be read: until it is gone no pack is deleted");
-                    complete = false;
+                    needed.complete = false;
                 }
             }
         }
         self.chunks = chunks;
-        Ok(complete.then_some(needed))
+        Ok(needed)
     }
 
     async fn needs(
         &self,
-        attempt: Attempt,
-        needed: &mut HashSet<Object>,
-        chunks: &mut HashMap<ChunkRef, Arc<[Object]>>,
+        (attempt, free): (Attempt, bool),
+        needed: &mut Needed,
+        chunks: &mut Chunks,
         patience: &Patience,
     ) -> Result<(), RemoteError> {
         let manifest = read_manifest(&self.remote, attempt, patience).await?;
+        let mut blocks: HashMap<PackRef, u64> = HashMap::new();
         for reference in &manifest.chunks {
-            needed.insert(reference.object());
+            needed.objects.insert(reference.object());
             let packs = match chunks.get(reference).or_else(|| self.chunks.get(reference)) {
                 Some(packs) => Arc::clone(packs),
                 None => {
                     let map = read_chunk(&self.remote, reference, patience).await?;
-                    map.packs.iter().map(super::pack::PackRef::object).collect()
+                    map.blocks_by_pack().into()
                 }
             };
-            needed.extend(packs.iter().copied());
+            for &(pack, count) in packs.iter() {
+                needed.objects.insert(pack.object());
+                *blocks.entry(pack).or_default() += u64::from(count);
+            }
             chunks.insert(*reference, packs);
+        }
+        for (pack, blocks) in blocks {
+            let of = needed.packs.entry(pack).or_default();
+            of.most = of.most.max(blocks);
+            of.by_others |= !free;
         }
         Ok(())
     }

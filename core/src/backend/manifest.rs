@@ -20,9 +20,9 @@ pub const CHUNK_BLOCKS: u32 = 1 << 18;
 /// Bytes of the volume that one chunk of the map covers.
 pub const CHUNK_BYTES: u64 = CHUNK_BLOCKS as u64 * BLOCK;
 
-/// The root: what the snapshot is, and where its chunks lie.
+/// Which snapshot it is: the same to whoever puts it on the backend and to whoever finds it there.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Manifest {
+pub struct Subject {
     /// The volume that was cut.
     pub volume: VolumeId,
     /// Its name then.
@@ -41,6 +41,13 @@ pub struct Manifest {
     pub epoch: Epoch,
     /// Seconds since 1970, UTC.
     pub created_unix_s: u64,
+}
+
+/// The root: what the snapshot is, and where its chunks lie.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Which snapshot it is.
+    pub of: Subject,
     /// Blocks with data.
     pub blocks: u64,
     /// The manifest that this one took chunks and packs over from.
@@ -83,13 +90,14 @@ impl ChunkRef {
 impl Manifest {
     /// Whether it can be a manifest at all; a checksum does not make it one.
     pub fn check(&self) -> Result<(), Corrupt> {
-        if self.lba_bytes != 512 && self.lba_bytes != 4096 {
+        let Subject { size, lba_bytes, .. } = self.of;
+        if lba_bytes != 512 && lba_bytes != 4096 {
             return Err(Corrupt::Nonsense("its logical block size is neither 512 nor 4096"));
         }
-        if self.size == 0 || self.size > VOLUME_BYTES_MAX || !self.size.is_multiple_of(u64::from(self.lba_bytes)) {
+        if size == 0 || size > VOLUME_BYTES_MAX || !size.is_multiple_of(u64::from(lba_bytes)) {
             return Err(Corrupt::Nonsense("its size is none that a volume can have"));
         }
-        let chunks = self.size.div_ceil(CHUNK_BYTES);
+        let chunks = size.div_ceil(CHUNK_BYTES);
         let ascending = self.chunks.is_sorted_by(|a, b| a.chunk < b.chunk);
         if !ascending || self.chunks.last().is_some_and(|last| u64::from(last.chunk) >= chunks) {
             return Err(Corrupt::Nonsense("its chunks are not in order, or lie beyond its size"));
@@ -110,7 +118,7 @@ impl Manifest {
     /// Blocks of the volume, the last of which may be cut short by its size.
     #[must_use]
     pub fn blocks_in_all(&self) -> u64 {
-        self.size.div_ceil(BLOCK)
+        self.of.size.div_ceil(BLOCK)
     }
 }
 
@@ -172,6 +180,16 @@ impl ChunkMap {
     #[must_use]
     pub fn blocks(&self) -> u64 {
         self.extents.iter().map(|extent| u64::from(extent.count)).sum()
+    }
+
+    /// How many blocks lie in each of its packs.
+    #[must_use]
+    pub fn blocks_by_pack(&self) -> Vec<(PackRef, u32)> {
+        let mut counts: Vec<_> = self.packs.iter().map(|&pack| (pack, 0)).collect();
+        for extent in &self.extents {
+            counts[extent.pack as usize].1 += extent.count;
+        }
+        counts
     }
 
     /// The extents that touch `range`, cut to it.
@@ -395,7 +413,7 @@ mod tests {
     fn roots_that_lie_are_refused() {
         let by = Attempt { id: 1, nonce: 1 };
         let chunk = ChunkRef { chunk: 0, by, sequence: 0, offset: 0, bytes: 100, crc: 0 };
-        let good = Manifest {
+        let of = Subject {
             volume: VolumeId(1),
             volume_name: "v".into(),
             volume_uuid: Uuid::nil(),
@@ -405,17 +423,17 @@ mod tests {
             lba_bytes: 512,
             epoch: Epoch(1),
             created_unix_s: 0,
-            blocks: 0,
-            base: None,
-            chunks: vec![chunk, ChunkRef { chunk: 1, ..chunk }],
         };
+        let chunks = vec![chunk, ChunkRef { chunk: 1, ..chunk }];
+        let good = Manifest { of: of.clone(), blocks: 0, base: None, chunks };
         assert_eq!(good.check(), Ok(()));
+        let with = |of| Manifest { of, ..good.clone() };
         for bad in [
-            Manifest { size: CHUNK_BYTES, ..good.clone() },
-            Manifest { size: 0, ..good.clone() },
-            Manifest { size: 2 * CHUNK_BYTES + 1, ..good.clone() },
-            Manifest { size: u64::MAX, ..good.clone() },
-            Manifest { lba_bytes: 0, ..good.clone() },
+            with(Subject { size: CHUNK_BYTES, ..of.clone() }),
+            with(Subject { size: 0, ..of.clone() }),
+            with(Subject { size: 2 * CHUNK_BYTES + 1, ..of.clone() }),
+            with(Subject { size: u64::MAX, ..of.clone() }),
+            with(Subject { lba_bytes: 0, ..of.clone() }),
             Manifest { chunks: vec![chunk, chunk], ..good.clone() },
             Manifest { chunks: vec![ChunkRef { offset: u32::MAX, ..chunk }], ..good.clone() },
         ] {

@@ -5,7 +5,7 @@
 //! sync    snapshot -> packs, maps, manifest             frame     the first bytes of each, checked before anything is believed
 //! reader  any block of a snapshot, by its manifest      pack      blocks
 //! restore a volume from that                            manifest  where each block lies
-//! collect what is needed no more                        store     five operations, and errors by what can be done about them
+//! collect what is needed no more; rewrite what is hardly  store     five operations, and errors by what can be done about them
 //! clones  what a volume here looks through to there
 //! remote  tries again, reads back, limits speed         url       where the store is, and who we are there
 //! ```
@@ -17,11 +17,13 @@ pub mod clones;
 pub mod collect;
 pub mod frame;
 pub mod manifest;
+pub mod maps;
 pub mod names;
 pub mod pack;
 pub mod reader;
 pub mod remote;
 pub mod restore;
+pub mod rewrite;
 pub mod service;
 pub mod settings;
 pub mod source;

@@ -11,10 +11,11 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 use parking_lot::Mutex;
 
 use super::manifest::{CHUNK_BLOCKS, CHUNK_BYTES, ChunkMap, ChunkRef, Manifest};
+use super::maps::read_chunk;
 use super::names::Attempt;
 use super::pack::{PackIndex, PackRef};
 use super::remote::{Patience, Remote, RemoteError};
-use super::sync::{read_chunk, read_manifest};
+use super::sync::read_manifest;
 use crate::limits::BLOCK;
 
 /// Memory for maps, and for indexes, of one reader.
@@ -75,8 +76,9 @@ pub(super) struct Run {
     /// The first block of the volume.
     pub(super) block: u64,
     pub(super) count: u32,
-    pack: PackRef,
-    slot: u32,
+    pub(super) pack: PackRef,
+    /// The first block's place in the pack.
+    pub(super) slot: u32,
 }
 
 impl Reader {
@@ -114,7 +116,7 @@ impl Reader {
         }
         let object = pack.object();
         let head = self.remote.get(object, 0..u64::from(pack.index_bytes), patience).await?;
-        let index = PackIndex::decode(self.remote.pool, self.manifest.volume, pack, &head)
+        let index = PackIndex::decode(self.remote.pool, self.manifest.of.volume, pack, &head)
             .map_err(|why| self.remote.corrupt(object, why))?;
         let index = Arc::new(index);
         self.indexes.lock().put(*pack, Arc::clone(&index), index.memory());
@@ -216,7 +218,7 @@ impl Reader {
         let begin = |chunk: &ChunkRef| u64::from(chunk.chunk) * CHUNK_BYTES;
         let mut chunks = self.manifest.chunks.iter();
         let found = chunks.find(|chunk| begin(chunk) + CHUNK_BYTES > offset)?;
-        Some(begin(found).max(offset)).filter(|&at| at < self.manifest.size)
+        Some(begin(found).max(offset)).filter(|&at| at < self.manifest.of.size)
     }
 
     /// Reads every map and index, and with `data` every block. Returns the bytes of blocks that were checked.

@@ -11,6 +11,7 @@ use rand::{Rng, SeedableRng};
 use uuid::Uuid;
 
 use super::collect::{Collector, Kept, mark};
+use super::manifest::Subject;
 use super::memory::MemoryPool;
 use super::names::Attempt;
 use super::reader::Reader;
@@ -40,15 +41,17 @@ fn job(id: u64, snapshot: VolumeId, base: Option<(Attempt, Epoch)>) -> UploadJob
     UploadJob {
         attempt: Attempt { id, nonce: 7 },
         snapshot,
-        volume: VolumeId(1),
-        volume_name: "vm1".into(),
-        volume_uuid: Uuid::from_u128(1),
-        snapshot_name: format!("s{id}"),
-        snapshot_uuid: Uuid::from_u128(u128::from(id)),
-        size: SIZE,
-        lba_bytes: 512,
-        epoch: Epoch(id),
-        created_unix_s: 0,
+        of: Subject {
+            volume: VolumeId(1),
+            volume_name: "vm1".into(),
+            volume_uuid: Uuid::from_u128(1),
+            snapshot_name: format!("s{id}"),
+            snapshot_uuid: Uuid::from_u128(u128::from(id)),
+            size: SIZE,
+            lba_bytes: 512,
+            epoch: Epoch(id),
+            created_unix_s: 0,
+        },
         base,
     }
 }

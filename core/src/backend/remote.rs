@@ -68,15 +68,19 @@ pub struct Trouble {
 
 impl Trouble {
     fn met(&self, error: &StoreError) {
+        self.says(&error.to_string());
+    }
+
+    fn says(&self, why: &str) {
         self.retries.fetch_add(1, Ordering::Relaxed);
-        *self.last.lock() = Some(error.to_string());
+        *self.last.lock() = Some(why.to_owned());
     }
 
     fn waits(&self, what: &str) {
         *self.last.lock() = Some(format!("no answer about {what} for {} s and more", SLOW.as_secs()));
     }
 
-    fn over(&self) {
+    pub(super) fn over(&self) {
         *self.last.lock() = None;
     }
 
@@ -185,6 +189,17 @@ impl Patience {
 }
 
 impl Patience {
+    /// Waits before what failed is tried again, for the `nth` time after this; false if there is no time left for that.
+    pub(super) async fn waits_after(&self, why: &str, nth: u32) -> bool {
+        let wait = BACK_OFF_FIRST.saturating_mul(1 << nth.min(10)).min(BACK_OFF_LONGEST).mul_f64(jitter(why, nth));
+        if self.until.is_some_and(|until| Instant::now() + wait >= until) {
+            return false;
+        }
+        self.trouble.says(why);
+        sleep(wait).await;
+        true
+    }
+
     /// One try ends, whatever hangs: after the longest time that any takes, or when there is no time left for another.
     async fn one_try<T>(
         &self,

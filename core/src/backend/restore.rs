@@ -94,7 +94,7 @@ pub async fn restore(
         loaded
             .try_for_each_concurrent(WRITES, |(offset, data)| async move {
                 let length = data.len() as u64;
-                write(sink, volume, offset, data, manifest.size).await?;
+                write(sink, volume, offset, data, manifest.of.size).await?;
                 progress.written.fetch_add(length, Ordering::Relaxed);
                 Ok(())
             })

@@ -33,6 +33,9 @@ pub enum SourceError {
     /// The older cut is not kept any more: the whole volume has to be walked.
     #[error("the snapshot that this one builds upon is no longer kept")]
     BaseGone,
+    /// It cannot be had now, and may be later: what it lies on does not answer, or too many wait for that already.
+    #[error("{0}")]
+    Later(String),
     /// Anything else.
     #[error("{0}")]
     Failed(String),

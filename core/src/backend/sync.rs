@@ -1,7 +1,7 @@
 //! A snapshot becomes objects: its changed blocks in packs, the map of where they lie, and last the manifest.
 //!
 //! ```text
-//! walk:  changed() -> read()s, some ahead -> pack full? --bounded channel--> upload: put, read back (some at a time)
+//! walk:  changed() -> read()s, some ahead, the next changed() too -> pack full? --bounded channel--> upload: put, read back (some at a time)
 //!                            -> chunk done? waits for its packs to be closed -> map object -^
 //! end:   everything is up -> the manifest, in the hands of whoever has to note the attempt before it is put (history C14)
 //! ```
@@ -12,35 +12,31 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use bytes::Bytes;
-use futures_util::stream::{self, FuturesUnordered, StreamExt, TryStreamExt};
-use thiserror::Error;
-use tokio::sync::mpsc;
-use uuid::Uuid;
-
-use super::frame::{Corrupt, decode, encode, reference_crc};
-use super::manifest::{CHUNK_BLOCKS, CHUNK_BYTES, ChunkDraft, ChunkMap, ChunkRef, Manifest};
+use super::frame::Corrupt;
+use super::manifest::{CHUNK_BLOCKS, CHUNK_BYTES, ChunkDraft, ChunkMap, ChunkRef, Manifest, Subject};
+use super::maps::{FinishedMap, MapWriter};
 use super::names::{Attempt, Object};
 use super::pack::{PackRef, PackWriter};
 use super::remote::{Patience, Remote, RemoteError};
-use super::source::{Change, Source, SourceError};
-use super::steps::{Fetch, Step};
+use super::source::{Source, SourceError};
+use super::steps::{Questions, Step};
 use crate::ids::{Epoch, VolumeId};
 use crate::limits::BLOCK;
+use bytes::Bytes;
+use futures_util::stream::{FuturesUnordered, StreamExt, TryStreamExt};
+use thiserror::Error;
+use tokio::sync::mpsc;
 
-/// Bytes of one read of the snapshot at most.
-const READ_BYTES: u64 = 128 << 10;
-/// Steps of the walk that are fetched for ahead.
-const AHEAD: usize = 32;
+/// Steps of the walk that are fetched for ahead: single blocks, mostly, and then as many as run at a time (`node/inside.rs`).
+const AHEAD: usize = 64;
 /// Packs that are on their way at a time; one more waits and one is filled.
 const UPLOADS: usize = 2;
 /// Maps that wait for the pack that is being filled take at most so much memory; then it is closed as it is.
 const WAITING_BYTES_MAX: usize = 16 << 20;
-/// Bytes at which a map object is full.
-const MAP_BYTES: usize = 4 << 20;
 
 /// One snapshot to be put on the backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,18 +45,8 @@ pub struct UploadJob {
     pub attempt: Attempt,
     /// The snapshot, as it is read.
     pub snapshot: VolumeId,
-    /// The volume that was cut.
-    pub volume: VolumeId,
-    pub volume_name: String,
-    pub volume_uuid: Uuid,
-    pub snapshot_name: String,
-    pub snapshot_uuid: Uuid,
-    /// Bytes at the cut.
-    pub size: u64,
-    pub lba_bytes: u32,
-    /// The cut.
-    pub epoch: Epoch,
-    pub created_unix_s: u64,
+    /// Which it is.
+    pub of: Subject,
     /// The manifest of an older cut that the pool keeps until this job has ended.
     pub base: Option<(Attempt, Epoch)>,
 }
@@ -101,11 +87,11 @@ pub async fn upload(
     progress: &UploadProgress,
     patience: &Patience,
 ) -> Result<Manifest, SyncError> {
-    progress.size.store(job.size, Ordering::Relaxed);
+    progress.size.store(job.of.size, Ordering::Relaxed);
     let base = match job.base {
         None => None,
         Some((base, epoch)) => match read_base(remote, job, base, patience).await {
-            Ok(manifest) => Some((manifest, epoch)),
+            Ok(manifest) => Some((Arc::new(manifest), epoch)),
             Err(error) if outlives(&error) => return Err(error.into()),
             Err(error) => {
                 tracing::warn!(%error, "the manifest of the last snapshot cannot be used; the whole volume is uploaded");
@@ -140,7 +126,7 @@ async fn read_base(
     let object = Object::Manifest(base);
     let manifest: Manifest = remote.get_small(object, patience).await?;
     manifest.check().map_err(|why| remote.corrupt(object, why))?;
-    if manifest.volume != job.volume || manifest.size > job.size {
+    if manifest.of.volume != job.of.volume || manifest.of.size > job.of.size {
         return Err(remote.corrupt(object, Corrupt::Nonsense("it is not an older state of this volume")));
     }
     Ok(manifest)
@@ -150,7 +136,7 @@ async fn attempt(
     remote: &Remote,
     source: &dyn Source,
     job: &UploadJob,
-    base: Option<(Manifest, Epoch)>,
+    base: Option<(Arc<Manifest>, Epoch)>,
     progress: &UploadProgress,
     patience: &Patience,
     numbers: &AtomicU64,
@@ -199,7 +185,7 @@ async fn send_one(
 struct Walk<'a> {
     remote: &'a Remote,
     job: &'a UploadJob,
-    base: Option<(Manifest, Epoch)>,
+    base: Option<(Arc<Manifest>, Epoch)>,
     progress: &'a UploadProgress,
     out: mpsc::Sender<Upload>,
     /// Numbers of packs and map objects, not used twice by an attempt that begins again.
@@ -207,16 +193,11 @@ struct Walk<'a> {
     pack: Option<PackWriter>,
     /// The packs that maps in the making lie in, by number.
     packs: BTreeMap<u32, PackRef>,
-    /// The last chunk that was planned for.
-    planned: Option<u32>,
     draft: Option<ChunkDraft>,
     /// Maps whose last blocks may lie in the pack that is being filled.
     waiting: Vec<ChunkDraft>,
     waiting_bytes: usize,
-    map: Vec<u8>,
-    /// The chunks in `map`, whose object has its number when it is sent.
-    in_map: Vec<ChunkRef>,
-    map_number: Option<u32>,
+    map: Option<MapWriter>,
     chunks: BTreeMap<u32, ChunkRef>,
     /// Blocks of the base that maps took away, and of the new maps.
     blocks: u64,
@@ -226,7 +207,7 @@ impl<'a> Walk<'a> {
     fn new(
         remote: &'a Remote,
         job: &'a UploadJob,
-        base: Option<(Manifest, Epoch)>,
+        base: Option<(Arc<Manifest>, Epoch)>,
         progress: &'a UploadProgress,
         out: mpsc::Sender<Upload>,
         numbers: &'a AtomicU64,
@@ -243,13 +224,10 @@ impl<'a> Walk<'a> {
             numbers,
             pack: None,
             packs: BTreeMap::new(),
-            planned: None,
             draft: None,
             waiting: Vec::new(),
             waiting_bytes: 0,
-            map: Vec::new(),
-            in_map: Vec::new(),
-            map_number: None,
+            map: None,
             chunks,
             blocks,
         }
@@ -260,29 +238,13 @@ impl<'a> Walk<'a> {
     }
 
     async fn run(mut self, source: &dyn Source, patience: &Patience) -> Result<Manifest, SyncError> {
-        let after = self.base.as_ref().map(|(_, epoch)| *epoch);
-        let mut cursor = Some(0);
-        let mut last = 0;
-        while let Some(at) = cursor {
-            let changes = source.changed(self.job.snapshot, after, at).await?;
-            for change in &changes.ranges {
-                if change.offset < last || change.len == 0 {
-                    return Err(SourceError::Failed("the list of changes is out of order".to_owned()).into());
-                }
-                last = change.offset + change.len;
-            }
-            let (remote, snapshot) = (self.remote, self.job.snapshot);
-            let fetches = self.plan(&changes.ranges).into_iter();
-            let fetches = fetches.map(|fetch| fetch.run(remote, source, snapshot, patience));
-            let mut steps = stream::iter(fetches).buffered(AHEAD);
-            while let Some(step) = steps.try_next().await? {
-                self.step(step).await?;
-            }
-            self.progress.walked.store(changes.next.unwrap_or(self.job.size).min(self.job.size), Ordering::Relaxed);
-            if changes.next.is_some_and(|next| next <= at) {
-                return Err(SourceError::Failed("the list of changes does not end".to_owned()).into());
-            }
-            cursor = changes.next;
+        let (remote, snapshot) = (self.remote, self.job.snapshot);
+        let questions = Questions::new(source, self.job, self.base.clone(), patience);
+        let steps =
+            questions.fetches().map(|fetch| async move { fetch?.run(remote, source, snapshot, patience).await });
+        let mut steps = pin!(steps.buffered(AHEAD));
+        while let Some(step) = steps.try_next().await? {
+            self.step(step).await?;
         }
         self.end_draft();
         self.close_pack().await?;
@@ -290,36 +252,11 @@ impl<'a> Walk<'a> {
         Ok(self.manifest())
     }
 
-    /// What these changes need from elsewhere, chunk by chunk. Each chunk is come to once, since changes ascend.
-    fn plan(&mut self, changes: &[Change]) -> Vec<Fetch> {
-        let mut fetches = Vec::new();
-        for change in changes {
-            let end = (change.offset + change.len).min(self.job.size.next_multiple_of(BLOCK));
-            let mut at = change.offset;
-            while at < end {
-                let chunk = (at / CHUNK_BYTES) as u32;
-                let until = end.min((u64::from(chunk) + 1) * CHUNK_BYTES);
-                if self.planned != Some(chunk) {
-                    self.planned = Some(chunk);
-                    fetches.push(Fetch::Chunk(chunk, self.chunks.get(&chunk).copied()));
-                }
-                if change.data {
-                    let end = until.min(self.job.size);
-                    let pieces = (at..end).step_by(READ_BYTES as usize);
-                    fetches.extend(pieces.map(|at| Fetch::Data(at, (end - at).min(READ_BYTES) as u32)));
-                } else {
-                    fetches.push(Fetch::Zeros(at..until));
-                }
-                at = until;
-            }
-        }
-        fetches
-    }
-
     async fn step(&mut self, step: Step) -> Result<(), SyncError> {
         match step {
             Step::Chunk(chunk, base) => self.enter(chunk, base.map(|map| *map)).await?,
             Step::Zeros(range) => self.clear(range),
+            Step::Walked(until) => self.progress.walked.store(until, Ordering::Relaxed),
             Step::Data(at, bytes) => {
                 let len = bytes.len() as u64;
                 self.progress.changed.fetch_add(len, Ordering::Relaxed);
@@ -357,7 +294,7 @@ impl<'a> Walk<'a> {
         }
         if self.pack.is_none() {
             let number = self.number();
-            self.pack = Some(PackWriter::new(self.remote.pool, self.job.volume, self.job.attempt, number));
+            self.pack = Some(PackWriter::new(self.remote.pool, self.job.of.volume, self.job.attempt, number));
         }
         let pack = self.pack.as_mut().expect("it was just made");
         let slot = pack.push(block, data);
@@ -407,34 +344,22 @@ impl<'a> Walk<'a> {
     }
 
     async fn add_map(&mut self, map: &ChunkMap) -> Result<(), SyncError> {
-        if self.map.len() >= MAP_BYTES {
+        if self.map.as_ref().is_some_and(MapWriter::is_full) {
             self.send_map().await?;
         }
-        let number = match self.map_number {
-            Some(number) => number,
-            None => *self.map_number.insert(self.number()),
-        };
-        let object = Object::Map { by: self.job.attempt, sequence: number };
-        let encoded = encode(self.remote.pool, object, map);
-        let reference = ChunkRef {
-            chunk: map.chunk,
-            by: self.job.attempt,
-            sequence: number,
-            offset: self.map.len() as u32,
-            bytes: encoded.len() as u32,
-            crc: reference_crc(&encoded),
-        };
-        self.map.extend_from_slice(&encoded);
+        if self.map.is_none() {
+            self.map = Some(MapWriter::new(self.remote.pool, self.job.attempt, self.number()));
+        }
+        self.map.as_mut().expect("it was just made").push(map);
         self.blocks += map.blocks();
-        self.in_map.push(reference);
         Ok(())
     }
 
     async fn send_map(&mut self) -> Result<(), SyncError> {
-        let Some(number) = self.map_number.take() else { return Ok(()) };
-        self.chunks.extend(self.in_map.drain(..).map(|chunk| (chunk.chunk, chunk)));
-        let bytes = std::mem::take(&mut self.map);
-        self.send(Object::Map { by: self.job.attempt, sequence: number }, vec![bytes.into()]).await
+        let Some(map) = self.map.take() else { return Ok(()) };
+        let FinishedMap { object, bytes, chunks } = map.finish();
+        self.chunks.extend(chunks.into_iter().map(|chunk| (chunk.chunk, chunk)));
+        self.send(object, vec![bytes]).await
     }
 
     async fn send(&mut self, object: Object, parts: Vec<Bytes>) -> Result<(), SyncError> {
@@ -448,15 +373,7 @@ impl<'a> Walk<'a> {
     fn manifest(self) -> Manifest {
         let job = self.job;
         let manifest = Manifest {
-            volume: job.volume,
-            volume_name: job.volume_name.clone(),
-            volume_uuid: job.volume_uuid,
-            snapshot_name: job.snapshot_name.clone(),
-            snapshot_uuid: job.snapshot_uuid,
-            size: job.size,
-            lba_bytes: job.lba_bytes,
-            epoch: job.epoch,
-            created_unix_s: job.created_unix_s,
+            of: job.of.clone(),
             blocks: self.blocks,
             base: self.base.and(job.base).map(|(attempt, _)| attempt),
             chunks: self.chunks.into_values().collect(),
@@ -471,18 +388,6 @@ fn in_chunk(offset: u64, chunk: u32) -> u32 {
     let block = (offset - u64::from(chunk) * CHUNK_BYTES).div_ceil(BLOCK) as u32;
     assert!(block <= CHUNK_BLOCKS, "of this chunk");
     block
-}
-
-/// Reads a chunk's map.
-pub async fn read_chunk(remote: &Remote, reference: &ChunkRef, patience: &Patience) -> Result<ChunkMap, RemoteError> {
-    let object = reference.object();
-    let bytes = remote.get(object, reference.range(), patience).await?;
-    let decoded = decode::<ChunkMap>(remote.pool, object, &bytes).map_err(|why| remote.corrupt(object, why))?;
-    if decoded.crc != reference.crc || decoded.bytes != reference.bytes as usize {
-        return Err(remote.corrupt(object, Corrupt::Checksum("piece of a map, as the manifest knows it,")));
-    }
-    decoded.body.check(reference.chunk).map_err(|why| remote.corrupt(object, why))?;
-    Ok(decoded.body)
 }
 
 /// Puts the manifest: from here on the snapshot is on the backend, unconfirmed. To be called once the attempt is on record.

@@ -11,9 +11,10 @@ use uuid::Uuid;
 
 use super::collect::{CollectError, Collector, Kept, mark};
 use super::faulty::{Faults, Faulty};
-use super::manifest::{CHUNK_BYTES, Manifest, Reference};
+use super::manifest::{CHUNK_BYTES, Manifest, Reference, Subject};
 use super::memory::MemoryPool;
 use super::names::{Attempt, Object};
+use super::pack::PackRef;
 use super::reader::Reader;
 use super::remote::{Patience, Remote, RemoteError, SpeedLimit, Trouble};
 use super::restore::{RestoreError, RestoreProgress, hold, release, restore};
@@ -34,15 +35,17 @@ fn job(id: u64, snapshot: VolumeId, epoch: u64, size: u64, base: Option<(Attempt
     UploadJob {
         attempt: Attempt { id, nonce: id as u32 ^ 0x5555 },
         snapshot,
-        volume: VOLUME,
-        volume_name: "vm1".into(),
-        volume_uuid: Uuid::from_u128(1),
-        snapshot_name: format!("s{id}"),
-        snapshot_uuid: Uuid::from_u128(u128::from(id)),
-        size,
-        lba_bytes: 512,
-        epoch: Epoch(epoch),
-        created_unix_s: 0,
+        of: Subject {
+            volume: VOLUME,
+            volume_name: "vm1".into(),
+            volume_uuid: Uuid::from_u128(1),
+            snapshot_name: format!("s{id}"),
+            snapshot_uuid: Uuid::from_u128(u128::from(id)),
+            size,
+            lba_bytes: 512,
+            epoch: Epoch(epoch),
+            created_unix_s: 0,
+        },
         base,
     }
 }
@@ -60,7 +63,7 @@ async fn sync(remote: &Remote, pool: &MemoryPool, job: &UploadJob) -> Result<Man
 /// The whole snapshot as the backend has it.
 async fn read_all(remote: &Remote, attempt: Attempt) -> Result<Vec<u8>, RemoteError> {
     let reader = Reader::open(remote.clone(), attempt, &endless()).await?;
-    let size = reader.manifest.size;
+    let size = reader.manifest.of.size;
     reader.read(0, size as u32, &endless()).await
 }
 
@@ -77,6 +80,8 @@ struct Simulation {
     live: BTreeMap<Attempt, (VolumeId, Epoch)>,
     given_up: BTreeSet<Attempt>,
     collector: Collector,
+    /// How often worn packs were rewritten, to the end.
+    rewritten: u32,
 }
 
 impl Simulation {
@@ -96,6 +101,7 @@ impl Simulation {
             next: 1,
             live: BTreeMap::new(),
             given_up: BTreeSet::new(),
+            rewritten: 0,
         }
     }
 
@@ -173,11 +179,45 @@ impl Simulation {
         }
     }
 
-    async fn collect(&mut self) {
+    async fn collect(&mut self) -> BTreeSet<PackRef> {
         let kept = self.kept();
         let pass = self.collector.pass(7, &endless(), || async { Ok(kept) }).await;
-        for gone in pass.unwrap_or_else(|error| panic!("seed {}: {error}", self.seed)).gone {
+        let pass = pass.unwrap_or_else(|error| panic!("seed {}: {error}", self.seed));
+        for gone in pass.gone {
             self.given_up.remove(&gone);
+        }
+        pass.worn
+    }
+
+    /// Rewrites worn packs, and dies in the middle of it, or does not.
+    async fn rewrite(&mut self, worn: &BTreeSet<PackRef>) {
+        let live = self.live.keys().copied().collect();
+        let remote = remote(&self.store);
+        let deadline = Duration::from_millis(self.rng.random_range(0..60_000));
+        let planned = timeout(deadline, self.collector.plan(&live, worn, &endless())).await;
+        let Ok(Ok(plans)) = planned else { return };
+        for plan in plans {
+            let names: Vec<_> = (self.next..).map(|id| Attempt { id, nonce: 9 }).take(plan.manifests.len()).collect();
+            self.next += names.len() as u64;
+            let deadline = Duration::from_millis(self.rng.random_range(0..60_000));
+            let Ok(Ok(manifests)) = timeout(deadline, plan.copy(&remote, &names, &endless())).await else { return };
+            self.given_up.extend(&names);
+            for (name, manifest) in names.iter().zip(&manifests) {
+                let deadline = Duration::from_millis(self.rng.random_range(0..10_000));
+                let Ok(Ok(())) = timeout(deadline, publish(&remote, *name, manifest, &endless())).await else { return };
+            }
+            if self.rng.random_bool(0.1) {
+                return;
+            }
+            for ((old, _), new) in plan.manifests.iter().zip(names) {
+                self.given_up.remove(&new);
+                let snapshot = self.live.remove(old).expect("nothing else happens meanwhile");
+                self.live.insert(new, snapshot);
+                if self.rng.random_bool(0.7) {
+                    mark(&remote, new, 0, &endless()).await.unwrap();
+                }
+            }
+            self.rewritten += 1;
         }
     }
 
@@ -206,10 +246,11 @@ const FLAPPING: Faults = Faults {
     space: None,
 };
 
-async fn simulate(seed: u64) {
+/// Returns how often worn packs were rewritten.
+async fn simulate(seed: u64) -> u32 {
     let mut run = Simulation::new(seed);
     run.store.set(FLAPPING);
-    for _ in 0..25 {
+    for _ in 0..40 {
         match run.rng.random_range(0..10) {
             0..=2 => run.write_some(),
             3..=6 => {
@@ -217,7 +258,13 @@ async fn simulate(seed: u64) {
                 run.snapshot().await;
             }
             7 => run.remove_one(),
-            8 => run.collect().await,
+            8 => {
+                // What was removed is gone after the grace time: then what it alone kept alive is worn.
+                run.collect().await;
+                sleep(2 * GRACE).await;
+                let worn = run.collect().await;
+                run.rewrite(&worn).await;
+            }
             _ => {
                 // The process dies and comes back: what it knew of tombstones and absences is gone.
                 run.collector = Collector::new(remote(&run.store), GRACE);
@@ -240,6 +287,7 @@ async fn simulate(seed: u64) {
     }
     let there: BTreeSet<_> = run.store.names().into_iter().collect();
     assert_eq!(there, expected, "seed {seed}: exactly what is needed is there");
+    run.rewritten
 }
 
 /// The names of everything that a snapshot needs, by its own maps.
@@ -249,8 +297,8 @@ async fn needed(store: &Faulty, by: Attempt) -> Vec<String> {
     let mut objects = vec![Object::Manifest(by), Object::Marker(by)];
     for chunk in &reader.manifest.chunks {
         objects.push(chunk.object());
-        let map = super::sync::read_chunk(&remote, chunk, &endless()).await.unwrap();
-        objects.extend(map.packs.iter().map(super::pack::PackRef::object));
+        let map = super::maps::read_chunk(&remote, chunk, &endless()).await.unwrap();
+        objects.extend(map.packs.iter().map(PackRef::object));
     }
     objects.into_iter().map(|object| object.name(POOL)).collect()
 }
@@ -258,9 +306,11 @@ async fn needed(store: &Faulty, by: Attempt) -> Vec<String> {
 #[tokio::test(start_paused = true)]
 async fn over_a_store_that_fails_snapshots_are_whole_or_absent_and_nothing_needed_is_ever_collected() {
     let first = std::env::var("RINGWAY_SOAK_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
+    let mut rewritten = 0;
     for seed in first..first + 150 {
-        simulate(seed).await;
+        rewritten += simulate(seed).await;
     }
+    assert!(rewritten > 10, "worn packs were rewritten {rewritten} times");
 }
 
 #[tokio::test(start_paused = true)]
@@ -557,6 +607,84 @@ async fn a_large_sparse_volume_takes_maps_over_for_what_did_not_change() {
     let across = reader.read(CHUNK_BYTES - BLOCK, 2 * BLOCK as u32, &endless()).await.unwrap();
     assert_eq!((across[0], across[BLOCK as usize]), (2, 0));
     assert_eq!(reader.check(true, &endless()).await.unwrap(), 4 * BLOCK);
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_a_pack_that_hardly_anything_is_needed_of_the_rest_is_copied_and_the_pack_goes() {
+    let (store, pool) = (Faulty::new(1), MemoryPool::default());
+    let (remote, size) = (remote(&store), 200 * BLOCK);
+    pool.volume(1, size);
+    let mut rng = StdRng::seed_from_u64(1);
+    let mut noise = |blocks: u64| {
+        let mut data = vec![0; (blocks * BLOCK) as usize];
+        rng.fill(&mut data[..]);
+        data
+    };
+    pool.write(VOLUME, 0, &noise(200));
+    let one = job(1, pool.snapshot(1001, VOLUME, 1), 1, size, None);
+    sync(&remote, &pool, &one).await.unwrap();
+    // Of each eight blocks one is left as it was.
+    for at in 0..25 {
+        pool.write(VOLUME, (8 * at + 1) * BLOCK, &noise(7));
+    }
+    let two = job(2, pool.snapshot(1002, VOLUME, 2), 2, size, Some((one.attempt, Epoch(1))));
+    sync(&remote, &pool, &two).await.unwrap();
+    let three = job(3, pool.snapshot(1003, VOLUME, 3), 3, size, Some((two.attempt, Epoch(2))));
+    sync(&remote, &pool, &three).await.unwrap();
+    let mut collector = Collector::new(remote.clone(), GRACE);
+    let mut pass = async |live: &[Attempt], highest| {
+        let kept = Kept { live: live.iter().copied().collect(), highest, ..Kept::default() };
+        let pass = collector.pass(0, &endless(), || async { Ok(kept) }).await.unwrap();
+        let plans = collector.plan(&live.iter().copied().collect(), &pass.worn, &endless()).await.unwrap();
+        sleep(2 * GRACE).await;
+        (pass, plans)
+    };
+    let (_, plans) = pass(&[one.attempt, two.attempt, three.attempt], 3).await;
+    assert!(plans.is_empty(), "the first snapshot needs all of it");
+    let (_, plans) = pass(&[two.attempt, three.attempt], 3).await;
+    assert!(plans.is_empty(), "it stays for the grace time");
+    let (_, plans) = pass(&[two.attempt, three.attempt], 3).await;
+    let [plan] = &plans[..] else { panic!("{plans:?}") };
+    // Of the 25 blocks that did not change, one was named among the changes all the same.
+    assert_eq!((plan.bytes(), plan.manifests.len()), (24 * BLOCK, 2));
+    let names = [4, 5].map(|id| Attempt { id, nonce: 0 });
+    let manifests = plan.copy(&remote, &names, &endless()).await.unwrap();
+    for (name, manifest) in names.iter().zip(&manifests) {
+        publish(&remote, *name, manifest, &endless()).await.unwrap();
+    }
+    for _ in 0..3 {
+        pass(&names, 5).await;
+    }
+    let old = Object::Pack { by: one.attempt, sequence: 0 }.name(POOL);
+    assert!(!store.names().contains(&old), "{:?}", store.names());
+    for (name, snapshot) in names.iter().zip([1002, 1003]) {
+        assert!(read_all(&remote, *name).await.unwrap() == pool.contents(VolumeId(snapshot)));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_somebody_refers_to_is_not_rewritten() {
+    let (store, pool) = (Faulty::new(1), MemoryPool::default());
+    let (remote, size) = (remote(&store), 16 * BLOCK);
+    pool.volume(1, size);
+    pool.write(VOLUME, 0, &vec![7; size as usize]);
+    let one = job(1, pool.snapshot(1001, VOLUME, 1), 1, size, None);
+    sync(&remote, &pool, &one).await.unwrap();
+    pool.write(VOLUME, 0, &vec![8; 15 * BLOCK as usize]);
+    let two = job(2, pool.snapshot(1002, VOLUME, 2), 2, size, Some((one.attempt, Epoch(1))));
+    sync(&remote, &pool, &two).await.unwrap();
+    let here = Reference { holder: Uuid::from_u128(0xB), volume_name: "copy".into(), unix_s: 0 };
+    hold(&remote, two.attempt, &here, &endless()).await.unwrap();
+    let mut collector = Collector::new(remote.clone(), GRACE);
+    let mut worn = async || {
+        let kept = Kept { live: BTreeSet::from([two.attempt]), highest: 2, ..Kept::default() };
+        let pass = collector.pass(0, &endless(), || async { Ok(kept) }).await.unwrap();
+        sleep(2 * GRACE).await;
+        pass.worn.len()
+    };
+    assert_eq!([worn().await, worn().await, worn().await], [0, 0, 0]);
+    release(&remote, two.attempt, here.holder, &endless()).await.unwrap();
+    assert_eq!(worn().await, 1);
 }
 
 /// Snapshots of single blocks far apart.

@@ -64,6 +64,7 @@ pub mod kind {
     pub const JOB_ENDED: u16 = 48;
     pub const SOURCE_HELD: u16 = 45;
     pub const SOURCE_RELEASED: u16 = 46;
+    pub const MANIFEST_REPLACED: u16 = 49;
 }
 
 const MUST_UNDERSTAND: u16 = 1;
@@ -135,6 +136,8 @@ pub enum CatalogRecord {
     AttemptSettled(VolumeId, AttemptId),
     /// The cut of a volume that the next sync starts from, kept whatever snapshots there are.
     BaseKept(VolumeId, Option<Base>),
+    /// A volume's snapshots, and its next sync, have the second manifest where they had the first.
+    ManifestReplaced(VolumeId, String, String),
     /// A clone is streamed, and how: a new job, or another state of the one there is.
     StreamKept(StreamRecord),
     /// It is not streamed any more.
@@ -209,6 +212,7 @@ impl CatalogRecord {
             CatalogRecord::AttemptNoted(..) => kind::ATTEMPT,
             CatalogRecord::AttemptSettled(..) => kind::ATTEMPT_SETTLED,
             CatalogRecord::BaseKept(..) => kind::BASE_KEPT,
+            CatalogRecord::ManifestReplaced(..) => kind::MANIFEST_REPLACED,
             CatalogRecord::StreamKept(..) => kind::JOB,
             CatalogRecord::StreamEnded(..) => kind::JOB_ENDED,
             CatalogRecord::EventTold(..) => kind::EVENT,
@@ -239,6 +243,7 @@ impl CatalogRecord {
             | CatalogRecord::Detached(id)
             | CatalogRecord::AttemptSettled(id, _)
             | CatalogRecord::BaseKept(id, _)
+            | CatalogRecord::ManifestReplaced(id, ..)
             | CatalogRecord::StreamEnded(id) => Some(*id),
             CatalogRecord::StreamKept(stream) => Some(stream.volume),
             CatalogRecord::EventTold(event) => event.volume,
@@ -296,6 +301,7 @@ impl CatalogRecord {
             CatalogRecord::AttemptNoted(noted) => bytes(noted),
             CatalogRecord::AttemptSettled(volume, attempt) => bytes(&(volume, attempt)),
             CatalogRecord::BaseKept(volume, base) => bytes(&(volume, base)),
+            CatalogRecord::ManifestReplaced(volume, old, new) => bytes(&(volume, old, new)),
             CatalogRecord::StreamKept(stream) => bytes(stream),
             CatalogRecord::StreamEnded(volume) => bytes(volume),
             CatalogRecord::EventTold(event) => bytes(event),
@@ -357,6 +363,9 @@ impl CatalogRecord {
             kind::SOURCE_HELD => content.read().map(|(holder, source)| CatalogRecord::SourceHeld(holder, source))?,
             kind::SOURCE_RELEASED => CatalogRecord::SourceReleased(content.read()?),
             kind::BASE_KEPT => content.read().map(|(volume, base)| CatalogRecord::BaseKept(volume, base))?,
+            kind::MANIFEST_REPLACED => {
+                content.read().map(|(volume, old, new)| CatalogRecord::ManifestReplaced(volume, old, new))?
+            }
             kind::JOB => CatalogRecord::StreamKept(content.read()?),
             kind::JOB_ENDED => CatalogRecord::StreamEnded(content.read()?),
             kind::EVENT => CatalogRecord::EventTold(content.read()?),

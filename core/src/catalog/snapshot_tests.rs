@@ -182,6 +182,27 @@ fn c10_a_sync_that_ends_late_is_no_base_in_place_of_a_newer_one() {
 }
 
 #[test]
+fn a_manifest_that_takes_the_place_of_another_does_so_for_its_snapshot_and_for_the_next_sync() {
+    let stored = |id, name: &str| SnapshotRecord { manifest: Some(name.into()), ..snapshot(id, VM1, name) };
+    let replaced = |old: &str, new: &str| CatalogRecord::ManifestReplaced(VM1, old.into(), new.into());
+    let mut records = vec![committed(20, &[stored(3, "a")]), committed(30, &[stored(4, "b")])];
+    let state = after(&records);
+    assert_eq!(state.holder_of("a"), Some((VM1, VolumeId(3), Epoch(20))));
+    assert_eq!(state.holder_of("b"), Some((VM1, VolumeId(4), Epoch(30))));
+    records.extend([replaced("a", "a2"), replaced("b", "b2"), replaced("gone", "x")]);
+    let state = after(&records);
+    let manifest = |name: &str| state.volume_named(name).unwrap().snapshot.as_ref().unwrap().manifest.clone();
+    assert_eq!((manifest("vm1@a").as_deref(), manifest("vm1@b").as_deref()), (Some("a2"), Some("b2")));
+    assert_eq!(state.base_of(VM1), Some(&Base { epoch: Epoch(30), manifest: "b2".into() }));
+    assert_eq!((state.holder_of("a"), state.holder_of("x")), (None, None));
+    // The cut that the next sync starts from may be no snapshot's any more.
+    records.extend([gone(VM1, 4, &[0]), replaced("b2", "b3")]);
+    let state = after(&records);
+    assert_eq!(state.base_of(VM1).unwrap().manifest, "b3");
+    assert_eq!(state.holder_of("b3"), Some((VM1, VM1, Epoch(30))));
+}
+
+#[test]
 fn a_clone_is_a_volume_with_a_parent_until_it_is_detached() {
     let parent = Parent { volume: VM1, epoch: Epoch(20), size: 1 << 29 };
     let clone = CatalogRecord::CloneCreated(CloneRecord { volume: volume(VolumeId(4), "clone"), parent });

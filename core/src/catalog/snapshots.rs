@@ -202,6 +202,32 @@ impl CatalogState {
         Ok(())
     }
 
+    /// Snapshots that have it meanwhile no more, or are gone, stay as they are.
+    pub(super) fn replace_manifest(&mut self, origin: VolumeId, old: &str, new: &str) -> Result<(), ApplyError> {
+        self.entry(origin)?;
+        let of = |entry: &&mut VolumeEntry| entry.record.view.is_some_and(|view| view.origin == origin);
+        let snapshots =
+            self.volumes.values_mut().filter(of).filter_map(|entry| entry.snapshot.as_mut()?.manifest.as_mut());
+        let base = self.bases.get_mut(&origin).map(|base| &mut base.manifest);
+        for manifest in snapshots.chain(base).filter(|manifest| *manifest == old) {
+            new.clone_into(manifest);
+        }
+        Ok(())
+    }
+
+    /// Who has a manifest: volume, snapshot (the volume itself where only its next sync builds upon it), cut.
+    #[must_use]
+    pub fn holder_of(&self, manifest: &str) -> Option<(VolumeId, VolumeId, Epoch)> {
+        let snapshot = self.volumes().find_map(|entry| {
+            let (view, facts) = (entry.record.view?, entry.snapshot.as_ref()?);
+            (facts.manifest.as_deref() == Some(manifest)).then_some((view.origin, entry.record.id, view.epoch))
+        });
+        snapshot.or_else(|| {
+            let mut bases = self.bases.iter();
+            bases.find(|(_, base)| base.manifest == manifest).map(|(&origin, base)| (origin, origin, base.epoch))
+        })
+    }
+
     /// The newest cut that is stored stays among the volume's cuts, though no snapshot may need it any more (C10).
     pub(super) fn set_base(&mut self, origin: VolumeId, base: Option<Base>) {
         let before = self.bases.get(&origin).map(|base| base.epoch);

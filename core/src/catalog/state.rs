@@ -235,6 +235,7 @@ impl CatalogState {
                 self.entry(*origin)?;
                 self.set_base(*origin, base.clone());
             }
+            CatalogRecord::ManifestReplaced(origin, old, new) => self.replace_manifest(*origin, old, new)?,
             CatalogRecord::StreamKept(stream) => self.keep_stream(stream)?,
             CatalogRecord::StreamEnded(id) => {
                 self.streams.remove(id).ok_or(ApplyError::NoVolume(*id))?;

@@ -7,7 +7,7 @@ use super::message::Message;
 use super::owner::{FROM_OWNER, Promise};
 use super::route::PartId;
 use super::{Node, Stopping};
-use crate::ids::ShardId;
+use crate::ids::{ShardId, VolumeId};
 use crate::request::{Command, Done, Status};
 use crate::shard::{Part, PartDone, RecordLog};
 use crate::tokens::FROM_TRANSPORT;
@@ -31,10 +31,25 @@ impl<L: RecordLog> Node<L> {
 
     /// A request of a thread of this process; a node that stops takes none.
     pub(super) fn take_inside(&mut self, call: Box<InsideCall>) {
-        self.inside.push(call);
+        let through = self.looks_through_to_a_backend(call.volume);
+        self.inside.push(call, through);
         if self.stopping != Stopping::No {
             self.inside.stop();
         }
+    }
+
+    /// Whether what a volume or a snapshot holds may be on a backend alone.
+    fn looks_through_to_a_backend(&self, volume: VolumeId) -> bool {
+        let mut at = volume;
+        while let Some(record) = self.directory.volume(at) {
+            match (record.view, record.parent) {
+                (Some(view), _) => at = view.origin,
+                (None, Some(parent)) if parent.is_on_backend() => return true,
+                (None, Some(parent)) => at = parent.volume,
+                (None, None) => return false,
+            }
+        }
+        false
     }
 
     /// Cuts the requests that have arrived into parts and sends those on their way.

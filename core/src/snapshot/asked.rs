@@ -1,5 +1,6 @@
 //! What callers ask about snapshots and clones, and what they are shown.
 
+use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -173,6 +174,18 @@ pub struct SnapshotTimes {
     pub synced_us: u64,
     /// From there until its record was durable.
     pub committed_us: u64,
+}
+
+/// The steps that have ended, as `NAME=MICROSECONDS`.
+impl fmt::Display for SnapshotTimes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let SnapshotTimes { cut_us, sealed_us, synced_us, committed_us } = *self;
+        write!(f, "cut_us={cut_us} sealed_us={sealed_us}")?;
+        for (name, us) in [("synced", synced_us), ("committed", committed_us)].into_iter().filter(|(_, us)| *us > 0) {
+            write!(f, " {name}_us={us}")?;
+        }
+        Ok(())
+    }
 }
 
 /// A snapshot as seen from outside.

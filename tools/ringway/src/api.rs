@@ -133,6 +133,13 @@ async fn ask(node: Node, request: ControlRequest) -> Result<Response, Refused> {
     Ok(respond(call(&node, request).await?))
 }
 
+/// The same of a call that makes something.
+async fn make(node: Node, request: ControlRequest) -> Result<Response, Refused> {
+    let mut response = ask(node, request).await?;
+    *response.status_mut() = StatusCode::CREATED;
+    Ok(response)
+}
+
 /// The node's answer.
 async fn call(node: &Node, request: ControlRequest) -> Result<ControlAnswer, Refused> {
     let (sender, receiver) = oneshot::channel();
@@ -176,9 +183,7 @@ async fn volume_create(
 ) -> Result<Response, Refused> {
     let create = body?.0;
     create.check().map_err(Refused)?;
-    let mut response = ask(node, ControlRequest::VolumeCreate(create)).await?;
-    *response.status_mut() = StatusCode::CREATED;
-    Ok(response)
+    make(node, ControlRequest::VolumeCreate(create)).await
 }
 
 async fn volume_show(State(node): State<Node>, name: VolumeName) -> Result<Response, Refused> {
@@ -223,9 +228,7 @@ async fn export_add(
 ) -> Result<Response, Refused> {
     let add = body?.0;
     add.check().map_err(Refused)?;
-    let mut response = ask(node, ControlRequest::ExportAdd(add)).await?;
-    *response.status_mut() = StatusCode::CREATED;
-    Ok(response)
+    make(node, ControlRequest::ExportAdd(add)).await
 }
 
 async fn export_remove(State(node): State<Node>, id: Result<Path<u32>, PathRejection>) -> Result<Response, Refused> {
@@ -261,9 +264,7 @@ async fn backend_restore(
     State(node): State<Node>,
     body: Result<Json<BackendRestore>, JsonRejection>,
 ) -> Result<Response, Refused> {
-    let mut response = about(node, BackendRequest::Restore(body?.0)).await?;
-    *response.status_mut() = StatusCode::CREATED;
-    Ok(response)
+    make(node, ControlRequest::Backend(BackendRequest::Restore(body?.0))).await
 }
 
 fn backend_answer(answer: BackendAnswer) -> Response {
@@ -273,7 +274,9 @@ fn backend_answer(answer: BackendAnswer) -> Response {
         BackendAnswer::Checked(checked) => Json(checked).into_response(),
         BackendAnswer::Collected(collected) => Json(collected).into_response(),
         // Only the backend's own thread asks for that.
-        BackendAnswer::Kept(_) | BackendAnswer::Held(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+        BackendAnswer::Kept(_) | BackendAnswer::Held(_) | BackendAnswer::Attempts(_) => {
+            StatusCode::INTERNAL_SERVER_ERROR.into_response()
+        }
     }
 }
 

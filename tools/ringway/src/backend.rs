@@ -231,11 +231,12 @@ fn collected(info: &CollectInfo) -> String {
     match &info.failed {
         Some(why) => format!("nothing: {why}"),
         None => format!(
-            "{} objects deleted ({}), {} kept, {} snapshots wait",
+            "{} objects deleted ({}), {} kept, {} snapshots wait, {} copied out of worn packs",
             info.deleted,
             Size(info.deleted_bytes),
             Size(info.kept_bytes),
-            info.waiting
+            info.waiting,
+            Size(info.rewritten_bytes)
         ),
     }
 }

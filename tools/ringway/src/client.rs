@@ -126,6 +126,11 @@ impl Client {
         self.call(Method::GET, &snapshot_path(from, &format!("/diff?cursor={cursor}{to}")), None::<&()>)
     }
 
+    /// What of a volume or a snapshot holds anything, from `cursor` on.
+    pub(crate) fn volume_data(&self, name: &str, cursor: u64) -> Result<ChangedBlocks, Failure> {
+        self.call(Method::GET, &path(name, &format!("/allocated?cursor={cursor}")), None::<&()>)
+    }
+
     pub(crate) fn streams(&self) -> Result<Vec<StreamInfo>, Failure> {
         self.call(Method::GET, "/v1/streams", None::<&()>)
     }

@@ -64,6 +64,7 @@ impl Collector for Snapshot {
         self.encode_queue_pairs(&mut encoder)?;
         self.encode_pool(&mut encoder)?;
         steps::encode(&mut encoder, &self.metrics.snapshots)?;
+        steps::encode_streams(&mut encoder, &self.metrics.streams)?;
         self.encode_backend(&mut encoder)
     }
 }
@@ -339,6 +340,12 @@ impl Snapshot {
             "backend_deleted_objects",
             "Objects that collections deleted",
             &one(backend.deleted_objects.get()),
+        )?;
+        counters(
+            encoder,
+            "backend_rewritten_bytes",
+            "Bytes copied out of packs of which little was needed",
+            &one(backend.rewritten_bytes.get()),
         )?;
         gauges(encoder, "backend_running", "Snapshots on their way to the backend", &one(backend.running.get()))?;
         gauges(encoder, "backend_kept_bytes", "Bytes that the last collection left", &one(backend.kept_bytes.get()))?;

@@ -91,7 +91,7 @@ pub(crate) fn export(client: &Client, name: &str, path: &Path, overwrite: bool, 
     let written = |error: std::io::Error| Failure::io("write", path, &error);
     file.set_len(volume.size).map_err(written)?;
     let mut attached = attach(client, &volume)?;
-    let data = copy_out(&mut attached, &file, volume.size, format, path)?;
+    let data = copy_out(client, &mut attached, &file, &volume, format, path)?;
     file.sync_all().map_err(written)?;
     let size = volume.size;
     format.print(&Moved { volume, size, data }, |moved| {
@@ -154,7 +154,16 @@ fn copy_in(attached: &mut Attached, file: &File, size: u64, format: Format, path
     Ok(data)
 }
 
-fn copy_out(attached: &mut Attached, file: &File, size: u64, format: Format, path: &Path) -> Result<u64, Failure> {
+/// Reads what holds anything, and writes what of that is not zero: the rest of a file that was just made is a hole.
+fn copy_out(
+    client: &Client,
+    attached: &mut Attached,
+    file: &File,
+    volume: &VolumeInfo,
+    format: Format,
+    path: &Path,
+) -> Result<u64, Failure> {
+    let size = volume.size;
     let bar = progress(size, format);
     let mut data = 0;
     let mut keep = |at: u64, bytes: &[u8]| {
@@ -165,12 +174,19 @@ fn copy_out(attached: &mut Attached, file: &File, size: u64, format: Format, pat
         bar.set_position(at);
         Ok(())
     };
-    let mut at = 0;
-    while at < size {
-        let len = (size - at).min(u64::from(REQUEST_BYTES_MAX));
-        let buf = attached.buffer(len as usize, &mut keep)?;
-        attached.submit(Command::Read, at, buf)?;
-        at += len;
+    let mut cursor = Some(0);
+    while let Some(from) = cursor {
+        let held = client.volume_data(&volume.name, from)?;
+        for range in held.ranges.iter().filter(|range| range.data) {
+            let (mut at, end) = (range.offset, (range.offset + range.len).min(size));
+            while at < end {
+                let len = (end - at).min(u64::from(REQUEST_BYTES_MAX));
+                let buf = attached.buffer(len as usize, &mut keep)?;
+                attached.submit(Command::Read, at, buf)?;
+                at += len;
+            }
+        }
+        cursor = held.next;
     }
     attached.finish(&mut keep)?;
     bar.finish_and_clear();

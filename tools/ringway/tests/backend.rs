@@ -1,6 +1,7 @@
 //! Snapshots in a folder, seen from outside: made on one target, restored on another, collected, checked; and what goes wrong.
 
 mod common;
+mod volume;
 
 use std::fs;
 use std::io::{Read, Write};
@@ -10,6 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{Daemon, Ended, Place, ringway, spawn};
+use ringway_core::host::Outcome;
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -87,6 +89,40 @@ fn start(site: &Site) -> Daemon {
     site.place.serve(&[])
 }
 
+/// A site that serves `vm1`, made of an image, whose snapshot `vm1@s` is in a folder.
+struct Stored {
+    here: Place,
+    folder: PathBuf,
+    site: Site,
+    daemon: Daemon,
+    image: PathBuf,
+}
+
+impl Stored {
+    fn new() -> Stored {
+        let here = Place::new();
+        let folder = folder(&here);
+        let site = Site::new(&folder);
+        let daemon = start(&site);
+        site.set();
+        let image = image(&site.place, "image", 1);
+        site.ok(&["volume", "import", "vm1", image.to_str().unwrap()]);
+        site.ok(&["snapshot", "create", "vm1", "s", "--timeout", "60s"]);
+        Stored { here, folder, site, daemon, image }
+    }
+
+    /// What is mounted at the folder is gone, and a file is in its way: nothing is known of what was there.
+    fn take_away(&self) {
+        fs::rename(&self.folder, self.here.path("away")).unwrap();
+        fs::write(&self.folder, b"not a folder").unwrap();
+    }
+
+    fn bring_back(&self) {
+        fs::remove_file(&self.folder).unwrap();
+        fs::rename(self.here.path("away"), &self.folder).unwrap();
+    }
+}
+
 #[test]
 fn a_snapshot_comes_back_on_another_target_from_its_folder_alone() {
     let here = Place::new();
@@ -147,14 +183,7 @@ fn what_no_snapshot_needs_goes_and_what_one_needs_stays_through_kills() {
 
 #[test]
 fn a_damaged_object_is_named_by_check_and_never_restored() {
-    let here = Place::new();
-    let folder = folder(&here);
-    let site = Site::new(&folder);
-    let _daemon = start(&site);
-    site.set();
-    let image = image(&site.place, "image", 1);
-    site.ok(&["volume", "import", "vm1", image.to_str().unwrap()]);
-    site.ok(&["snapshot", "create", "vm1", "s", "--timeout", "60s"]);
+    let Stored { folder, site, daemon: _daemon, here: _here, .. } = Stored::new();
     let pack = files(&folder).into_iter().find(|path| path.to_string_lossy().contains("/packs/")).unwrap();
     let mut bytes = fs::read(&pack).unwrap();
     let middle = bytes.len() / 2;
@@ -283,31 +312,24 @@ fn what_a_lazy_clone_looks_through_to_stays_until_it_is_gone_though_its_owner_re
 
 #[test]
 fn a_lazy_clone_whose_backend_is_away_fails_reads_in_time_and_nothing_else() {
-    let here = Place::new();
-    let folder = folder(&here);
-    let site = Site::new(&folder);
-    let daemon = start(&site);
-    site.set();
-    let image = image(&site.place, "image", 1);
-    site.ok(&["volume", "import", "vm1", image.to_str().unwrap()]);
-    site.ok(&["snapshot", "create", "vm1", "s", "--timeout", "60s"]);
+    let stored = Stored::new();
+    let site = &stored.site;
     site.ok(&["volume", "clone", "vm1@s", "vm2", "--from", "backend", "--patience", "1"]);
     site.run(&["backend", "set", "none"]).fails(8, "1 clones need what is there");
-    let away = here.path("away");
-    fs::rename(&folder, &away).unwrap();
+    stored.take_away();
     let begun = Instant::now();
     let out = site.place.path("out");
     let ended = site.run(&["volume", "export", "vm2", out.to_str().unwrap()]);
     assert_ne!(ended.code, Some(0), "{ended:?}");
     assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
-    assert!(content(&site, "vm1") == fs::read(&image).unwrap(), "others are not touched");
+    assert!(content(site, "vm1") == fs::read(&stored.image).unwrap(), "others are not touched");
     let volume = site.ok(&["volume", "show", "vm2"]);
     assert!(volume["fault"].is_null(), "{volume}");
     let shown = site.ok(&["backend", "show"]);
     assert!(shown["clones"][0]["trouble"].is_string(), "{shown}");
-    fs::rename(&away, &folder).unwrap();
-    assert!(content(&site, "vm2") == fs::read(&image).unwrap(), "it is back");
-    assert_eq!(daemon.stop().code, Some(0));
+    stored.bring_back();
+    assert!(content(site, "vm2") == fs::read(&stored.image).unwrap(), "it is back");
+    assert_eq!(stored.daemon.stop().code, Some(0));
 }
 
 #[test]
@@ -417,14 +439,7 @@ fn a_store_that_refuses_lacks_the_bucket_is_full_or_hangs_is_told_apart_and_neve
 
 #[test]
 fn a_lazy_clone_that_was_streamed_needs_its_backend_no_more() {
-    let here = Place::new();
-    let folder = folder(&here);
-    let site = Site::new(&folder);
-    let daemon = start(&site);
-    site.set();
-    let image = image(&site.place, "image", 1);
-    site.ok(&["volume", "import", "vm1", image.to_str().unwrap()]);
-    site.ok(&["snapshot", "create", "vm1", "s", "--timeout", "60s"]);
+    let Stored { here, folder, site, daemon, image } = Stored::new();
     site.ok(&["volume", "clone", "vm1@s", "vm2", "--from", "backend"]);
     site.run(&["stream", "start", "vm2"]).ends(0);
     wait_until("the clone is populated", || site.ok(&["volume", "show", "vm2"])["parent"].is_null());
@@ -433,5 +448,131 @@ fn a_lazy_clone_that_was_streamed_needs_its_backend_no_more() {
     fs::rename(&folder, here.path("away")).unwrap();
     let daemon = start(&site);
     assert!(content(&site, "vm2") == fs::read(&image).unwrap(), "all of it is here");
+    assert_eq!(daemon.stop().code, Some(0));
+}
+
+#[test]
+fn a_sync_of_a_lazy_clone_waits_for_what_that_looks_through_to_and_keeps_no_other_waiting() {
+    let stored = Stored::new();
+    // Another target, with a backend of its own that is well.
+    let own = stored.here.path("own");
+    fs::create_dir(&own).unwrap();
+    let other = Site::new(&own);
+    let daemon = start(&other);
+    other.set();
+    other.ok(&["volume", "import", "plain", stored.image.to_str().unwrap()]);
+    other.ok(&["volume", "clone", "vm1@s", "lazy", "--from", &stored.site.url, "--patience", "2"]);
+    stored.take_away();
+    other.ok(&["snapshot", "create", "lazy", "behind", "--no-wait"]);
+    let ended = other.run(&["snapshot", "create", "lazy", "late", "--timeout", "5s"]);
+    ended.fails(11, "it was being stored in the backend");
+    // Longer than the clone's patience: it is tried again.
+    let begun = Instant::now();
+    other.ok(&["snapshot", "create", "plain", "s", "--timeout", "20s"]);
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?} beside two that wait", begun.elapsed());
+    let state = |name: &str| other.ok(&["snapshot", "show", name])["state"].as_str().unwrap().to_owned();
+    assert_eq!(state("lazy@behind"), "sealed");
+    stored.bring_back();
+    wait_until("the snapshot of the lazy clone is stored", || state("lazy@behind") == "synced");
+    other.ok(&["backend", "check", "lazy@behind", "--data"]);
+    other.ok(&["restore", "lazy@behind", "--as", "back"]);
+    assert!(content(&other, "back") == fs::read(&stored.image).unwrap());
+    assert_eq!(daemon.stop().code, Some(0));
+}
+
+#[test]
+fn a_target_stops_in_good_order_while_reads_and_a_sync_wait_for_a_backend_that_is_away() {
+    let stored = Stored::new();
+    let site = &stored.site;
+    site.ok(&["volume", "clone", "vm1@s", "vm2", "--from", "backend", "--patience", "3600"]);
+    stored.take_away();
+    let reads = spawn(&mut ringway(["bench", &format!("{}/vm2", stored.daemon.listener()), "--time", "60"]));
+    site.ok(&["snapshot", "create", "vm2", "t", "--no-wait"]);
+    wait_until("something waits for the backend", || site.ok(&["backend", "show"])["clones"][0]["trouble"].is_string());
+    let begun = Instant::now();
+    stored.daemon.signal(Signal::TERM);
+    let ended = stored.daemon.wait();
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+    assert!(!ended.stderr.contains("does not end"), "nothing had to be given up: {ended:?}");
+    reads.kill();
+    stored.bring_back();
+    let daemon = start(site);
+    assert!(content(site, "vm2") == fs::read(&stored.image).unwrap(), "nothing is lost");
+    wait_until("the sync goes on", || site.ok(&["snapshot", "show", "vm2@t"])["state"] == "synced");
+    assert_eq!(daemon.stop().code, Some(0));
+}
+
+#[test]
+fn a_full_pool_still_stores_its_snapshots_and_reads_of_a_lazy_clone_on_it_say_that_it_is_full() {
+    let stored = Stored::new();
+    let other = Site { place: Place::new(), url: stored.site.url.clone() };
+    let pool = other.place.pool().display().to_string();
+    common::run(["pool", "format", &pool, "--size", "64MiB", "--allocate", "sparse"]).ends(0);
+    let daemon = start(&other);
+    other.set();
+    other.ok(&["volume", "clone", "vm1@s", "lazy", "--from", &other.url]);
+    other.ok(&["volume", "create", "fat", "256MiB"]);
+    let mut volume = volume::Volume::attach(&daemon.listener(), "fat");
+    let full = (0..256 * 4).position(|nth| volume.write(nth * 256 * 1024, &[7; 256 * 1024]) != Outcome::Success);
+    assert!(full.is_some_and(|nth| nth > 8), "{full:?} writes fit");
+    other.ok(&["snapshot", "create", "fat", "s", "--timeout", "60s"]);
+    other.ok(&["backend", "check", "fat@s", "--data"]);
+    let out = other.place.path("half").display().to_string();
+    let ended = other.run(&["volume", "export", "lazy", &out]);
+    assert_ne!(ended.code, Some(0), "{ended:?}");
+    assert!(other.ok(&["volume", "show", "lazy"])["fault"].is_null());
+    assert_eq!(volume.read(0, 4096), [7; 4096], "what is here is read on");
+    drop(volume);
+    other.ok(&["snapshot", "remove", "fat@s"]);
+    other.ok(&["volume", "remove", "fat", "--force"]);
+    wait_until("there is space again", || {
+        fs::remove_file(&out).unwrap();
+        other.run(&["volume", "export", "lazy", &out]).code == Some(0)
+    });
+    assert!(fs::read(&out).unwrap() == fs::read(&stored.image).unwrap());
+    assert_eq!(daemon.stop().code, Some(0));
+}
+
+#[test]
+fn what_is_left_of_a_worn_pack_moves_and_the_pack_goes_while_every_snapshot_stays() {
+    let Stored { here: _here, folder, site, daemon, .. } = Stored::new();
+    let packs = || {
+        let bytes = |path: &PathBuf| fs::metadata(path).map_or(0, |found| found.len());
+        files(&folder).iter().filter(|path| path.to_string_lossy().contains("/packs/")).map(bytes).sum::<u64>()
+    };
+    let mut volume = volume::Volume::attach(&daemon.listener(), "vm1");
+    let mut noise = 7_u64;
+    let mut block = || -> Vec<u8> {
+        let mut word = || {
+            noise = noise.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            noise.to_le_bytes()
+        };
+        std::iter::repeat_with(&mut word).take(4 * 4096 / 8).flatten().collect()
+    };
+    // Four blocks of each five are other ones from now on.
+    for nth in 0..(5 * MIB as u64 / 4096) / 5 {
+        assert_eq!(volume.write((5 * nth + 1) * 4096, &block()), Outcome::Success);
+    }
+    site.ok(&["snapshot", "create", "vm1", "t", "--timeout", "60s"]);
+    let before = content(&site, "vm1@t");
+    let worn = packs();
+    site.ok(&["snapshot", "remove", "vm1@s"]);
+    wait_until("something was copied", || {
+        site.place
+            .metrics()
+            .lines()
+            .any(|line| line.strip_prefix("ringway_backend_rewritten_bytes_total ").is_some_and(|bytes| bytes != "0"))
+    });
+    wait_until("the worn pack is gone", || packs() < worn * 2 / 3);
+    site.ok(&["backend", "check", "--data"]);
+    daemon.kill();
+    let daemon = start(&site);
+    assert_eq!(site.stored(), ["vm1@t"]);
+    site.ok(&["restore", "vm1@t", "--as", "back"]);
+    assert!(content(&site, "back") == before);
+    // The next one builds upon the manifest that has taken the old one's place.
+    site.ok(&["snapshot", "create", "vm1", "u", "--timeout", "60s"]);
+    site.ok(&["backend", "check", "vm1@u", "--data"]);
     assert_eq!(daemon.stop().code, Some(0));
 }

@@ -49,6 +49,9 @@ impl PoolAccess {
         (self.inside)(InsideCall { volume, command, offset, len, data, reply });
         match told.await {
             Ok((Status::Success, data)) => Ok(data.into()),
+            Ok((status @ (Status::BackendUnavailable | Status::Busy), _)) => {
+                Err(SourceError::Later(why(status).to_owned()))
+            }
             Ok((status, _)) => Err(SourceError::Failed(why(status).to_owned())),
             Err(_) => Err(SourceError::Failed("the target is stopping".to_owned())),
         }
@@ -83,6 +86,8 @@ impl Source for PoolAccess {
                 Ok(other) => Err(SourceError::Failed(format!("the owner answered {other:?}"))),
                 // The cut that the base was made of is not kept any more.
                 Err(error) if after.is_some() && error.kind == ControlErrorKind::Invalid => Err(SourceError::BaseGone),
+                // What it looks through to is away.
+                Err(error) if error.kind == ControlErrorKind::Unavailable => Err(SourceError::Later(error.message)),
                 Err(error) => Err(SourceError::Failed(error.message)),
             }
         })

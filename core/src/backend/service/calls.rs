@@ -27,6 +27,9 @@ impl Desk {
             BackendRequest::Record { .. }
             | BackendRequest::Kept
             | BackendRequest::Held
+            | BackendRequest::Attempts { .. }
+            | BackendRequest::Note(_)
+            | BackendRequest::Replace { .. }
             | BackendRequest::Hold { .. }
             | BackendRequest::Released { .. }
             | BackendRequest::Clone { .. } => {

@@ -188,8 +188,8 @@ impl Desk {
         let reader = Reader::open(remote, source.manifest, patience).await.map_err(|error| told(&error))?;
         let create = VolumeCreate {
             name: name.to_owned(),
-            size: reader.manifest.size,
-            lba_bytes: reader.manifest.lba_bytes,
+            size: reader.manifest.of.size,
+            lba_bytes: reader.manifest.of.lba_bytes,
             shards: None,
             exclusive: wanted.exclusive,
             allowed_hosts: wanted.allowed_hosts.clone(),
@@ -200,7 +200,7 @@ impl Desk {
         }
     }
 
-    async fn owner(&self, request: BackendRequest) -> Result<ControlAnswer, ControlError> {
+    pub(super) async fn owner(&self, request: BackendRequest) -> Result<ControlAnswer, ControlError> {
         self.access.ask(ControlRequest::Backend(request)).await
     }
 

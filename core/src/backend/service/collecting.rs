@@ -61,12 +61,13 @@ impl Desk {
 
     /// Whether there is more to do after the grace time.
     async fn collect_once(&self, collector: &mut Collector, settings: &BackendSettings) -> bool {
-        let given_up = Mutex::new(BTreeSet::new());
+        let (given_up, live) = (Mutex::new(BTreeSet::new()), Mutex::new(BTreeSet::new()));
         let unix_s = (self.around.unix_s)();
         let patience = self.patience(settings);
         let ask = || async {
             let kept = self.kept().await.map_err(|error| error.message)?;
             given_up.lock().clone_from(&kept.given_up);
+            live.lock().clone_from(&kept.live);
             Ok(kept)
         };
         let (pass, failed) = match collector.pass(unix_s, &patience, ask).await {
@@ -85,6 +86,14 @@ impl Desk {
         metrics.deleted_objects.add(pass.deleted);
         metrics.kept_bytes.set(pass.kept_bytes);
         metrics.collect_failed.set(u64::from(failed.is_some()));
+        let live = live.into_inner();
+        let rewritten_bytes = self.rewrite(collector, &live, &pass.worn, &patience).await.unwrap_or_else(|error| {
+            tracing::warn!(
+                error = error.message,
+                "packs of which little is needed could not be rewritten; tried again"
+            );
+            0
+        });
         let more = pass.waiting > 0 || given_up.lock().len() > pass.gone.len() || failed.is_some();
         *self.collected.lock() = Some(CollectInfo {
             unix_s,
@@ -92,6 +101,7 @@ impl Desk {
             deleted_bytes: pass.deleted_bytes,
             kept_bytes: pass.kept_bytes,
             waiting: pass.waiting,
+            rewritten_bytes,
             failed,
         });
         more
@@ -112,7 +122,7 @@ impl Desk {
     }
 
     /// What the catalog and the jobs need. Jobs first: one that commits in between is in both.
-    async fn kept(&self) -> Result<Kept, ControlError> {
+    pub(super) async fn kept(&self) -> Result<Kept, ControlError> {
         let (running, bases) = self.jobs.attempts();
         let answer = self.access.ask(ControlRequest::Backend(BackendRequest::Kept)).await?;
         let ControlAnswer::Backend(BackendAnswer::Kept(KeptManifests { live, noted, generation })) = answer else {

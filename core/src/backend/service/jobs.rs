@@ -18,6 +18,7 @@ use tokio::task::JoinHandle;
 use super::Desk;
 use crate::backend::api::SyncInfo;
 use crate::backend::collect::mark;
+use crate::backend::manifest::Subject;
 use crate::backend::names::Attempt;
 use crate::backend::remote::{Patience, Remote, Trouble};
 use crate::backend::sync::{UploadJob, UploadProgress, publish, upload};
@@ -25,7 +26,7 @@ use crate::ids::AttemptId;
 use crate::snapshot::name::split_name;
 use crate::snapshot::sync::{NotedAttempt, SyncJob, SyncReport};
 
-/// Jobs at a time: each has up to five packs in memory.
+/// Jobs at a time: each has up to six packs in memory, or reads ahead.
 const JOBS_MAX: usize = 4;
 /// How often the coordinator hears how far a job is.
 const REPORT_EVERY: std::time::Duration = std::time::Duration::from_millis(500);
@@ -92,7 +93,7 @@ impl Jobs {
 }
 
 /// What keeps attempts apart that an old copy of a pool would number alike.
-fn nonce() -> u32 {
+pub(super) fn nonce() -> u32 {
     uuid::Uuid::new_v4().as_u128() as u32
 }
 
@@ -161,8 +162,8 @@ impl Desk {
         patience: &Patience,
         may_go_on: oneshot::Receiver<()>,
     ) -> Result<(), String> {
-        // A store takes puts into a bucket that is not there, some do: asked first.
-        remote.list_kind("markers", patience).await.map_err(|error| error.to_string())?;
+        // A store takes puts into a bucket that is not there, some do: asked first, for what there are fewest of.
+        remote.list_kind("tombstones", patience).await.map_err(|error| error.to_string())?;
         let manifest =
             upload(remote, &self.access, job, progress, patience).await.map_err(|error| error.to_string())?;
         let name = job.attempt.to_string();
@@ -221,15 +222,17 @@ fn upload_job(job: &SyncJob, attempt: Attempt) -> UploadJob {
     UploadJob {
         attempt,
         snapshot: job.snapshot,
-        volume: job.origin,
-        volume_name: volume.to_owned(),
-        volume_uuid: job.origin_uuid,
-        snapshot_name: snapshot.unwrap_or_default().to_owned(),
-        snapshot_uuid: job.uuid,
-        size: job.size,
-        lba_bytes: job.lba_bytes,
-        epoch: job.epoch,
-        created_unix_s: job.created_unix_s,
+        of: Subject {
+            volume: job.origin,
+            volume_name: volume.to_owned(),
+            volume_uuid: job.origin_uuid,
+            snapshot_name: snapshot.unwrap_or_default().to_owned(),
+            snapshot_uuid: job.uuid,
+            size: job.size,
+            lba_bytes: job.lba_bytes,
+            epoch: job.epoch,
+            created_unix_s: job.created_unix_s,
+        },
         base: job.base.as_ref().and_then(|base| Some((base.manifest.parse().ok()?, base.epoch))),
     }
 }

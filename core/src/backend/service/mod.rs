@@ -14,6 +14,7 @@ mod clones;
 mod collecting;
 mod jobs;
 mod restoring;
+mod rewriting;
 mod survey;
 
 use std::io;

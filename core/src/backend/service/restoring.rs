@@ -121,8 +121,8 @@ impl Desk {
         }
         let create = VolumeCreate {
             name: unfinished.clone(),
-            size: reader.manifest.size,
-            lba_bytes: reader.manifest.lba_bytes,
+            size: reader.manifest.of.size,
+            lba_bytes: reader.manifest.of.lba_bytes,
             shards: None,
             exclusive: wanted.exclusive,
             allowed_hosts: vec![NOBODY.to_owned()],

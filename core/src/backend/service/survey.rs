@@ -195,13 +195,13 @@ fn describe(
 ) -> StoredSnapshot {
     match found {
         Ok(root) => StoredSnapshot {
-            name: full_name(&root.volume_name, &root.snapshot_name),
+            name: full_name(&root.of.volume_name, &root.of.snapshot_name),
             pool,
             manifest,
-            size: root.size,
+            size: root.of.size,
             data: root.blocks * crate::limits::BLOCK,
-            lba_bytes: root.lba_bytes,
-            created_unix_s: root.created_unix_s,
+            lba_bytes: root.of.lba_bytes,
+            created_unix_s: root.of.created_unix_s,
             state,
             readers,
             damaged: None,

@@ -6,10 +6,13 @@ use uuid::Uuid;
 
 use super::Owner;
 use super::calls::Planned;
-use crate::backend::api::{BackendAnswer, BackendRequest, KeptManifests};
+use crate::backend::api::{BackendAnswer, BackendRequest, KeptManifests, Renewal};
 use crate::backend::settings::BackendSettings;
+use crate::backend::url::BackendUrl;
 use crate::catalog::{CatalogRecord, CloneRecord};
 use crate::control::{ControlAnswer, ControlError, ControlErrorKind, VolumeCreate};
+use crate::ids::AttemptId;
+use crate::snapshot::sync::NotedAttempt;
 use crate::volume::{Parent, VolumeRecord};
 
 impl Owner {
@@ -46,12 +49,53 @@ impl Owner {
                 Ok((vec![record], None))
             }
             BackendRequest::Released { holder } => Ok((vec![CatalogRecord::SourceReleased(*holder)], None)),
+            BackendRequest::Note(renewals) => self.plan_renewals(renewals),
+            BackendRequest::Replace { at, renewals } => self.plan_replacements(at, renewals),
             BackendRequest::Clone { holder, create } => self.plan_lazy_clone(*holder, create),
             _ => Err(ControlError::new(
                 ControlErrorKind::Unavailable,
                 "this target was started without its thread for backends; `ringway serve` has one",
             )),
         }
+    }
+
+    /// Numbers for attempts of our own thread.
+    pub(super) fn new_attempts(&mut self, count: u32) -> ControlAnswer {
+        let attempts = (0..count).map(|_| self.snapshots.new_attempt()).collect();
+        ControlAnswer::Backend(BackendAnswer::Attempts(attempts))
+    }
+
+    /// New manifests may be there: on record before they are (C14).
+    fn plan_renewals(&self, renewals: &[Renewal]) -> Result<Planned, ControlError> {
+        let noted = |renewal: &Renewal| {
+            let held = self.store.state().holder_of(&renewal.old.to_string());
+            let (origin, snapshot, epoch) = held.ok_or_else(|| {
+                ControlError::new(
+                    ControlErrorKind::NotFound,
+                    format!("no snapshot has manifest {} any more", renewal.old),
+                )
+            })?;
+            let (attempt, manifest) = (AttemptId(renewal.new.id), renewal.new.to_string());
+            let record = CatalogRecord::AttemptNoted(NotedAttempt { attempt, origin, snapshot, epoch, manifest });
+            self.check_room(&record)?;
+            Ok(record)
+        };
+        Ok((renewals.iter().map(noted).collect::<Result<_, ControlError>>()?, None))
+    }
+
+    /// They take the place of the old ones.
+    fn plan_replacements(&self, at: &BackendUrl, renewals: &[Renewal]) -> Result<Planned, ControlError> {
+        let state = self.store.state();
+        if state.backend().map(|settings| &settings.url) != Some(at) {
+            let why = format!("the pool's backend is not {at} any more");
+            return Err(ControlError::new(ControlErrorKind::Busy, why));
+        }
+        let replaced = renewals.iter().filter_map(|Renewal { old, new }| {
+            let (old, new) = (old.to_string(), new.to_string());
+            let (origin, ..) = state.holder_of(&old)?;
+            Some(CatalogRecord::ManifestReplaced(origin, old, new))
+        });
+        Ok((replaced.collect(), None))
     }
 
     /// A volume like any other, over what is held in its name.

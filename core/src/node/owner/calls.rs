@@ -52,6 +52,7 @@ impl Owner {
             ControlRequest::Events(query) => self.on_events(query, reply),
             ControlRequest::Backend(BackendRequest::Held) => reply(Ok(self.held_sources())),
             ControlRequest::Backend(BackendRequest::Kept) => reply(Ok(self.kept_manifests())),
+            ControlRequest::Backend(BackendRequest::Attempts { count }) => reply(Ok(self.new_attempts(count))),
             ControlRequest::ExportAdd(_) | ControlRequest::ExportRemove { .. } => {
                 self.tasks.push_back(Task::Export(request, reply));
             }

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 
 use ringway_reactor::io::Instant;
 
-use super::{Owner, Plan, Then};
+use super::{Owner, Plan, Snapshots, Then};
 use crate::catalog::{CatalogRecord, CatalogState, CutRecord};
 use crate::control::{ControlAnswer, ControlError, ControlErrorKind, Reply};
 use crate::event::{Event, EventKind, EventList, EventQuery, LISTENERS_MAX, WAIT_MAX};
@@ -49,7 +49,7 @@ impl Owner {
     /// Appends the events that these records come to, and numbers those that are there already.
     pub(super) fn add_events(&self, records: &mut Vec<CatalogRecord>) {
         let state = self.store.state();
-        let found: Vec<Event> = records.iter().flat_map(|record| events_of(state, record)).collect();
+        let found: Vec<Event> = records.iter().flat_map(|record| events_of(state, record, &self.snapshots)).collect();
         records.extend(found.into_iter().map(CatalogRecord::EventTold));
         let mut number = state.last_event();
         for record in records {
@@ -68,7 +68,11 @@ impl Owner {
     /// A change is durable and acted upon: what it tells waits for the directory that it came to.
     pub(super) fn change_made(&mut self) {
         let last = self.store.state().last_event();
-        if self.telling.coming.back().map_or(self.telling.told, |&(_, known)| known) < last {
+        let known = self.telling.coming.back().map_or(self.telling.told, |&(_, known)| known);
+        for event in self.store.state().events().filter(|event| event.number > known) {
+            self.metrics.streams.count(event.kind);
+        }
+        if known < last {
             self.telling.coming.push_back((self.publishing.newest(), last));
         }
     }
@@ -137,8 +141,8 @@ impl Owner {
     }
 }
 
-/// What a record tells, as seen before it takes effect.
-fn events_of(state: &CatalogState, record: &CatalogRecord) -> Vec<Event> {
+/// What a record tells, as seen before it takes effect. `made` knows how long snapshots took.
+fn events_of(state: &CatalogState, record: &CatalogRecord, made: &Snapshots) -> Vec<Event> {
     let name = |id: VolumeId| state.volume(id).map_or_else(String::new, |entry| entry.record.name.clone());
     let of = |kind, id: VolumeId| Event::new(kind, Some(id), name(id));
     let one = match record {
@@ -165,10 +169,15 @@ fn events_of(state: &CatalogState, record: &CatalogRecord) -> Vec<Event> {
             let to = to.map_or_else(String::new, |(_, entry)| entry.record.name.clone());
             of(EventKind::VolumeRolledBack, rollback.volume).with_text(to)
         }
-        CatalogRecord::SnapshotsCommitted(cut) => return of_cut(state, cut, EventKind::SnapshotCreated),
-        CatalogRecord::SnapshotsSealed(cut) => return of_cut(state, cut, EventKind::SnapshotSealed),
+        CatalogRecord::SnapshotsCommitted(cut) => {
+            return of_cut(state, cut, EventKind::SnapshotCreated, &made.times_of(cut.epoch));
+        }
+        CatalogRecord::SnapshotsSealed(cut) => {
+            return of_cut(state, cut, EventKind::SnapshotSealed, &made.times_of(cut.epoch));
+        }
         CatalogRecord::SnapshotSynced(synced) => {
             Event::new(EventKind::SnapshotSynced, Some(synced.origin), name(synced.snapshot))
+                .with_text(made.sync_time_of(synced.snapshot))
         }
         CatalogRecord::SnapshotRemains(remains) if state.volume(remains.snapshot).is_some() => {
             Event::new(EventKind::SnapshotRemoved, Some(remains.origin), name(remains.snapshot))
@@ -179,10 +188,12 @@ fn events_of(state: &CatalogState, record: &CatalogRecord) -> Vec<Event> {
     vec![one]
 }
 
-fn of_cut(state: &CatalogState, cut: &CutRecord, kind: EventKind) -> Vec<Event> {
+fn of_cut(state: &CatalogState, cut: &CutRecord, kind: EventKind, times: &str) -> Vec<Event> {
     let of = |snapshot: &crate::catalog::SnapshotRecord| {
         let origin = state.volume(snapshot.origin).map_or("", |entry| entry.record.name.as_str());
-        Event::new(kind, Some(snapshot.origin), full_name(origin, &snapshot.name)).with_bytes(snapshot.size)
+        Event::new(kind, Some(snapshot.origin), full_name(origin, &snapshot.name))
+            .with_bytes(snapshot.size)
+            .with_text(times)
     };
     cut.snapshots.iter().map(of).collect()
 }

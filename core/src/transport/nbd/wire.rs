@@ -48,6 +48,7 @@ pub mod command_flag {
 pub mod errno {
     pub const EPERM: u32 = 1;
     pub const EIO: u32 = 5;
+    pub const ENOMEM: u32 = 12;
     pub const EINVAL: u32 = 22;
     pub const ENOSPC: u32 = 28;
     pub const EOVERFLOW: u32 = 75;
@@ -233,13 +234,14 @@ pub fn error_of(status: Status, command: Command) -> u32 {
         Status::CapacityExceeded => errno::ENOSPC,
         Status::WriteProtected => errno::EPERM,
         Status::VolumeGone | Status::Aborted => errno::ESHUTDOWN,
+        // It would hold more than it may: nothing is wrong with what was asked for, and the same may be served later.
+        Status::Busy => errno::ENOMEM,
         Status::WriteFault
         | Status::UnrecoveredRead
         | Status::VolumeFaulted
         | Status::CompareFailure
         | Status::DataTransfer
         | Status::BackendUnavailable
-        | Status::Busy
         | Status::Internal => errno::EIO,
     }
 }

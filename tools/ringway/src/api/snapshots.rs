@@ -16,15 +16,14 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Query, State};
-use axum::http::StatusCode;
 use axum::response::Response;
 use axum::routing::{get, post};
-use ringway_core::control::{ControlAnswer, ControlRequest, HeldQuery, RollbackBy};
+use ringway_core::control::{ChangedQuery, ControlAnswer, ControlRequest, HeldQuery, RollbackBy};
 use ringway_core::snapshot::asked::{DiffQuery, Patience, SnapshotCreate, SnapshotInfo, SnapshotState, VolumeClone};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{Node, Refused, RemoveQuery, VolumeName, ask, call, respond};
+use super::{Node, Refused, RemoveQuery, VolumeName, ask, call, make, respond};
 
 /// Body of `POST /v1/snapshots`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -77,6 +76,7 @@ pub(super) fn routes() -> axum::Router<Node> {
         .route("/v1/snapshots/{name}", get(show).delete(remove))
         .route("/v1/snapshots/{name}/rollback", post(rollback))
         .route("/v1/snapshots/{name}/diff", get(diff))
+        .route("/v1/volumes/{name}/allocated", get(data))
         .route("/v1/clones", post(clone))
 }
 
@@ -116,9 +116,7 @@ async fn add_space(node: &Node, snapshots: &mut [SnapshotInfo]) {
 async fn create(State(node): State<Node>, body: Result<Json<NewSnapshot>, JsonRejection>) -> Result<Response, Refused> {
     let create = body?.0.into_create();
     create.check().map_err(Refused)?;
-    let mut response = ask(node, ControlRequest::SnapshotCreate(create)).await?;
-    *response.status_mut() = StatusCode::CREATED;
-    Ok(response)
+    make(node, ControlRequest::SnapshotCreate(create)).await
 }
 
 async fn show(State(node): State<Node>, name: VolumeName) -> Result<Response, Refused> {
@@ -172,10 +170,29 @@ async fn diff(
     ask(node, ControlRequest::SnapshotDiff(DiffQuery { from: name?.0, to, cursor })).await
 }
 
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DataFrom {
+    #[serde(default)]
+    cursor: u64,
+}
+
+/// Which ranges of a volume or a snapshot hold anything, what it looks through for included.
+async fn data(
+    State(node): State<Node>,
+    name: VolumeName,
+    query: Result<Query<DataFrom>, QueryRejection>,
+) -> Result<Response, Refused> {
+    let (name, DataFrom { cursor }) = (name?.0, query?.0);
+    let volume = match call(&node, ControlRequest::VolumeShow { name }).await? {
+        ControlAnswer::Volume(info) => info.id,
+        other => return Ok(respond(other)),
+    };
+    ask(node, ControlRequest::Changed(ChangedQuery { volume, after: None, cursor })).await
+}
+
 async fn clone(State(node): State<Node>, body: Result<Json<VolumeClone>, JsonRejection>) -> Result<Response, Refused> {
     let clone = body?.0;
     clone.check().map_err(Refused)?;
-    let mut response = ask(node, ControlRequest::VolumeClone(clone)).await?;
-    *response.status_mut() = StatusCode::CREATED;
-    Ok(response)
+    make(node, ControlRequest::VolumeClone(clone)).await
 }

@@ -12,7 +12,6 @@
 
 use axum::extract::State;
 use axum::extract::rejection::JsonRejection;
-use axum::http::StatusCode;
 use axum::response::Response;
 use axum::routing::{get, post, put};
 use axum::{Json, Router};
@@ -20,7 +19,7 @@ use ringway_core::control::ControlRequest;
 use ringway_core::stream::{StreamRequest, StreamStart};
 use serde::{Deserialize, Serialize};
 
-use super::{Node, Refused, VolumeName, ask};
+use super::{Node, Refused, VolumeName, ask, make};
 
 /// Body of `PUT …/speed`.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -50,9 +49,7 @@ async fn about(node: Node, request: StreamRequest) -> Result<Response, Refused> 
 }
 
 async fn start(State(node): State<Node>, body: Result<Json<StreamStart>, JsonRejection>) -> Result<Response, Refused> {
-    let mut response = about(node, StreamRequest::Start(body?.0)).await?;
-    *response.status_mut() = StatusCode::CREATED;
-    Ok(response)
+    make(node, ControlRequest::Stream(StreamRequest::Start(body?.0))).await
 }
 
 async fn info(State(node): State<Node>, name: VolumeName) -> Result<Response, Refused> {

@@ -1,13 +1,13 @@
-//! Snapshots: how many, and where their time goes.
+//! Snapshots and streams: how many, and where the time of snapshots goes.
 
 use std::fmt;
 
 use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Unit;
-use ringway_core::metrics::{SnapshotMetrics, SnapshotStep};
+use ringway_core::metrics::{SnapshotMetrics, SnapshotStep, StreamMetrics};
 
-use super::{Labels, counters, octaves};
+use super::{Labels, counters, gauges, octaves};
 
 pub(super) fn encode(encoder: &mut DescriptorEncoder, metrics: &SnapshotMetrics) -> fmt::Result {
     let of = |outcome: &str, value| (vec![("outcome", outcome.to_owned())], value);
@@ -34,4 +34,25 @@ pub(super) fn encode(encoder: &mut DescriptorEncoder, metrics: &SnapshotMetrics)
     )?;
     let late = metrics.late_totals();
     metric.encode_histogram::<Labels>(late.sum_ns as f64 / 1e9, late.count(), &octaves(&late), None)
+}
+
+pub(super) fn encode_streams(encoder: &mut DescriptorEncoder, metrics: &StreamMetrics) -> fmt::Result {
+    let one = |value| vec![(Vec::new(), value)];
+    let of = |outcome: &str, value| (vec![("outcome", outcome.to_owned())], value);
+    counters(encoder, "streams_started", "Streams that were started", &one(metrics.started.get()))?;
+    let outcomes = [
+        of("completed", metrics.completed.get()),
+        of("failed", metrics.failed.get()),
+        of("cancelled", metrics.cancelled.get()),
+    ];
+    counters(
+        encoder,
+        "streams_ended",
+        "Streams that have ended, by how; a last increment completes one too",
+        &outcomes,
+    )?;
+    counters(encoder, "stream_errors", "Errors that streams have met", &one(metrics.errors.get()))?;
+    counters(encoder, "stream_copied_bytes", "Bytes that streams have copied", &one(metrics.copied_bytes.get()))?;
+    gauges(encoder, "streams_running", "Streams that run", &one(metrics.running.get()))?;
+    gauges(encoder, "streams_paused", "Streams that wait to be resumed", &one(metrics.paused.get()))
 }

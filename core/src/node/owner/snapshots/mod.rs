@@ -124,9 +124,20 @@ impl Snapshots {
         self.syncs.let_go();
     }
 
-    fn new_attempt(&mut self) -> AttemptId {
+    pub(in crate::node::owner) fn new_attempt(&mut self) -> AttemptId {
         self.next_attempt += 1;
         AttemptId(self.next_attempt - 1)
+    }
+
+    /// Where the time of the snapshots of a cut went that is about to be recorded, for their events.
+    pub(in crate::node::owner) fn times_of(&self, cut: Epoch) -> String {
+        let group = self.groups.values().find(|group| group.cut() == Some(cut));
+        group.map_or_else(String::new, |group| group.times().to_string())
+    }
+
+    /// The same of storing a sealed one that is stored now.
+    pub(in crate::node::owner) fn sync_time_of(&self, snapshot: VolumeId) -> String {
+        self.syncs.took_us(snapshot).map_or_else(String::new, |us| format!("synced_us={us}"))
     }
 
     /// Whether a snapshot of the volume is being made.

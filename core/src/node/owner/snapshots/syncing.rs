@@ -34,6 +34,9 @@ pub(super) struct Sync {
     pub(super) progress: SyncProgress,
     pub(super) error: Option<String>,
     step: Step,
+    /// When it was begun, and when the backend had it.
+    since: Instant,
+    stored: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +77,12 @@ impl Syncs {
 
     pub(super) fn of_snapshot(&self, snapshot: VolumeId) -> Option<(AttemptId, &Sync)> {
         self.running.iter().find(|(_, sync)| sync.job.snapshot == snapshot).map(|(&attempt, sync)| (attempt, sync))
+    }
+
+    /// Microseconds that storing a snapshot took which is stored by now.
+    pub(super) fn took_us(&self, snapshot: VolumeId) -> Option<u64> {
+        let (_, sync) = self.of_snapshot(snapshot)?;
+        Some(sync.stored?.since_ns(sync.since) / 1000)
     }
 
     /// Whether something of the volume is on its way.
@@ -221,7 +230,8 @@ impl Owner {
 
     fn begin_sync(&mut self, job: SyncJob, record: Option<Arc<VolumeRecord>>) {
         let progress = SyncProgress { done: 0, total: 0 };
-        let sync = Sync { record, progress, error: None, step: Step::Publishing(0), job };
+        let since = self.snapshots.now;
+        let sync = Sync { record, progress, error: None, step: Step::Publishing(0), job, since, stored: None };
         self.snapshots.syncs.running.insert(sync.job.attempt, sync);
     }
 
@@ -257,6 +267,7 @@ impl Owner {
             self.tasks.push_back(Task::Snapshot(Work::Settle(attempt)));
             return;
         }
+        let now = self.snapshots.now;
         // It may have been given up meanwhile; the backend knows by now, or will soon.
         let Some(sync) = self.snapshots.syncs.running.get_mut(&attempt) else { return };
         match report {
@@ -271,7 +282,7 @@ impl Owner {
                 self.tasks.push_back(Task::Snapshot(Work::Note(attempt, manifest)));
             }
             SyncReport::Synced { manifest, .. } => {
-                sync.step = Step::Stored;
+                (sync.step, sync.stored) = (Step::Stored, Some(now));
                 self.stored(attempt, manifest);
             }
             SyncReport::Failed { why, .. } => self.sync_failed(attempt, why),

@@ -60,6 +60,10 @@ impl Owner {
                 self.streams.add(record.volume, Purpose::Job(record.clone()), record.cursor.min(end), end);
             }
         }
+        let jobs = self.streams.runs.values().filter(|run| run.job().is_some());
+        let (paused, running): (Vec<&Run>, _) = jobs.partition(|run| run.waits == Waits::Resumption);
+        self.metrics.streams.running.set(running.len() as u64);
+        self.metrics.streams.paused.set(paused.len() as u64);
     }
 
     /// Goes on with whatever is due.
@@ -110,6 +114,7 @@ impl Owner {
         match answer {
             Ok(ControlAnswer::Filled(Filled { next, copied })) => {
                 run.copied += copied;
+                self.metrics.streams.copied_bytes.add(copied);
                 match next.filter(|&next| next < run.end) {
                     Some(next) => run.go_to(next),
                     None => run.end_walk(now),
