@@ -18,7 +18,7 @@ use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Query, State};
 use axum::response::Response;
 use axum::routing::{get, post};
-use ringway_core::control::{ChangedQuery, ControlAnswer, ControlRequest, HeldQuery, RollbackBy};
+use ringway_core::control::{ControlAnswer, ControlRequest, HeldQuery, RollbackBy};
 use ringway_core::snapshot::asked::{DiffQuery, Patience, SnapshotCreate, SnapshotInfo, SnapshotState, VolumeClone};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -76,7 +76,6 @@ pub(super) fn routes() -> axum::Router<Node> {
         .route("/v1/snapshots/{name}", get(show).delete(remove))
         .route("/v1/snapshots/{name}/rollback", post(rollback))
         .route("/v1/snapshots/{name}/diff", get(diff))
-        .route("/v1/volumes/{name}/allocated", get(data))
         .route("/v1/clones", post(clone))
 }
 
@@ -168,27 +167,6 @@ async fn diff(
 ) -> Result<Response, Refused> {
     let DiffTo { to, cursor } = query?.0;
     ask(node, ControlRequest::SnapshotDiff(DiffQuery { from: name?.0, to, cursor })).await
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct DataFrom {
-    #[serde(default)]
-    cursor: u64,
-}
-
-/// Which ranges of a volume or a snapshot hold anything, what it looks through for included.
-async fn data(
-    State(node): State<Node>,
-    name: VolumeName,
-    query: Result<Query<DataFrom>, QueryRejection>,
-) -> Result<Response, Refused> {
-    let (name, DataFrom { cursor }) = (name?.0, query?.0);
-    let volume = match call(&node, ControlRequest::VolumeShow { name }).await? {
-        ControlAnswer::Volume(info) => info.id,
-        other => return Ok(respond(other)),
-    };
-    ask(node, ControlRequest::Changed(ChangedQuery { volume, after: None, cursor })).await
 }
 
 async fn clone(State(node): State<Node>, body: Result<Json<VolumeClone>, JsonRejection>) -> Result<Response, Refused> {
