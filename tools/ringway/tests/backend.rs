@@ -110,17 +110,17 @@ impl Stored {
         site.ok(&["snapshot", "create", "vm1", "s", "--timeout", "60s"]);
         Stored { here, folder, site, daemon, image }
     }
+}
 
-    /// What is mounted at the folder is gone, and a file is in its way: nothing is known of what was there.
-    fn take_away(&self) {
-        fs::rename(&self.folder, self.here.path("away")).unwrap();
-        fs::write(&self.folder, b"not a folder").unwrap();
-    }
+/// What is mounted at the folder is gone, and a file is in its way: nothing is known of what was there.
+fn take_away(here: &Place, folder: &Path) {
+    fs::rename(folder, here.path("away")).unwrap();
+    fs::write(folder, b"not a folder").unwrap();
+}
 
-    fn bring_back(&self) {
-        fs::remove_file(&self.folder).unwrap();
-        fs::rename(self.here.path("away"), &self.folder).unwrap();
-    }
+fn bring_back(here: &Place, folder: &Path) {
+    fs::remove_file(folder).unwrap();
+    fs::rename(here.path("away"), folder).unwrap();
 }
 
 #[test]
@@ -316,7 +316,7 @@ fn a_lazy_clone_whose_backend_is_away_fails_reads_in_time_and_nothing_else() {
     let site = &stored.site;
     site.ok(&["volume", "clone", "vm1@s", "vm2", "--from", "backend", "--patience", "1"]);
     site.run(&["backend", "set", "none"]).fails(8, "1 clones need what is there");
-    stored.take_away();
+    take_away(&stored.here, &stored.folder);
     let begun = Instant::now();
     let out = site.place.path("out");
     let ended = site.run(&["volume", "export", "vm2", out.to_str().unwrap()]);
@@ -327,7 +327,7 @@ fn a_lazy_clone_whose_backend_is_away_fails_reads_in_time_and_nothing_else() {
     assert!(volume["fault"].is_null(), "{volume}");
     let shown = site.ok(&["backend", "show"]);
     assert!(shown["clones"][0]["trouble"].is_string(), "{shown}");
-    stored.bring_back();
+    bring_back(&stored.here, &stored.folder);
     assert!(content(site, "vm2") == fs::read(&stored.image).unwrap(), "it is back");
     assert_eq!(stored.daemon.stop().code, Some(0));
 }
@@ -462,7 +462,7 @@ fn a_sync_of_a_lazy_clone_waits_for_what_that_looks_through_to_and_keeps_no_othe
     other.set();
     other.ok(&["volume", "import", "plain", stored.image.to_str().unwrap()]);
     other.ok(&["volume", "clone", "vm1@s", "lazy", "--from", &stored.site.url, "--patience", "2"]);
-    stored.take_away();
+    take_away(&stored.here, &stored.folder);
     other.ok(&["snapshot", "create", "lazy", "behind", "--no-wait"]);
     let ended = other.run(&["snapshot", "create", "lazy", "late", "--timeout", "5s"]);
     ended.fails(11, "it was being stored in the backend");
@@ -472,7 +472,7 @@ fn a_sync_of_a_lazy_clone_waits_for_what_that_looks_through_to_and_keeps_no_othe
     assert!(begun.elapsed() < Duration::from_secs(10), "{:?} beside two that wait", begun.elapsed());
     let state = |name: &str| other.ok(&["snapshot", "show", name])["state"].as_str().unwrap().to_owned();
     assert_eq!(state("lazy@behind"), "sealed");
-    stored.bring_back();
+    bring_back(&stored.here, &stored.folder);
     wait_until("the snapshot of the lazy clone is stored", || state("lazy@behind") == "synced");
     other.ok(&["backend", "check", "lazy@behind", "--data"]);
     other.ok(&["restore", "lazy@behind", "--as", "back"]);
@@ -485,7 +485,7 @@ fn a_target_stops_in_good_order_while_reads_and_a_sync_wait_for_a_backend_that_i
     let stored = Stored::new();
     let site = &stored.site;
     site.ok(&["volume", "clone", "vm1@s", "vm2", "--from", "backend", "--patience", "3600"]);
-    stored.take_away();
+    take_away(&stored.here, &stored.folder);
     let reads = spawn(&mut ringway(["bench", &format!("{}/vm2", stored.daemon.listener()), "--time", "60"]));
     site.ok(&["snapshot", "create", "vm2", "t", "--no-wait"]);
     wait_until("something waits for the backend", || site.ok(&["backend", "show"])["clones"][0]["trouble"].is_string());
@@ -496,7 +496,7 @@ fn a_target_stops_in_good_order_while_reads_and_a_sync_wait_for_a_backend_that_i
     assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
     assert!(!ended.stderr.contains("does not end"), "nothing had to be given up: {ended:?}");
     reads.kill();
-    stored.bring_back();
+    bring_back(&stored.here, &stored.folder);
     let daemon = start(site);
     assert!(content(site, "vm2") == fs::read(&stored.image).unwrap(), "nothing is lost");
     wait_until("the sync goes on", || site.ok(&["snapshot", "show", "vm2@t"])["state"] == "synced");
