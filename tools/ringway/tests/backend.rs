@@ -554,6 +554,7 @@ fn what_is_left_of_a_worn_pack_moves_and_the_pack_goes_while_every_snapshot_stay
     for nth in 0..(5 * MIB as u64 / 4096) / 5 {
         assert_eq!(volume.write((5 * nth + 1) * 4096, &block()), Outcome::Success);
     }
+    assert_eq!(volume.flush(), Outcome::Success);
     site.ok(&["snapshot", "create", "vm1", "t", "--timeout", "60s"]);
     let before = content(&site, "vm1@t");
     let worn = packs();
