@@ -471,10 +471,12 @@ fn what_happens_is_told_once_in_order_with_numbers_that_go_on_over_restarts() {
     target.call(ControlRequest::VolumeRemove { name: "vm2".into(), force: false }).unwrap();
     remove(&mut target, "vm3@a").unwrap();
     let told = events(&mut target, 0);
+    let times = told[1].text.strip_prefix("cut_us=").and_then(|rest| rest.split_once(" sealed_us="));
+    assert!(times.is_some_and(|(cut, sealed)| cut.parse::<u64>().is_ok() && sealed.parse::<u64>().is_ok()), "{told:?}");
     let summary: Vec<_> = told.iter().map(|event| (event.kind, event.name.as_str(), event.text.as_str())).collect();
     let expected = [
         (EventKind::VolumeCreated, "vm1", ""),
-        (EventKind::SnapshotCreated, "vm1@a", ""),
+        (EventKind::SnapshotCreated, "vm1@a", &*told[1].text),
         (EventKind::VolumeCloned, "vm2", "vm1@a"),
         (EventKind::VolumeResized, "vm1", ""),
         (EventKind::VolumeRenamed, "vm3", "vm1"),
