@@ -457,13 +457,14 @@ impl Queue {
             }
             if self.ring.arm() {
                 let up = self.shared.is_up();
-                let line = if up { PollFlags::IN } else { PollFlags::empty() };
                 let bell = &*self.bells.completions;
-                // Without another one the bell stands in for it: the same twice.
+                // Without another one the bell stands in for it: the same twice. So it does for the line of a target that is gone, which
+                // would end each sleep: that it has hung up is told whether one asks or not.
                 let other_fd = other.unwrap_or(bell.as_fd());
+                let line = if up { self.line.as_fd() } else { bell.as_fd() };
                 let mut polled = [
                     PollFd::new(bell, PollFlags::IN),
-                    PollFd::new(&*self.line, line),
+                    PollFd::new(&line, PollFlags::IN),
                     PollFd::new(&other_fd, PollFlags::IN),
                 ];
                 let short = if up { SLEEP_MAX } else { Duration::from_millis(5) };

@@ -12,7 +12,7 @@ cat >"$work/load.py" <<'P'
 import sys, time
 from initiator import Session, unmap
 
-unit, until = Session(int(sys.argv[1])), time.time() + 4
+unit, until = Session(int(sys.argv[1])), time.time() + 5
 written = {}
 turn = 0
 while time.time() < until:
@@ -37,9 +37,15 @@ assert turn > 20, turn
 P
 python3 "$work/load.py" 1 & first=$!
 python3 "$work/load.py" 2 & second=$!
+# Hundredths of a second of CPU.
+used() { awk '{ print $14 + $15 }' "/proc/$daemon/stat"; }
 for _ in 1 2; do
   sleep 1
   kill_target
+  # Who waits for a target does not do so by asking all the time.
+  before=$(used)
+  sleep 1
+  [ $(($(used) - before)) -lt 40 ] || { echo "tgtd used $(($(used) - before)) of 100 while it waited" >&2; exit 1; }
   serve --pool "$work/pool"
 done
 wait $first
