@@ -41,6 +41,7 @@ done
 fails '200' img info "openvstorage:$(printf 'n%.0s' $(seq 300))"
 fails 'A-Z' img info 'openvstorage:a b'
 fails 'A-Z' opts 'volume=a:b'
+fails '' img info openvstorage+rdma:127.0.0.1/v
 fails 'no-such-host.invalid' img info openvstorage+tcp:no-such-host.invalid/v
 fails '127.0.0.1:1' img info openvstorage+tcp:127.0.0.1:1/v
 fails '' img create -f raw "$tcp/zero" 0
