@@ -87,7 +87,7 @@ fn negotiation(flags: u8, out: &mut Vec<u8>) {
 /// The next piece of the input, as it is sent; what is left of it.
 fn piece<'a>(bytes: &'a [u8], cookie: u64, out: &mut Vec<u8>) -> Option<&'a [u8]> {
     match bytes {
-        [number @ 0..=63, len, more @ ..] | [number @ 128.., len, more @ ..] => {
+        [number @ 0..=63, len, more @ ..] | [number @ 128..=255, len, more @ ..] => {
             let (data, rest) = more.split_at(usize::from(*len).min(more.len()));
             if *number < 64 { option(u32::from(*number), data, out) } else { out.extend(data) }
             Some(rest)
@@ -143,7 +143,8 @@ fuzz_target!(|bytes: &[u8]| {
     while let Some(next) = piece(rest, asked.len() as u64, &mut said) {
         let is_request = (64..128).contains(&rest[0]);
         only_requests &= is_request;
-        is_over |= is_request && rest[0] == 64 + 2;
+        // With flags that it cannot have it is refused, and nothing ends.
+        is_over |= rest[0] == 64 + 2 && rest[1] & !1 == 0;
         if is_request && !is_over {
             // With structured replies a simple one never has data.
             let is_read = rest[0] == 64 && flags & 2 == 0;
