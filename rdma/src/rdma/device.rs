@@ -1,7 +1,7 @@
 //! A device: its protection domain, and the registered memory of this process.
 //!
 //! Who keeps what: contexts belong to librdmacm, which opens each device once a process and keeps it for as long as the process
-//! runs; of a device that was removed we close the descriptors ourselves ([`Context`]). Protection domain and regions belong to
+//! runs; of a device that was removed we close the descriptors ourselves ([`Held`]). Protection domain and regions belong to
 //! [`OpenDevice`]; everything made with them holds an `Arc` of it. Pools are never freed, so what is registered stays mapped.
 
 use std::ffi::CStr;
@@ -97,12 +97,12 @@ fn place(folder: &str) -> Option<Place> {
 /// librdmacm does not close the context of a device that was removed, if there is no other device; and some drivers (soft RoCE) let
 /// the removal of a device wait until nobody has it open. So once the last of ours is gone from a device that was removed, its two
 /// descriptors are replaced by others that lead nowhere: librdmacm, to which they belong, may still close them.
-struct Context {
+struct Held {
     verbs: Opened,
     gone: AtomicBool,
 }
 
-impl Drop for Context {
+impl Drop for Held {
     fn drop(&mut self) {
         if !self.gone.load(Ordering::Relaxed) {
             return;
@@ -132,7 +132,7 @@ pub(super) struct OpenDevice {
     zeros: Region,
     pd: Domain,
     /// Behind all that is made with it.
-    context: Context,
+    held: Held,
     place: Option<Place>,
     info: Device,
     pub(super) bounds: Bounds,
@@ -219,7 +219,7 @@ impl OpenDevice {
             lendable: Mutex::new(pools.iter().map(|_| None).collect()),
             zeros,
             pd: domain,
-            context: Context { verbs, gone: AtomicBool::new(false) },
+            held: Held { verbs, gone: AtomicBool::new(false) },
             place: sysfs_folder(verbs).as_deref().and_then(place),
             info,
             bounds: Bounds { completions_max: attributes.max_cqe as u32 },
@@ -233,7 +233,7 @@ impl OpenDevice {
     }
 
     pub(super) fn is(&self, verbs: Opened) -> bool {
-        self.context.verbs == verbs
+        self.held.verbs == verbs
     }
 
     /// Where the system lists it; `None` where it did not say.
@@ -242,7 +242,7 @@ impl OpenDevice {
     }
 
     pub(super) fn verbs(&self) -> *mut sys::ibv_context {
-        self.context.verbs.0.as_ptr()
+        self.held.verbs.0.as_ptr()
     }
 
     pub(super) fn domain(&self) -> *mut sys::ibv_pd {
@@ -250,12 +250,12 @@ impl OpenDevice {
     }
 
     pub(super) fn is_gone(&self) -> bool {
-        self.context.gone.load(Ordering::Relaxed)
+        self.held.gone.load(Ordering::Relaxed)
     }
 
     /// Marks it removed.
     pub(super) fn set_gone(&self) {
-        self.context.gone.store(true, Ordering::Relaxed);
+        self.held.gone.store(true, Ordering::Relaxed);
     }
 
     /// The key by which the device itself gets at a buffer; `None` if it is of no pool of this process.
