@@ -95,7 +95,7 @@ async fn plan_volume(
     for reference in chunks {
         let map = read_chunk(remote, &reference, patience).await?;
         named.insert(reference, map.packs.iter().filter(|pack| worn.contains(*pack)).copied().collect());
-        for (pack, slot, block) in blocks_in(&map, |pack| worn.contains(pack)) {
+        for (pack, slot, block) in blocks_in(map, |pack| worn.contains(pack)) {
             let slots = needed.entry(pack).or_default();
             // Of one that turns out to be needed more no more is kept in mind.
             if is_worn(&pack, slots.len() as u64) {
@@ -235,7 +235,7 @@ impl<'a> Copier<'a> {
         let (mut renewed, mut writer) = (HashMap::new(), None);
         for old in chunks {
             let map = read_chunk(self.remote, old, self.patience).await?;
-            let map = self.renew_map(map, blocks);
+            let map = self.renew_map(&map, blocks);
             if writer.as_ref().is_some_and(MapWriter::is_full) {
                 self.put_map(writer.take()).await?;
             }
@@ -247,10 +247,10 @@ impl<'a> Copier<'a> {
         Ok(renewed)
     }
 
-    fn renew_map(&self, map: ChunkMap, blocks: &BTreeMap<PackRef, BTreeMap<u32, u64>>) -> ChunkMap {
+    fn renew_map(&self, map: &ChunkMap, blocks: &BTreeMap<PackRef, BTreeMap<u32, u64>>) -> ChunkMap {
         let first = u64::from(map.chunk) * u64::from(CHUNK_BLOCKS);
         let mut draft = ChunkDraft::over(map.chunk, Some(map.clone()));
-        for (pack, slot, block) in blocks_in(&map, |pack| blocks.contains_key(pack)) {
+        for (pack, slot, block) in blocks_in(map, |pack| blocks.contains_key(pack)) {
             let (number, to) = self.moved[&(pack, slot)];
             let block = (block - first) as u32;
             draft.clear(block..block + 1);
