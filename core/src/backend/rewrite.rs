@@ -95,7 +95,7 @@ async fn plan_volume(
     for reference in chunks {
         let map = read_chunk(remote, &reference, patience).await?;
         named.insert(reference, map.packs.iter().filter(|pack| worn.contains(*pack)).copied().collect());
-        for (pack, slot, block) in blocks_in(map, |pack| worn.contains(pack)) {
+        for (pack, slot, block) in blocks_in(&map, |pack| worn.contains(pack)) {
             let slots = needed.entry(pack).or_default();
             // Of one that turns out to be needed more no more is kept in mind.
             if is_worn(&pack, slots.len() as u64) {

@@ -45,7 +45,7 @@ pub(super) fn beside_none(options: &Options, bytes: u64) -> Result<Bar, Failed> 
     let cut = || {
         let mut made = 0;
         let each = |count: u64| {
-            monitor.run("blockdev-snapshot-internal-sync", json!({"device": DISK, "name": format!("s{count}")}))?;
+            monitor.run("blockdev-snapshot-internal-sync", &json!({"device": DISK, "name": format!("s{count}")}))?;
             made = count + 1;
             count.checked_sub(KEPT).map_or(Ok(()), |old| monitor.remove(old))
         };
@@ -81,12 +81,12 @@ impl Monitor {
         };
         let answers = BufReader::new(asks.try_clone()?);
         let mut monitor = Monitor { asks, answers };
-        monitor.run("qmp_capabilities", json!({}))?;
+        monitor.run("qmp_capabilities", &json!({}))?;
         Ok(monitor)
     }
 
     /// A command to its end. Greetings and events are let pass.
-    fn run(&mut self, command: &str, arguments: Value) -> Result<(), Failed> {
+    fn run(&mut self, command: &str, arguments: &Value) -> Result<(), Failed> {
         writeln!(self.asks, "{}", json!({"execute": command, "arguments": arguments}))?;
         loop {
             let mut line = String::new();
@@ -105,6 +105,6 @@ impl Monitor {
 
     fn remove(&mut self, snapshot: u64) -> Result<(), Failed> {
         let name = format!("s{snapshot}");
-        self.run("blockdev-snapshot-delete-internal-sync", json!({"device": DISK, "name": name}))
+        self.run("blockdev-snapshot-delete-internal-sync", &json!({"device": DISK, "name": name}))
     }
 }
