@@ -31,8 +31,8 @@ use crate::wire::command::{Sqe, admin};
 use crate::wire::completion::Cqe;
 use crate::wire::log_page::TransportType;
 
-/// Entries of the admin queue.
-const ADMIN_DEPTH: u16 = 32;
+/// Commands of the admin queue. One entry of its ring stays empty, and the Linux target refuses more than 32 entries over RDMA.
+const ADMIN_DEPTH: u16 = 31;
 /// Whose a command is.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Owner {
