@@ -3,6 +3,8 @@
 use std::ops::ControlFlow;
 use std::time::Duration;
 
+use rand::rngs::SmallRng;
+use rand::{RngCore, SeedableRng};
 use ringway_core::host::{Completed, Event, HostError, HostErrorKind, HostRequest, Namespace, Outcome};
 use ringway_core::request::Command;
 use ringway_reactor::buf::Buf;
@@ -86,7 +88,13 @@ impl<'a, I: Io> Run<'a, I> {
         let namespace = connect(&mut io, &mut host, &mut completions, progress)?;
         let region = region::Region::of(config, &namespace)?;
         let oracle = region.oracle(config, &namespace, seed)?;
-        let lanes = (0..config.depth).map(|_| Lane { buf: io.buffers().get(config.block_bytes as usize), work: None });
+        let mut noise = SmallRng::seed_from_u64(seed);
+        let lanes = (0..config.depth).map(|_| {
+            let mut buf = io.buffers().get(config.block_bytes as usize);
+            // What is not stamped is written so: zeros would cost whoever stores it nothing.
+            buf.iter_mut().for_each(|buf| noise.fill_bytes(buf));
+            Lane { buf, work: None }
+        });
         let lanes: Vec<Lane> = lanes.collect();
         if lanes.iter().any(|lane| lane.buf.is_none()) {
             let (depth, bytes) = (config.depth, config.block_bytes);
