@@ -2,8 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt};
+use tokio::time::sleep;
 use uuid::Uuid;
 
 use super::Desk;
@@ -19,6 +21,9 @@ use crate::snapshot::name::full_name;
 
 /// Manifests read at a time.
 const READS: usize = 8;
+/// Who made a snapshot is told of it by the catalog's commit, and the marker is put next: whoever asks for it at once waits for that.
+const MARKER_LOOKS: usize = 10;
+const MARKER_WAIT: Duration = Duration::from_millis(200);
 
 /// An error of the store's as a front end tells it.
 pub(super) fn told(error: &RemoteError) -> ControlError {
@@ -103,11 +108,19 @@ impl Desk {
         unconfirmed: bool,
         patience: &Patience,
     ) -> Result<StoredSnapshot, ControlError> {
-        let stored = self.stored(remote, patience).await?;
         let by_manifest = wanted.parse::<Attempt>().ok();
         let called = |snapshot: &&StoredSnapshot| {
             by_manifest.map_or(snapshot.name == wanted, |manifest| snapshot.manifest == manifest)
         };
+        let mut stored = self.stored(remote, patience).await?;
+        for _ in 0..MARKER_LOOKS {
+            let is = |state| stored.iter().filter(called).any(|snapshot| snapshot.state == state);
+            if unconfirmed || is(StoredState::Synced) || !is(StoredState::Unconfirmed) {
+                break;
+            }
+            sleep(MARKER_WAIT).await;
+            stored = self.stored(remote, patience).await?;
+        }
         let found: Vec<_> = stored.iter().filter(called).collect();
         let usable = |snapshot: &&&StoredSnapshot| match snapshot.state {
             StoredState::Synced => true,
